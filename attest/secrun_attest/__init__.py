@@ -1,0 +1,1 @@
+"""TPM event log, quotes, evidence and their verifier."""

@@ -1,0 +1,40 @@
+"""Content digests as a type, never as bare strings."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from secrun.errors import ImageError
+
+# OCI image-spec 1.1, descriptor.md: secrun accepts sha256 and sha512, the two registered algorithms.
+_HEX_LENGTH = {"sha256": 64, "sha512": 128}
+_HEX = re.compile(r"[0-9a-f]+\Z")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """An OCI content digest such as `sha256:<64 lower-case hex digits>`."""
+
+    algorithm: str
+    hex: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse `algorithm:hex`; raises ImageError for unknown algorithms and malformed hex."""
+        algorithm, _, hexdigits = text.partition(":")
+        if len(hexdigits) != _HEX_LENGTH.get(algorithm, -1) or not _HEX.match(hexdigits):
+            raise ImageError(
+                f"malformed digest {text[:160]!r}",
+                hint="expected sha256:<64 hex digits> or sha512:<128 hex digits>",
+                code="image-digest-syntax",
+            )
+        return cls(algorithm, hexdigits)
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """Return the sha256 digest of `data`."""
+        return cls("sha256", hashlib.sha256(data).hexdigest())
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"

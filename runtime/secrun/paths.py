@@ -1,0 +1,50 @@
+"""The one place that knows where secrun keeps its files (design, section 6)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ROOT = Path("/var/lib/secrun")
+DEFAULT_RUN_ROOT = Path("/run/secrun")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All paths below one `--root` (survives a reboot) and one `--run-root` (does not)."""
+
+    root: Path = DEFAULT_ROOT
+    run_root: Path = DEFAULT_RUN_ROOT
+
+    @property
+    def images(self) -> Path:
+        """OCI image layout that holds every fetched blob."""
+        return self.root / "images"
+
+    @property
+    def rootfs(self) -> Path:
+        """Rendered rootfs images: `<hex>.erofs` beside `<hex>.json`."""
+        return self.root / "rootfs"
+
+    @property
+    def stage1(self) -> Path:
+        """Built stage1 images, one folder each."""
+        return self.root / "stage1"
+
+    @property
+    def pods(self) -> Path:
+        """One folder per pod state."""
+        return self.root / "pods"
+
+    @property
+    def trust(self) -> Path:
+        """Keys by prefix."""
+        return self.root / "trust"
+
+    @property
+    def locks(self) -> Path:
+        """Lock files that outlive what they guard."""
+        return self.run_root / "locks"
+
+    @property
+    def scratch(self) -> Path:
+        """Unfinished downloads and renderings; on the same file system as their targets."""
+        return self.root / "scratch"

@@ -1,0 +1,1 @@
+"""Pods: their state machine and their life."""

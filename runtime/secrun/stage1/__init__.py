@@ -1,0 +1,1 @@
+"""The stage1 contract and the flavours that live on it."""

@@ -1,0 +1,1 @@
+"""Admission of images: who must have signed what."""

@@ -1,0 +1,313 @@
+"""The option table: every verb and every option of secrun, declared once."""
+
+from secrun.cli.table import Kind, Option, Positional, Scope, Verb
+
+
+def _app(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = "") -> Option:  # noqa: A002 - argparse's word
+    return Option(flags=flags, help=help, kind=kind, metavar=metavar, scope=Scope.APP)
+
+
+FORMAT = Option(
+    flags=("--format",),
+    kind=Kind.CHOICE,
+    choices=("table", "json"),
+    default="table",
+    help="table for people, json for programs",
+)
+NO_LEGEND = Option(flags=("--no-legend",), kind=Kind.FLAG, help="leave out the heading")
+UUID = Positional(name="uuid", help="the pod's UUID or a unique prefix of it")
+UUIDS = Positional(name="uuid", help="UUIDs or unique prefixes", count="+")
+
+GLOBAL = (
+    Option(flags=("--root",), metavar="DIR", help="where images and pods are kept (/var/lib/secrun)"),
+    Option(flags=("--run-root",), metavar="DIR", help="what need not survive a reboot (/run/secrun)"),
+    Option(flags=("--debug",), kind=Kind.FLAG, help="tell each step on stderr"),
+)
+
+IMAGE = (
+    Option(
+        flags=("--platform",),
+        metavar="OS/ARCH[/VARIANT]",
+        help="choose from an image index; default is this host",
+    ),
+    Option(
+        flags=("--tls-verify",),
+        kind=Kind.CHOICE,
+        choices=("true", "false"),
+        default="true",
+        help="false: accept plain HTTP and any certificate",
+    ),
+    Option(flags=("--authfile",), metavar="FILE", help="registry credentials (auth.json)"),
+    Option(flags=("--policy",), metavar="FILE", help="trust policy instead of /etc/containers/policy.json"),
+    Option(
+        flags=("--insecure-options",),
+        kind=Kind.LIST,
+        metavar="NAME[,NAME]",
+        help="relax a guard by name; image: admit images that no policy accepts",
+    ),
+)
+
+_PULL_CHOICES = ("always", "missing", "never", "newer")
+
+
+def _pull(default: str) -> Option:
+    return Option(
+        flags=("--pull",),
+        kind=Kind.CHOICE,
+        choices=_PULL_CHOICES,
+        default=default,
+        help="when to ask the registry",
+    )
+
+
+POD = (
+    Option(flags=("--hostname",), metavar="NAME", help="host name of the pod; default secrun-UUID"),
+    Option(
+        flags=("--net", "--network"),
+        kind=Kind.CHOICE,
+        choices=("none", "host"),
+        default="none",
+        help="none: loopback only; host: the host's network, a named relaxation",
+    ),
+    Option(flags=("--uuid-file-save",), metavar="FILE", help="write the UUID before anything can fail"),
+    Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help="the isolation to use"),
+)
+
+APP = (
+    _app("--name", metavar="NAME", help="name of the app; default is the last part of the image's name"),
+    _app(
+        "-e", "--env", kind=Kind.LIST, metavar="NAME[=VALUE]", help="set a variable; without value: copy it"
+    ),
+    _app("--env-file", kind=Kind.LIST, metavar="FILE", help="NAME=VALUE lines; # starts a comment"),
+    _app("-u", "--user", metavar="USER[:GROUP]", help="names of the image or numbers"),
+    _app("-w", "--workdir", metavar="DIR", help="working directory inside the image"),
+    _app("--entrypoint", metavar="WORD|JSON", help="replaces the image's entry point"),
+    _app("--read-only", kind=Kind.FLAG, help="the root file system cannot be written"),
+    _app("-v", "--volume", kind=Kind.LIST, metavar="HOST:POD[:ro]", help="bind mount with mapped owners"),
+    _app("-m", "--memory", metavar="BYTES[k|m|g]", help="memory limit"),
+    _app("--cpus", metavar="NUMBER", help="CPU limit, e.g. 1.5"),
+    _app("--pids-limit", kind=Kind.INTEGER, metavar="N", help="limit of processes and threads"),
+    _app("--cap-add", kind=Kind.LIST, metavar="CAP", help="grant a capability, a named relaxation"),
+    _app("--cap-drop", kind=Kind.LIST, metavar="CAP", help="take a capability away; all: every one"),
+    _app("--stop-timeout", kind=Kind.INTEGER, metavar="SECONDS", help="from SIGTERM to SIGKILL; default 10"),
+)
+
+_RUN_ONLY = (
+    Option(flags=("-d", "--detach"), kind=Kind.FLAG, help="print the UUID and leave the pod running"),
+    Option(flags=("--rm",), kind=Kind.FLAG, help="remove the pod when it has exited"),
+    Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="connect standard input to the app"),
+    Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
+)
+
+VERBS: tuple[Verb, ...] = (
+    Verb(
+        words=("run",),
+        summary="Run a pod of one or more apps and wait for its end",
+        handler="secrun.cli.pods:run",
+        options=(*_RUN_ONLY, *POD, _pull("missing"), *IMAGE, *APP),
+        takes_apps=True,
+        needs_root=True,
+        examples=(
+            "secrun run docker://registry.example/app:1 -- serve --port 80",
+            "secrun run web:1 --name web --- cache:2 --name cache -- --size 64m",
+        ),
+    ),
+    Verb(
+        words=("prepare",),
+        summary="Do all of run but the start; prints the UUID",
+        handler="secrun.cli.pods:prepare",
+        options=(
+            Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="the app may read standard input"),
+            Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
+            *POD,
+            _pull("missing"),
+            *IMAGE,
+            *APP,
+        ),
+        takes_apps=True,
+        needs_root=True,
+    ),
+    Verb(
+        words=("run-prepared",),
+        summary="Start a prepared pod and wait for its end",
+        handler="secrun.cli.pods:run_prepared",
+        positionals=(UUID,),
+        options=_RUN_ONLY[:2],
+        needs_root=True,
+    ),
+    Verb(
+        words=("list",),
+        summary="List pods",
+        handler="secrun.cli.views:list_pods",
+        options=(
+            FORMAT,
+            NO_LEGEND,
+            Option(flags=("--full",), kind=Kind.FLAG, help="whole UUIDs and digests, absolute times"),
+            Option(flags=("-q", "--quiet"), kind=Kind.FLAG, help="UUIDs only"),
+        ),
+    ),
+    Verb(
+        words=("status",),
+        summary="Show the state and the exit codes of a pod",
+        handler="secrun.cli.views:status",
+        positionals=(UUID,),
+        options=(
+            FORMAT,
+            Option(
+                flags=("--wait",),
+                kind=Kind.OPTIONAL_TEXT,
+                metavar="DURATION",
+                const="forever",
+                help="wait until the pod has exited, at most DURATION (10s, 5m)",
+            ),
+        ),
+    ),
+    Verb(
+        words=("stop",),
+        summary="Stop running pods in good order",
+        handler="secrun.cli.pods:stop",
+        positionals=(UUIDS,),
+        options=(Option(flags=("--force", "-f"), kind=Kind.FLAG, help="kill at once"),),
+        needs_root=True,
+    ),
+    Verb(
+        words=("rm",),
+        summary="Remove pods that do not run",
+        handler="secrun.cli.pods:rm",
+        positionals=(UUIDS,),
+        needs_root=True,
+    ),
+    Verb(
+        words=("gc",),
+        summary="Clean up after exited, failed and killed pods",
+        handler="secrun.cli.pods:gc",
+        options=(
+            Option(
+                flags=("--grace-period",),
+                metavar="DURATION",
+                default="30m",
+                help="keep exited pods this long after they were marked",
+            ),
+            Option(
+                flags=("--expire-prepared",),
+                metavar="DURATION",
+                default="24h",
+                help="remove pods prepared longer ago",
+            ),
+            Option(flags=("--mark-only",), kind=Kind.FLAG, help="mark, delete nothing"),
+            FORMAT,
+        ),
+        needs_root=True,
+    ),
+    Verb(
+        words=("logs",),
+        summary="Print what the apps of a pod wrote",
+        handler="secrun.cli.views:logs",
+        positionals=(UUID, Positional(name="app", help="the app; needed if there are several", count="?")),
+        options=(
+            Option(flags=("-f", "--follow"), kind=Kind.FLAG, help="go on until the pod ends"),
+            Option(flags=("-t", "--timestamps"), kind=Kind.FLAG, help="time and stream before each line"),
+            Option(flags=("-n", "--tail"), kind=Kind.INTEGER, metavar="N", help="the last N lines only"),
+            FORMAT,
+        ),
+    ),
+    Verb(
+        words=("enter",),
+        summary="Run a command inside a running app",
+        handler="secrun.cli.pods:enter",
+        positionals=(UUID,),
+        options=(
+            Option(flags=("--app",), metavar="NAME", help="the app; needed if there are several"),
+            Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="connect standard input"),
+            Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the command a terminal"),
+            Option(flags=("-u", "--user"), metavar="USER[:GROUP]", help="default is the app's user"),
+            Option(flags=("-w", "--workdir"), metavar="DIR", help="default is the app's"),
+            Option(flags=("-e", "--env"), kind=Kind.LIST, metavar="NAME=VALUE", help="set a variable"),
+        ),
+        takes_command=True,
+        needs_root=True,
+        examples=("secrun enter -i -t 0a1b -- /bin/sh",),
+    ),
+    Verb(
+        words=("cat-manifest",),
+        summary="Print the pod manifest, byte for byte as it is measured",
+        handler="secrun.cli.views:cat_manifest",
+        positionals=(UUID,),
+    ),
+    Verb(
+        words=("fetch",),
+        summary="Fetch images, check them and render their root file systems",
+        handler="secrun.cli.images:fetch",
+        positionals=(Positional(name="image", help="image references", count="+"),),
+        options=(_pull("always"), *IMAGE, FORMAT),
+    ),
+    Verb(
+        words=("image", "list"),
+        summary="List stored images",
+        handler="secrun.cli.images:list_images",
+        options=(
+            FORMAT,
+            NO_LEGEND,
+            Option(flags=("-q", "--quiet"), kind=Kind.FLAG, help="image IDs only"),
+        ),
+    ),
+    Verb(
+        words=("image", "inspect"),
+        summary="Show what is known of stored images",
+        handler="secrun.cli.images:inspect",
+        positionals=(Positional(name="image", help="names or ID prefixes", count="+"),),
+        options=(FORMAT,),
+    ),
+    Verb(
+        words=("image", "rm"),
+        summary="Remove images and what only they needed",
+        handler="secrun.cli.images:remove",
+        positionals=(Positional(name="image", help="names or ID prefixes", count="+"),),
+    ),
+    Verb(
+        words=("stage1", "build"),
+        summary="Build the stage1 image from this host's packages",
+        handler="secrun.cli.stage1:build",
+        options=(FORMAT,),
+        needs_root=True,
+    ),
+    Verb(
+        words=("stage1", "list"),
+        summary="List built stage1 images",
+        handler="secrun.cli.stage1:list_images",
+        options=(FORMAT, NO_LEGEND),
+    ),
+    Verb(
+        words=("stage1", "show"),
+        summary="List what a stage1 image holds, with digests and origins",
+        handler="secrun.cli.stage1:show",
+        positionals=(Positional(name="digest", help="a unique prefix; default is the newest", count="?"),),
+        options=(FORMAT,),
+    ),
+    Verb(
+        words=("doctor",),
+        summary="Tell what this host lacks, and what follows",
+        handler="secrun.cli.views:doctor",
+        options=(FORMAT,),
+    ),
+    Verb(
+        words=("version",),
+        summary="Print versions",
+        handler="secrun.cli.views:version",
+        options=(FORMAT,),
+    ),
+    Verb(
+        words=("finish",),
+        summary="Conclude a pod whose stage1 has ended (called by the waiter)",
+        handler="secrun.cli.finish:finish",
+        positionals=(UUID,),
+        options=(
+            Option(flags=("--lock-fd",), kind=Kind.INTEGER, metavar="N", help="the pod's inherited lock"),
+            Option(flags=("--stage1-status",), kind=Kind.INTEGER, metavar="N", help="how stage1 ended"),
+            Option(flags=("--rm",), kind=Kind.FLAG, help="remove the pod afterwards"),
+            Option(flags=("--quiet",), kind=Kind.FLAG, help="say nothing of failed apps"),
+        ),
+        hidden=True,
+        needs_root=True,
+    ),
+)

@@ -1,0 +1,139 @@
+"""The vocabulary of the command line: what an option, a positional and a verb are.
+
+Everything that must agree (parser, help, docs, completion) is derived from these values.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TextIO, TypeAlias
+
+from secrun.errors import UsageError
+from secrun.paths import Layout
+
+Value: TypeAlias = str | int | bool | list[str] | None
+
+
+class Kind(StrEnum):
+    """How an option takes its value."""
+
+    FLAG = "flag"
+    TEXT = "text"
+    INTEGER = "integer"
+    CHOICE = "choice"
+    LIST = "list"
+    """May be given several times; values are kept in order."""
+    OPTIONAL_TEXT = "optional-text"
+    """`--wait` or `--wait=10s`; `const` is the value of the bare form."""
+
+
+class Scope(StrEnum):
+    """Which thing of a `run` command line an option belongs to."""
+
+    VERB = "verb"
+    APP = "app"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option: its flags, its value and its help."""
+
+    flags: tuple[str, ...]
+    help: str
+    kind: Kind = Kind.TEXT
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    default: str | int | None = None
+    const: str = ""
+    scope: Scope = Scope.VERB
+
+    @property
+    def dest(self) -> str:
+        """Name of the value, from the first long flag."""
+        long = next((flag for flag in self.flags if flag.startswith("--")), self.flags[0])
+        return long.lstrip("-").replace("-", "_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positional:
+    """One positional argument; `count` is one of `1`, `?`, `*`, `+`."""
+
+    name: str
+    help: str
+    count: str = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Parsed values of one verb, read by kind so that no untyped value escapes."""
+
+    values: dict[str, Value]
+    trailing: tuple[str, ...] = ()
+    apps: tuple["Arguments", ...] = ()
+
+    def text(self, name: str) -> str | None:
+        """Return a text value or None."""
+        value = self.values[name]
+        if value is not None and not isinstance(value, str):
+            raise TypeError(name)
+        return value
+
+    def required(self, name: str) -> str:
+        """Return a text value that has a default or was demanded."""
+        value = self.text(name)
+        if value is None:
+            raise UsageError(f"--{name.replace('_', '-')} needs a value")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """Return whether a flag was given."""
+        return self.values[name] is True
+
+    def integer(self, name: str) -> int | None:
+        """Return an integer value or None."""
+        value = self.values[name]
+        if value is not None and not isinstance(value, int):
+            raise TypeError(name)
+        return value
+
+    def many(self, name: str) -> tuple[str, ...]:
+        """Return all values of a repeatable option or positional."""
+        value = self.values[name]
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            raise TypeError(name)
+        return tuple(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What every verb works with."""
+
+    layout: Layout
+    out: TextIO
+    err: TextIO
+    debug: bool = False
+
+
+Handler: TypeAlias = Callable[[Arguments, Context], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    """One command: `words` are what the user types after `secrun`."""
+
+    words: tuple[str, ...]
+    summary: str
+    handler: str
+    """`module:function`, imported only when the verb runs."""
+    description: str = ""
+    positionals: tuple[Positional, ...] = ()
+    options: tuple[Option, ...] = ()
+    takes_command: bool = False
+    """Words after `--` are kept as `Arguments.trailing`."""
+    takes_apps: bool = False
+    """Segments separated by `---`, each an image with its own options and words after `--`."""
+    needs_root: bool = False
+    hidden: bool = False
+    examples: tuple[str, ...] = field(default=())

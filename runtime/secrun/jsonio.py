@@ -9,9 +9,6 @@ from secrun.errors import ImageError
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 JsonObject: TypeAlias = dict[str, JsonValue]
 
-# Nothing secrun reads nests deeper than an OCI runtime config (8); the bound keeps the parser's stack flat.
-MAX_DEPTH = 64
-
 
 def canonical(value: JsonValue) -> bytes:
     """Return `value` as RFC 8785 canonical JSON; floats are not allowed, keys must be ASCII.
@@ -54,17 +51,10 @@ def parse_object(data: bytes, *, what: str, limit: int) -> JsonObject:
     """
     if len(data) > limit:
         raise ImageError(f"{what} has {len(data)} bytes, the limit is {limit}", code="image-json-size")
-    depth = deepest = 0
-    for byte in data:
-        if byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    if deepest > MAX_DEPTH:
-        raise ImageError(f"{what} nests deeper than {MAX_DEPTH} levels", code="image-json-depth")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ImageError(f"{what} nests too deep", code="image-json-depth") from error
     except ValueError as error:
         raise ImageError(f"{what} is not valid JSON: {error}", code="image-json") from error
     if not isinstance(value, dict):

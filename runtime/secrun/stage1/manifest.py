@@ -1,0 +1,251 @@
+"""The pod manifest: what stage0 decided, what stage1 runs, and what is measured.
+
+It names environment variables but holds no values; the digest of each OCI bundle binds them.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from secrun.digest import Digest
+from secrun.fields import Fields
+from secrun.jsonio import JsonObject, canonical, parse_object
+
+SCHEMA = "secrun.dev/pod/v1"
+FILE_NAME = "manifest"
+# 64 apps with long command lines fit many times over; a larger file was not written by secrun.
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+
+class Network(StrEnum):
+    """What network a pod sees."""
+
+    NONE = "none"
+    HOST = "host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A host folder or file that an app sees; owners are mapped one to one."""
+
+    source: str
+    target: str
+    read_only: bool
+
+    def to_json(self) -> JsonObject:
+        """Return the JSON form."""
+        return {"source": self.source, "target": self.target, "read_only": self.read_only}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Parse the JSON form."""
+        volume = cls(
+            source=fields.text("source"), target=fields.text("target"), read_only=fields.flag("read_only")
+        )
+        fields.end()
+        return volume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Resource limits of an app; None means none. Memory in bytes, CPU in thousandths of a core."""
+
+    memory_bytes: int | None = None
+    cpu_millis: int | None = None
+    pids: int | None = None
+
+    def to_json(self) -> JsonObject:
+        """Return the JSON form."""
+        return {"memory_bytes": self.memory_bytes, "cpu_millis": self.cpu_millis, "pids": self.pids}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Parse the JSON form."""
+        limits = cls(
+            memory_bytes=fields.optional_integer("memory_bytes"),
+            cpu_millis=fields.optional_integer("cpu_millis"),
+            pids=fields.optional_integer("pids"),
+        )
+        fields.end()
+        return limits
+
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """Return the cgroup2 controllers that these limits need."""
+        wanted = (("memory", self.memory_bytes), ("cpu", self.cpu_millis), ("pids", self.pids))
+        return tuple(name for name, value in wanted if value is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageIdentity:
+    """Which image an app was made from, and the digests that bind its content."""
+
+    reference: str
+    manifest: Digest
+    config: Digest
+    rootfs: Digest
+    tree: Digest
+    verity_root: str
+
+    def to_json(self) -> JsonObject:
+        """Return the JSON form."""
+        return {
+            "reference": self.reference,
+            "manifest": str(self.manifest),
+            "config": str(self.config),
+            "rootfs": str(self.rootfs),
+            "tree": str(self.tree),
+            "verity_root": self.verity_root,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Parse the JSON form."""
+        identity = cls(
+            reference=fields.text("reference"),
+            manifest=Digest.parse(fields.text("manifest")),
+            config=Digest.parse(fields.text("config")),
+            rootfs=Digest.parse(fields.text("rootfs")),
+            tree=Digest.parse(fields.text("tree")),
+            verity_root=fields.text("verity_root"),
+        )
+        fields.end()
+        return identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppManifest:
+    """One app: its image, its process, its relaxations."""
+
+    name: str
+    image: ImageIdentity
+    args: tuple[str, ...]
+    env_names: tuple[str, ...]
+    search_path: str
+    """PATH as the app sees it: the agent needs it to say which program is missing."""
+    cwd: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    read_only: bool
+    terminal: bool
+    stdin: bool
+    stop_signal: int
+    stop_timeout_seconds: int
+    volumes: tuple[Volume, ...]
+    limits: Limits
+    capabilities: tuple[str, ...]
+    relaxations: tuple[str, ...]
+    bundle: Digest
+
+    def to_json(self) -> JsonObject:
+        """Return the JSON form."""
+        return {
+            "name": self.name,
+            "image": self.image.to_json(),
+            "args": list(self.args),
+            "env_names": list(self.env_names),
+            "search_path": self.search_path,
+            "cwd": self.cwd,
+            "uid": self.uid,
+            "gid": self.gid,
+            "groups": list(self.groups),
+            "read_only": self.read_only,
+            "terminal": self.terminal,
+            "stdin": self.stdin,
+            "stop_signal": self.stop_signal,
+            "stop_timeout_seconds": self.stop_timeout_seconds,
+            "volumes": [volume.to_json() for volume in self.volumes],
+            "limits": self.limits.to_json(),
+            "capabilities": list(self.capabilities),
+            "relaxations": list(self.relaxations),
+            "bundle": str(self.bundle),
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Parse the JSON form."""
+        app = cls(
+            name=fields.text("name"),
+            image=ImageIdentity.from_fields(fields.object("image")),
+            args=fields.texts("args"),
+            env_names=fields.texts("env_names"),
+            search_path=fields.text("search_path"),
+            cwd=fields.text("cwd"),
+            uid=fields.integer("uid"),
+            gid=fields.integer("gid"),
+            groups=fields.integers("groups"),
+            read_only=fields.flag("read_only"),
+            terminal=fields.flag("terminal"),
+            stdin=fields.flag("stdin"),
+            stop_signal=fields.integer("stop_signal"),
+            stop_timeout_seconds=fields.integer("stop_timeout_seconds"),
+            volumes=tuple(Volume.from_fields(item) for item in fields.objects("volumes")),
+            limits=Limits.from_fields(fields.object("limits")),
+            capabilities=fields.texts("capabilities"),
+            relaxations=fields.texts("relaxations"),
+            bundle=Digest.parse(fields.text("bundle")),
+        )
+        fields.end()
+        return app
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodManifest:
+    """Everything that was decided about a pod before it started."""
+
+    uuid: str
+    hostname: str
+    network: Network
+    flavour: str
+    stage1: Digest
+    created_ns: int
+    relaxations: tuple[str, ...]
+    outer_arguments: tuple[str, ...]
+    """What the confinement compiler adds to the flavour's own command line."""
+    apps: tuple[AppManifest, ...]
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical JSON that is stored and measured."""
+        return canonical(
+            {
+                "schema": SCHEMA,
+                "uuid": self.uuid,
+                "hostname": self.hostname,
+                "network": str(self.network),
+                "flavour": self.flavour,
+                "stage1": str(self.stage1),
+                "created_ns": self.created_ns,
+                "relaxations": list(self.relaxations),
+                "outer_arguments": list(self.outer_arguments),
+                "apps": [app.to_json() for app in self.apps],
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Parse a stored manifest; raises StateError or ImageError if it is not one."""
+        fields = Fields(parse_object(data, what="pod manifest", limit=MAX_MANIFEST_BYTES), "pod manifest")
+        schema = fields.text("schema")
+        if schema != SCHEMA:
+            fields.unexpected("schema", schema, SCHEMA)
+        network = fields.text("network")
+        if network not in tuple(Network):
+            fields.unexpected("network", network, "none or host")
+        manifest = cls(
+            uuid=fields.text("uuid"),
+            hostname=fields.text("hostname"),
+            network=Network(network),
+            flavour=fields.text("flavour"),
+            stage1=Digest.parse(fields.text("stage1")),
+            created_ns=fields.integer("created_ns"),
+            relaxations=fields.texts("relaxations"),
+            outer_arguments=fields.texts("outer_arguments"),
+            apps=tuple(AppManifest.from_fields(item) for item in fields.objects("apps")),
+        )
+        fields.end()
+        return manifest
+
+    def app(self, name: str) -> AppManifest | None:
+        """Return the app called `name`, if there is one."""
+        return next((app for app in self.apps if app.name == name), None)

@@ -1,0 +1,31 @@
+"""Where things are inside a stage1, the same for every flavour (docs/agent-protocol.md)."""
+
+AGENT = "/usr/bin/secrun-agent"
+CRUN_ROOT = "/run/crun"
+POD = "/pod"
+"""Read-only: units, OCI bundles and the files that apps see under /etc."""
+UNITS = "/pod/units"
+IMAGES = "/images"
+VOLUMES = "/volumes"
+RW = "/rw"
+HOST = "/host"
+
+
+def bundle(app: str) -> str:
+    """OCI bundle of an app."""
+    return f"{POD}/apps/{app}"
+
+
+def rootfs(app: str) -> str:
+    """Where the agent mounts the writable root of an app."""
+    return f"/run/secrun/apps/{app}/rootfs"
+
+
+def image(app: str) -> str:
+    """Read-only lower layer of an app."""
+    return f"{IMAGES}/{app}"
+
+
+def volume(app: str, index: int) -> str:
+    """Where the host side of an app's n-th volume is bound."""
+    return f"{VOLUMES}/{app}-{index}"

@@ -1,0 +1,98 @@
+"""The systemd units of a pod's stage1; pure text, the same for every flavour (systemd.unit(5))."""
+
+from secrun.stage1 import places
+from secrun.stage1.manifest import AppManifest, PodManifest
+
+TARGET = "pod.target"
+DONE = "pod-done.service"
+
+# 64 MiB per app: a runaway app may fill its log but not the disk (the agent keeps one older part).
+LOG_MAX_BYTES = 64 * 1024 * 1024
+
+
+def app_unit(name: str) -> str:
+    """Return the unit name of an app; app names need no escaping by construction."""
+    return f"app-{name}.service"
+
+
+def quote(word: str) -> str:
+    """Quote one word for ExecStart= (systemd.service(5), command lines): no expansion may remain."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    escaped = escaped.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    return f'"{escaped}"'
+
+
+def _shim(app: AppManifest) -> str:
+    words = [places.AGENT, "shim", "--app", app.name, "--lower", places.image(app.name)]
+    words += ["--log-max", str(LOG_MAX_BYTES), "--stop-signal", str(app.stop_signal)]
+    words += ["--stop-timeout", str(app.stop_timeout_seconds * 1000)]
+    words += ["--program", app.args[0], "--path", app.search_path]
+    if app.terminal:
+        words.append("--terminal")
+    if app.stdin:
+        words.append("--stdin")
+    return " ".join(quote(word) for word in words)
+
+
+def _limits(app: AppManifest) -> list[str]:
+    lines: list[str] = []
+    if app.limits.memory_bytes is not None:
+        lines += [f"MemoryMax={app.limits.memory_bytes}", "MemorySwapMax=0"]
+    if app.limits.cpu_millis is not None:
+        lines.append(f"CPUQuota={app.limits.cpu_millis / 10:g}%")
+    if app.limits.pids is not None:
+        # The shim is one process of the unit; the app may have all that was promised.
+        lines.append(f"TasksMax={app.limits.pids + 1}")
+    return lines
+
+
+def _app_unit_text(app: AppManifest, *, alone: bool) -> str:
+    lines = ["[Unit]", f"Description=app {app.name}", "DefaultDependencies=no", "FailureAction=exit-force"]
+    if alone:
+        lines.append("SuccessAction=exit-force")
+    lines += [
+        "",
+        "[Service]",
+        # oneshot: pod-done.service is ordered after the end of every app, not after its start.
+        "Type=oneshot",
+        "TimeoutStartSec=infinity",
+        f"ExecStart={_shim(app)}",
+        "KillMode=mixed",
+        f"TimeoutStopSec={app.stop_timeout_seconds + 2}",
+        "StandardInput=null",
+        "StandardOutput=null",
+        "StandardError=null",
+        "Delegate=yes",
+        *_limits(app),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _target_text(pod: PodManifest) -> str:
+    wants = [app_unit(app.name) for app in pod.apps]
+    if len(pod.apps) > 1:
+        wants.append(DONE)
+    return f"[Unit]\nDescription=secrun pod\nDefaultDependencies=no\nWants={' '.join(wants)}\n"
+
+
+def _done_text(pod: PodManifest) -> str:
+    after = " ".join(app_unit(app.name) for app in pod.apps)
+    return (
+        "[Unit]\nDescription=end of the pod\nDefaultDependencies=no\nSuccessAction=exit-force\n"
+        f"After={after}\n\n[Service]\nType=oneshot\nExecStart={places.AGENT} version\n"
+        "StandardOutput=null\n"
+    )
+
+
+def render(pod: PodManifest) -> dict[str, str]:
+    """Return every unit file of the pod by its name.
+
+    The pod ends with its first failing app (FailureAction) or when all apps have ended well.
+    """
+    alone = len(pod.apps) == 1
+    files = {app_unit(app.name): _app_unit_text(app, alone=alone) for app in pod.apps}
+    files[TARGET] = _target_text(pod)
+    if not alone:
+        files[DONE] = _done_text(pod)
+    return files

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 from secrun.errors import StateError, UsageError
 from secrun.files import fsync_dir
@@ -148,7 +149,7 @@ class LockedPod:
         """Let go of the lock."""
         os.close(self.fd)
 
-    def __enter__(self) -> "LockedPod":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

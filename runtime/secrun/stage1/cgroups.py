@@ -17,12 +17,18 @@ _EMPTY_DEADLINE_SECONDS = 10.0
 
 
 def find_v2(mountinfo: str) -> Path | None:
-    """Return where cgroup2 is mounted, from the text of /proc/PID/mountinfo; pure."""
+    """Return where cgroup2 is mounted, from the text of /proc/PID/mountinfo; pure.
+
+    The place systemd uses wins: in a pod's mount namespace it covers the host's other mount.
+    """
+    mounts: list[Path] = []
     for line in mountinfo.splitlines():
         head, _, tail = line.partition(" - ")
         if tail.startswith("cgroup2 "):
-            return Path(head.split(" ")[4].replace("\\040", " "))
-    return None
+            mounts.append(Path(head.split(" ")[4].replace("\\040", " ")))
+    if _V2_ROOT in mounts:
+        return _V2_ROOT
+    return mounts[0] if mounts else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,134 @@
+"""Garbage collection: whatever a dead secrun left behind, in any state, is cleaned here."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from secrun import checkpoint
+from secrun.errors import SecrunError, StateError
+from secrun.files import write_atomic
+from secrun.paths import Layout
+from secrun.pod import exits
+from secrun.pod.removal import delete
+from secrun.pod.states import Folder, Found, LockedPod, State, lock, walk
+from secrun.stage1 import flavours
+from secrun.stage1.podfiles import PodFiles
+
+_NS = 1_000_000_000
+
+
+class Action(StrEnum):
+    """What gc did to a pod."""
+
+    MARKED = "marked"
+    DELETED = "deleted"
+    KEPT = "kept"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What gc did to one pod, and why if it could not."""
+
+    uuid: str
+    action: Action
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcPlan:
+    """How eager gc is; seconds."""
+
+    grace_seconds: float
+    expire_prepared_seconds: float
+    mark_only: bool = False
+
+
+def conclude(pod: LockedPod, stage1_status: int) -> exits.PodExit:
+    """Write the exit of a pod whose stage1 is gone and free what it held on the host; idempotent."""
+    files = PodFiles(pod.path)
+    manifest = files.read_manifest()
+    flavour_cleanup(pod)
+    checkpoint.reached("cleaned-up")
+    stored = exits.read(files)
+    if stored is not None:
+        return stored
+    result = exits.collect(files, manifest, stage1_status, time.time_ns())
+    write_atomic(files.exit, result.to_bytes())
+    checkpoint.reached("exit-written")
+    return result
+
+
+def _age(pod: LockedPod, now: float) -> float:
+    """Return the seconds since the pod's folder last changed; a rename of a pod touches its mtime."""
+    return now - pod.path.stat().st_mtime
+
+
+def _mark(pod: LockedPod) -> None:
+    """Bring an abandoned pod into one of the two garbage states; its mtime is the mark."""
+    if pod.folder is Folder.RUN:
+        conclude(pod, exits.KILLED)
+        pod.move(Folder.EXITED_GARBAGE)
+    else:
+        pod.move(Folder.GARBAGE)
+    _touch(pod)
+    checkpoint.reached("marked")
+
+
+def _touch(pod: LockedPod) -> None:
+    os.utime(pod.path)
+
+
+def _sweep_one(pod: LockedPod, plan: GcPlan, now: float) -> Outcome:
+    marked = False
+    expired = pod.folder is Folder.PREPARED and _age(pod, now) >= plan.expire_prepared_seconds
+    if pod.folder is Folder.PREPARED and not expired:
+        return Outcome(uuid=pod.uuid, action=Action.KEPT, detail="prepared")
+    if pod.folder not in (Folder.GARBAGE, Folder.EXITED_GARBAGE):
+        _mark(pod)
+        marked = True
+    if plan.mark_only:
+        return Outcome(uuid=pod.uuid, action=Action.MARKED if marked else Action.KEPT)
+    if pod.folder is Folder.EXITED_GARBAGE and _age(pod, now) < plan.grace_seconds:
+        return Outcome(uuid=pod.uuid, action=Action.MARKED if marked else Action.KEPT, detail="grace period")
+    flavour_cleanup(pod)
+    delete(pod)
+    return Outcome(uuid=pod.uuid, action=Action.DELETED)
+
+
+def flavour_cleanup(pod: LockedPod) -> None:
+    """Free host resources of a pod in any state; a pod that names no flavour never had any."""
+    name = PodFiles(pod.path).read_flavour()
+    if name is not None:
+        flavours.load(name).cleanup(pod.uuid)
+
+
+def sweep(layout: Layout, plan: GcPlan) -> Iterator[Outcome]:
+    """Mark and delete every pod that nobody works on; yields what was done to each."""
+    now = time.time()
+    for found in list(walk(layout)):
+        pod = lock(found, layout)
+        if pod is None:
+            continue
+        with pod:
+            try:
+                yield _sweep_one(pod, plan, now)
+            except (SecrunError, OSError) as error:
+                # One damaged pod must not keep the others from being cleaned.
+                yield Outcome(uuid=found.uuid, action=Action.FAILED, detail=str(error))
+
+
+def remove(found: Found, layout: Layout) -> None:
+    """Remove one pod that is not running; raises StateError if it is."""
+    pod = lock(found, layout)
+    if pod is None:
+        raise StateError(
+            f"pod {found.uuid} is {State.RUNNING if found.folder is Folder.RUN else found.state}",
+            hint="stop it first: secrun stop",
+            code="state-running",
+        )
+    with pod:
+        flavour_cleanup(pod)
+        delete(pod)

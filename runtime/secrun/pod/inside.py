@@ -1,0 +1,62 @@
+"""Read files that a pod's root may have written: no link is followed, no size is believed."""
+
+import os
+import stat
+from pathlib import Path
+
+from secrun.errors import StateError
+from secrun.locks import is_missing
+
+# Enough for an exit record with a long error text.
+MAX_RECORD_BYTES = 64 * 1024
+
+
+def open_path(base: Path, *parts: str, flags: int = os.O_RDONLY) -> int | None:
+    """Open `base/part/part` without following a link in any part; None if it is missing.
+
+    Raises StateError if a part is a link or not what it should be. O_NONBLOCK keeps a planted FIFO from
+    hanging the reader.
+    """
+    fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            step = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = step
+        return os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=fd)
+    except OSError as error:
+        if is_missing(error):
+            return None
+        raise StateError(
+            f"{base.joinpath(*parts)}: {error.strerror}",
+            hint="the pod put something else in its place",
+            code="state-hostile",
+        ) from error
+    finally:
+        os.close(fd)
+
+
+def open_regular(base: Path, *parts: str) -> int | None:
+    """Open a regular file as open_path does; raises StateError if it is anything else."""
+    fd = open_path(base, *parts)
+    if fd is not None and not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StateError(f"{base.joinpath(*parts)} is not a regular file", code="state-hostile")
+    return fd
+
+
+def read_record(base: Path, *parts: str) -> bytes | None:
+    """Read a small file whole; None if it is missing, StateError if it is larger than a record can be."""
+    fd = open_regular(base, *parts)
+    if fd is None:
+        return None
+    with os.fdopen(fd, "rb") as stream:
+        data = stream.read(MAX_RECORD_BYTES + 1)
+    if len(data) > MAX_RECORD_BYTES:
+        raise StateError(f"{base.joinpath(*parts)} is larger than {MAX_RECORD_BYTES} bytes")
+    return data
+
+
+def printable(text: str, limit: int = 500) -> str:
+    """Return untrusted text without control characters, so that it cannot drive a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text[:limit])

@@ -1,0 +1,56 @@
+"""Delete a pod's folder: whatever a hostile app left in it, in bounded depth and without following links."""
+
+import os
+import stat
+
+from secrun.locks import open_dir
+from secrun.pod.states import Folder, LockedPod
+
+
+def _unlink_or_hoist(parent_fd: int, top_fd: int, counter: list[int]) -> None:
+    """Unlink the files of a folder and move its subfolders up to `top_fd`."""
+    with os.scandir(parent_fd) as entries:
+        children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_dir in children:
+        if is_dir:
+            counter[0] += 1
+            os.rename(name, f".hoisted-{counter[0]}", src_dir_fd=parent_fd, dst_dir_fd=top_fd)
+        else:
+            os.unlink(name, dir_fd=parent_fd)
+
+
+def empty_folder(top_fd: int) -> None:
+    """Remove everything below `top_fd`.
+
+    Subfolders are hoisted to the top one level at a time, so a tree a million levels deep needs neither a
+    deep stack nor a long path nor many descriptors.
+    """
+    counter = [0]
+    while True:
+        names = os.listdir(top_fd)
+        if not names:
+            return
+        for name in names:
+            status = os.stat(name, dir_fd=top_fd, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode):
+                os.unlink(name, dir_fd=top_fd)
+                continue
+            counter[0] += 1
+            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top_fd)
+            try:
+                _unlink_or_hoist(child, top_fd, counter)
+            finally:
+                os.close(child)
+            os.rmdir(name, dir_fd=top_fd)
+
+
+def delete(pod: LockedPod) -> None:
+    """Move a pod to `garbage` and delete it; can be repeated after a crash at any instant."""
+    if pod.folder is not Folder.GARBAGE:
+        pod.move(Folder.GARBAGE)
+    fd = open_dir(pod.path)
+    try:
+        empty_folder(fd)
+    finally:
+        os.close(fd)
+    os.rmdir(pod.path)

@@ -1,0 +1,233 @@
+"""What a caller asks for, parsed and checked before anything is touched."""
+
+import re
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from secrun.errors import UsageError
+from secrun.image.fetch import FetchOptions
+from secrun.stage1.manifest import Limits, Network, Volume
+
+# appc AC name, and a file name, a unit name and a crun container name at once.
+_APP_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?\Z")
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?\Z")  # HOST_NAME_MAX is 64
+_ENV_NAME = re.compile(r"[^=\0]+\Z")
+_SIZE = re.compile(r"(\d{1,18})([bkmgt]?)\Z")
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,6})?)s?)?\Z")
+# The smallest limit under which a process can start at all (podman refuses below 6 MiB as well).
+MIN_MEMORY_BYTES = 6 << 20
+MAX_APPS = 64
+MAX_ENV_FILE_BYTES = 1 << 20
+DEFAULT_STOP_TIMEOUT_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppRequest:
+    """One app as asked for; None and empty mean: what the image says."""
+
+    image: str
+    name: str | None = None
+    args: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    user: str | None = None
+    workdir: str | None = None
+    read_only: bool = False
+    terminal: bool = False
+    stdin: bool = False
+    volumes: tuple[Volume, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    stop_timeout_seconds: int = DEFAULT_STOP_TIMEOUT_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodRequest:
+    """A pod as asked for."""
+
+    apps: tuple[AppRequest, ...]
+    fetch: FetchOptions
+    hostname: str | None = None
+    network: Network = Network.NONE
+    flavour: str = "nspawn"
+    uuid_file: Path | None = None
+
+
+def app_name(text: str) -> str:
+    """Check an app's name; raises UsageError."""
+    if not _APP_NAME.match(text):
+        raise UsageError(
+            f"{text[:80]!r} cannot be an app's name",
+            hint="lower-case letters, digits, dots and dashes, at most 63; give one with --name",
+            code="usage-app-name",
+        )
+    return text
+
+
+def default_app_name(reference: str) -> str:
+    """Derive an app's name from an image reference: the last part of its name, made fit; pure."""
+    text = reference.split("@", maxsplit=1)[0].rstrip("/").rpartition("/")[2]
+    text = text.rpartition(":")[0] or text
+    text = re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.")[:63].rstrip("-.")
+    return app_name(text or "app")
+
+
+def host_name(text: str) -> str:
+    """Check a host name (hostname(7)); raises UsageError."""
+    if not _HOST_NAME.match(text):
+        raise UsageError(f"{text[:80]!r} is not a host name of at most 64 characters")
+    return text
+
+
+def unicode_text(text: str, what: str) -> str:
+    """Check that a word is UTF-8, since the OCI configuration is JSON; raises UsageError."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} {text[:80]!r} is not UTF-8") from error
+    if "\0" in text:
+        raise UsageError(f"{what} contains a NUL byte")
+    return text
+
+
+def size(text: str) -> int:
+    """Parse a size such as 512m into bytes; raises UsageError."""
+    match = _SIZE.match(text.lower())
+    if match is None:
+        raise UsageError(f"{text[:80]!r} is not a size", hint="a number with b, k, m, g or t, e.g. 512m")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def memory(text: str) -> int:
+    """Parse a memory limit into bytes; raises UsageError."""
+    value = size(text)
+    if value < MIN_MEMORY_BYTES:
+        raise UsageError(f"--memory {text}: the least that works is {MIN_MEMORY_BYTES >> 20}m")
+    return value
+
+
+def cpus(text: str) -> int:
+    """Parse a number of CPUs into thousandths; raises UsageError."""
+    try:
+        millis = round(float(text) * 1000)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"--cpus {text[:80]!r} is not a number") from error
+    if not 10 <= millis <= 1_000_000:
+        raise UsageError(f"--cpus {text[:80]} is not between 0.01 and 1000")
+    return millis
+
+
+def duration(text: str) -> float:
+    """Parse a duration such as 90s, 5m or 1h30m into seconds; raises UsageError."""
+    match = _DURATION.match(text)
+    if match is None or not text:
+        raise UsageError(f"{text[:80]!r} is not a duration", hint="e.g. 30s, 5m, 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _split_escaped(text: str) -> list[str]:
+    """Split at colons; a backslash keeps the next character."""
+    parts = [""]
+    escaped = False
+    for char in text:
+        if escaped or char not in "\\:":
+            parts[-1] += char
+            escaped = False
+        elif char == "\\":
+            escaped = True
+        else:
+            parts.append("")
+    return parts
+
+
+def volume(text: str) -> Volume:
+    """Parse HOST:POD[:ro|:rw]; the host side must exist; raises UsageError."""
+    parts = _split_escaped(unicode_text(text, "volume"))
+    if len(parts) not in (2, 3) or (len(parts) == 3 and parts[2] not in ("ro", "rw")):
+        raise UsageError(f"volume {text!r} is not HOST:POD[:ro]", hint="write \\: for a colon in a path")
+    source = Path(parts[0])
+    if not source.is_absolute():
+        raise UsageError(f"volume {text!r}: {parts[0]!r} is not an absolute path")
+    if not source.exists():
+        raise UsageError(f"volume {text!r}: {parts[0]} does not exist on this host")
+    target = "/" + "/".join(part for part in parts[1].split("/") if part not in ("", "."))
+    if not parts[1].startswith("/"):
+        raise UsageError(f"volume {text!r}: {parts[1]!r} is not an absolute path")
+    # The resolved path is what gets bound and measured, not a link that may change.
+    return Volume(source=str(source.resolve()), target=target, read_only=parts[2:] == ["ro"])
+
+
+def environment(
+    assignments: Iterable[str], files: Iterable[Path], caller: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """Merge --env-file and --env, the latter winning; NAME alone copies the caller's value."""
+    result: dict[str, str] = {}
+    for path in files:
+        result.update(_env_file(path))
+    for text in assignments:
+        name, equals, value = unicode_text(text, "--env").partition("=")
+        if not _ENV_NAME.match(name):
+            raise UsageError(f"--env {text[:80]!r} has no name")
+        if equals:
+            result[name] = value
+        elif name in caller:
+            result[name] = unicode_text(caller[name], f"the variable {name}")
+    return tuple(result.items())
+
+
+def _env_file(path: Path) -> dict[str, str]:
+    try:
+        data = path.read_bytes()[: MAX_ENV_FILE_BYTES + 1]
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"--env-file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--env-file {path} is not UTF-8") from error
+    if len(data) > MAX_ENV_FILE_BYTES:
+        raise UsageError(f"--env-file {path} is larger than {MAX_ENV_FILE_BYTES} bytes")
+    result: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--env-file {path}, line {number}: expected NAME=VALUE")
+        result[name.strip()] = value
+    return result
+
+
+def stop_signal(text: str | None) -> int:
+    """Parse an image's StopSignal (a name with or without SIG, or a number); raises UsageError."""
+    if not text:
+        return int(signal.SIGTERM)
+    if text.isdecimal() and 1 <= int(text) <= 64:
+        return int(text)
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    offset = 0
+    for base, sign in (("SIGRTMIN+", 1), ("SIGRTMAX-", -1)):
+        if name.startswith(base) and name[len(base) :].isdecimal():
+            offset, name = sign * int(name[len(base) :]), base[:-1]
+    found = getattr(signal, name, None)
+    if not isinstance(found, signal.Signals) or not 1 <= found + offset <= 64:
+        raise UsageError(f"{text[:40]!r} is not a signal", code="image-stop-signal")
+    return int(found) + offset
+
+
+def check_pod(request: PodRequest) -> Sequence[str]:
+    """Return the apps' names; raises UsageError for a pod that has no meaning."""
+    if not request.apps:
+        raise UsageError("a pod needs at least one image")
+    if len(request.apps) > MAX_APPS:
+        raise UsageError(f"a pod has at most {MAX_APPS} apps, got {len(request.apps)}")
+    names = [app.name or default_app_name(app.image) for app in request.apps]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"two apps are called {twice[0]!r}", hint="tell them apart with --name")
+    if len(names) > 1 and any(app.terminal or app.stdin for app in request.apps):
+        raise UsageError("-i and -t need a pod of one app", code="usage-interactive")
+    return names

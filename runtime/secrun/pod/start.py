@@ -1,0 +1,146 @@
+"""Start a prepared pod: this process, or a fork of it, becomes the pod's waiter."""
+
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import NoReturn
+
+from secrun import checkpoint
+from secrun.errors import HostError, StateError
+from secrun.files import write_atomic
+from secrun.pod import exits
+from secrun.pod.removal import delete
+from secrun.pod.states import Folder, LockedPod
+from secrun.stage1 import flavours, waiter
+from secrun.stage1.agent import agent_path
+from secrun.stage1.contract import PodOnDisk
+from secrun.stage1.manifest import PodManifest
+from secrun.stage1.podfiles import PodFiles
+
+_READY = b"ready\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartOptions:
+    """How a pod is run, beyond what its manifest says."""
+
+    detach: bool = False
+    remove: bool = False
+
+
+def _finish_argv(pod: LockedPod, options: StartOptions) -> tuple[str, ...]:
+    layout = pod.layout
+    words = [*waiter.self_argv(), "--root", str(layout.root), "--run-root", str(layout.run_root)]
+    words += ["finish", f"--lock-fd={pod.fd}"]
+    if options.remove:
+        words.append("--rm")
+    if options.detach:
+        words.append("--quiet")
+    return (*words, pod.uuid)
+
+
+def _stdio(manifest: PodManifest, options: StartOptions) -> waiter.Stdio:
+    if options.detach:
+        return waiter.Stdio(foreground=False)
+    first = manifest.apps[0]
+    if first.terminal and not os.isatty(0):
+        raise HostError(
+            "-t needs a terminal on standard input", hint="leave out -t", code="host-no-terminal"
+        )
+    return waiter.Stdio(foreground=True, stdin_app=first.name if first.stdin else None, tty=first.terminal)
+
+
+def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> NoReturn:
+    """Start stage1 and become its waiter; raises, with everything undone, if that fails."""
+    files = PodFiles(pod.path)
+    manifest = files.read_manifest()
+    stdio = _stdio(manifest, options)
+    flavour = flavours.load(manifest.flavour)
+    agent = agent_path()
+    pod.move(Folder.RUN)
+    files = PodFiles(pod.path)
+    with ExitStack() as undo:
+        undo.push(lambda _kind, error, _trace: _abandon(pod, options, error))
+        checkpoint.reached("run-folder")
+        write_atomic(files.started, f"{time.time_ns()} {os.getpid()}\n".encode(), durable=False)
+        launch = flavour.launch(PodOnDisk(layout=pod.layout, path=pod.path, manifest=manifest), undo)
+        control = files.listen(files.control_socket)
+        undo.callback(control.close)
+        log_fd = os.open(files.stage1_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        undo.callback(os.close, log_fd)
+        plan = waiter.WaiterPlan(
+            agent=agent,
+            apps=tuple(app.name for app in manifest.apps),
+            launch=launch,
+            control_fd=control.fileno(),
+            log_fd=log_fd,
+            lock_fd=pod.fd,
+            stdio=stdio,
+            stop_timeout_seconds=max(app.stop_timeout_seconds for app in manifest.apps) + 5,
+            finish=_finish_argv(pod, options),
+            ready_fd=ready_fd,
+        )
+        checkpoint.reached("before-waiter")
+        if options.detach:
+            _silence()
+        waiter.replace_process(plan)
+    raise AssertionError("unreachable: the waiter replaces this process")
+
+
+def _silence() -> None:
+    """Let go of the caller's standard streams: whoever waits for their end must not wait for the pod."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def _abandon(pod: LockedPod, options: StartOptions, error: BaseException | None) -> None:
+    """Keep why a pod could not start, or with --rm nothing at all."""
+    if options.remove:
+        delete(pod)
+    else:
+        _record_failure(PodFiles(pod.path), error)
+
+
+def _record_failure(files: PodFiles, error: BaseException | None) -> None:
+    """Keep why a pod could not start, so that its exited state explains itself."""
+    result = exits.PodExit(
+        code=exits.RUNTIME_FAILED,
+        finished_ns=time.time_ns(),
+        error=str(error),
+        apps=tuple(exits.AppExit(name=app.name, code=None) for app in files.read_manifest().apps),
+    )
+    write_atomic(files.exit, result.to_bytes())
+
+
+def start(pod: LockedPod, options: StartOptions) -> int:
+    """Run a prepared pod.
+
+    In the foreground this does not return: the waiter ends with the pod's exit code. Detached it returns 0
+    once every app has started, or the pod's exit code if it ended before that.
+    """
+    if pod.folder is not Folder.PREPARED:
+        raise StateError(f"pod {pod.uuid} is not prepared", code="state-not-prepared")
+    if not options.detach:
+        _supervise(pod, options, None)
+    return _detach(pod, options)
+
+
+def _detach(pod: LockedPod, options: StartOptions) -> int:
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        # From here on this is the pod's own process; an error unwinds it to the command line as usual.
+        os.close(read_fd)
+        os.setsid()
+        _supervise(pod, options, write_fd)
+    os.close(write_fd)
+    # The child holds the same open file description, hence the same lock.
+    with os.fdopen(read_fd, "rb") as stream:
+        said = stream.readline()
+    if said == _READY:
+        return 0
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)

@@ -1,0 +1,70 @@
+"""The stage1 contract: what a flavour of isolation implements, and what it is given.
+
+Supervision is not a flavour's business: every flavour ends in a command line that the waiter runs
+(docs/agent-protocol.md), so waiting, stopping, attaching and entering are the same code everywhere.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from secrun.digest import Digest
+from secrun.paths import Layout
+from secrun.stage1.manifest import PodManifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something a host or a request lacks; `fatal` problems forbid the start of any pod."""
+
+    subject: str
+    text: str
+    hint: str = ""
+    fatal: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodOnDisk:
+    """A pod that is about to start: its manifest and the folder it lives in."""
+
+    layout: Layout
+    path: Path
+    manifest: PodManifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How to start one stage1: everything is ready, only this command is left to be executed.
+
+    Descriptors stay owned by the caller until the waiter takes them over by execve.
+    """
+
+    argv: tuple[str, ...]
+    attach_fd: int
+    cgroup_procs_fd: int
+    cgroup_kill_fd: int
+    held_fds: tuple[int, ...]
+    """Locks that must live as long as the pod."""
+
+
+class Flavour(Protocol):
+    """One kind of isolation."""
+
+    name: str
+
+    def probe(self) -> Sequence[Problem]:
+        """Tell what this host lacks, in words."""
+
+    def ensure_image(self, layout: Layout) -> Digest:
+        """Build the stage1 image if it is absent or outdated; return its digest."""
+
+    def refuse(self, manifest: PodManifest) -> Sequence[Problem]:
+        """Tell which parts of the request cannot be honoured; any of them stops the preparation."""
+
+    def launch(self, pod: PodOnDisk, undo: ExitStack) -> Launch:
+        """Make everything that the pod needs on the host, pushing each undo before the next step."""
+
+    def cleanup(self, uuid: str) -> None:
+        """Remove what `launch` made, from any process at any time after the pod; idempotent."""

@@ -1,0 +1,23 @@
+"""Find a flavour by its name: nspawn is built in, others come through an entry point."""
+
+from typing import cast
+
+from secrun.errors import UsageError
+from secrun.stage1.contract import Flavour
+
+ENTRY_POINT_GROUP = "secrun.stage1"
+
+
+def load(name: str) -> Flavour:
+    """Return the flavour called `name`; raises UsageError if none is installed."""
+    if name == "nspawn":
+        from secrun.stage1.nspawn import NspawnFlavour
+
+        return NspawnFlavour()
+    from importlib.metadata import entry_points  # 20 ms: not for the built-in flavour
+
+    found = entry_points(group=ENTRY_POINT_GROUP)
+    if name not in found.names:
+        known = ", ".join(sorted({"nspawn", *found.names}))
+        raise UsageError(f"unknown stage1 flavour {name!r}", hint=f"installed: {known}")
+    return cast("Flavour", found[name].load()())

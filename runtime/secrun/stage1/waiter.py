@@ -1,0 +1,94 @@
+"""Hand over to the waiter: the agent's binary, which replaces this process (docs/agent-protocol.md)."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from secrun.errors import HostError
+from secrun.launch import BASE_ENVIRONMENT
+from secrun.stage1.contract import Launch
+
+# The finishing process must find the same Python and the same secrun; nothing else is passed on.
+_KEPT_VARIABLES = ("TERM", "NO_COLOR", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stdio:
+    """How the apps' standard streams and the caller's are connected."""
+
+    foreground: bool
+    stdin_app: str | None = None
+    tty: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaiterPlan:
+    """Everything the waiter is told."""
+
+    agent: Path
+    apps: tuple[str, ...]
+    launch: Launch
+    control_fd: int
+    log_fd: int
+    lock_fd: int
+    stdio: Stdio
+    stop_timeout_seconds: int
+    finish: tuple[str, ...]
+    ready_fd: int | None = None
+
+    def argv(self) -> list[str]:
+        """Return the waiter's command line; pure."""
+        launch = self.launch
+        words = [str(self.agent), "wait"]
+        words += ["--attach-fd", str(launch.attach_fd), "--control-fd", str(self.control_fd)]
+        words += ["--cgroup-procs-fd", str(launch.cgroup_procs_fd)]
+        words += ["--cgroup-kill-fd", str(launch.cgroup_kill_fd), "--log-fd", str(self.log_fd)]
+        words += ["--stop-timeout", str(self.stop_timeout_seconds * 1000)]
+        for fd in (self.lock_fd, *launch.held_fds):
+            words += ["--keep-fd", str(fd)]
+        for app in self.apps:
+            words += ["--app", app]
+        if self.ready_fd is not None:
+            words += ["--ready-fd", str(self.ready_fd)]
+        if self.stdio.foreground:
+            words.append("--foreground")
+        if self.stdio.stdin_app is not None:
+            words += ["--stdin-app", self.stdio.stdin_app]
+        if self.stdio.tty:
+            words.append("--tty")
+        for word in self.finish:
+            words += ["--finish", word]
+        return [*words, "--", *launch.argv]
+
+    def inherited(self) -> list[int]:
+        """Return the descriptors that must survive execve."""
+        launch = self.launch
+        fds = [launch.attach_fd, launch.cgroup_procs_fd, launch.cgroup_kill_fd, *launch.held_fds]
+        fds += [self.control_fd, self.log_fd, self.lock_fd]
+        return fds if self.ready_fd is None else [*fds, self.ready_fd]
+
+
+def environment(caller: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the waiter and all that it starts; pure."""
+    kept = {name: caller[name] for name in _KEPT_VARIABLES if name in caller}
+    # A pod never shares its cgroup view with the host's hybrid layout.
+    return {**BASE_ENVIRONMENT, **kept, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_LOCK": "0"}
+
+
+def self_argv() -> tuple[str, ...]:
+    """Return the command that starts this very secrun again."""
+    return (sys.executable, "-P", "-m", "secrun")
+
+
+def replace_process(plan: WaiterPlan) -> NoReturn:
+    """Become the waiter; raises HostError if its binary cannot be executed."""
+    for fd in plan.inherited():
+        os.set_inheritable(fd, True)
+    argv = plan.argv()
+    try:
+        os.execve(argv[0], argv, environment(os.environ))  # noqa: S606 - no shell is involved
+    except OSError as error:
+        raise HostError(f"{argv[0]}: {error.strerror}", hint="run make setup", code="host-agent") from error

@@ -1,0 +1,180 @@
+"""Write the pages that come from the program: docs/commands.md and docs/errors.md.
+
+`python ci/docs.py` writes them, `python ci/docs.py --check` exits 1 when a page on disk differs.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from secrun import errors
+from secrun.cli.options import GLOBAL, VERBS
+from secrun.cli.table import Kind, Option, Positional, Scope, Verb
+
+TOP = Path(__file__).resolve().parent.parent
+NOTE = "<!-- Made by `make docs`; change the program, not this page. -->\n"
+ROOTS = ("runtime/secrun", "stage1-kvm/secrun_kvm", "policies/secrun_policies", "attest/secrun_attest")
+
+
+def flags_of(option: Option) -> str:
+    """Render `-e`, `--env NAME=VALUE`."""
+    value = option.metavar or (option.dest.upper() if option.kind in _TAKES_VALUE else "")
+    if option.kind is Kind.CHOICE:
+        value = "|".join(option.choices)
+    if option.kind is Kind.OPTIONAL_TEXT:
+        return ", ".join(f"`{flag}[={value or 'VALUE'}]`" for flag in option.flags)
+    return ", ".join(f"`{flag} {value}`" if value else f"`{flag}`" for flag in option.flags)
+
+
+_TAKES_VALUE = (Kind.TEXT, Kind.INTEGER, Kind.LIST)
+
+
+def option_line(option: Option) -> str:
+    """Render one option as a list item."""
+    extra = []
+    if option.kind is Kind.LIST:
+        extra.append("may be given several times")
+    if option.default not in (None, "") and option.kind is not Kind.FLAG:
+        extra.append(f"default: `{option.default}`")
+    tail = f" ({'; '.join(extra)})" if extra else ""
+    return f"- {flags_of(option)}: {option.help}{tail}\n"
+
+
+def word_of(positional: Positional) -> str:
+    """Render a positional as it stands in a synopsis."""
+    name = positional.name.upper()
+    return {"1": name, "?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [...]"}[positional.count]
+
+
+def synopsis(verb: Verb) -> str:
+    """Render the line that shows how a verb is typed."""
+    words = ["secrun", *verb.words]
+    if verb.options:
+        words.append("[OPTION ...]")
+    words += [word_of(positional) for positional in verb.positionals]
+    if verb.takes_apps:
+        app = "IMAGE [APP OPTION ...] [-- ARGUMENT ...]"
+        words.append(f"{app} [--- {app}] ...")
+    elif verb.takes_command:
+        words.append("[-- COMMAND ...]")
+    return " ".join(words)
+
+
+def verb_section(verb: Verb) -> Iterator[str]:
+    """Render one verb."""
+    yield f"\n## secrun {' '.join(verb.words)}\n\n{verb.summary[:1].upper()}{verb.summary[1:]}.\n"
+    if verb.needs_root:
+        yield "Needs root.\n"
+    yield f"\n    {synopsis(verb)}\n"
+    if verb.description:
+        yield f"\n{verb.description}\n"
+    if verb.positionals:
+        yield "\n"
+        yield from (f"- `{item.name.upper()}`: {item.help}\n" for item in verb.positionals)
+    for scope, title in ((Scope.VERB, "Options"), (Scope.APP, "Options of each app")):
+        options = [option for option in verb.options if option.scope is scope]
+        if options:
+            yield f"\n{title}:\n\n"
+            yield from map(option_line, options)
+    if verb.examples:
+        yield "\nExamples:\n\n"
+        yield from (f"    {example}\n" for example in verb.examples)
+
+
+def commands_page() -> str:
+    """Render docs/commands.md from the option table."""
+    shown = [verb for verb in VERBS if not verb.hidden]
+    parts = [NOTE, "\n# Commands\n\n    secrun [GLOBAL OPTION ...] COMMAND ...\n\nGlobal options:\n\n"]
+    parts += map(option_line, GLOBAL)
+    parts.append("\n| command | what it does |\n|---|---|\n")
+    for verb in shown:
+        name = " ".join(verb.words)
+        parts.append(f"| [{name}](#secrun-{name.replace(' ', '-')}) | {verb.summary} |\n")
+    for verb in shown:
+        parts += verb_section(verb)
+    return "".join(parts)
+
+
+ERRORS_HEAD = """
+# Errors and exit codes
+
+An error is two lines on standard error: what failed and on which object, with its code in brackets; then
+what to do next.
+
+    secrun: pod 3f2a is running, expected exited [state-pod]
+      hint: stop it first: secrun stop 3f2a
+
+The words may change from version to version; the codes do not. A program should compare codes.
+
+## Exit codes
+
+| exit code | meaning |
+|---|---|
+| 0 | done; of `run`: every app ended with 0 |
+| any | of `run`, `run-prepared`, `enter` and `status --wait`: the workload's own |
+| 128 + n | the workload was killed by signal n |
+"""
+
+FAMILY_MEANING = {
+    2: "the command line or a configuration file has no meaning",
+    120: "a policy refuses what was asked",
+    121: "evidence does not prove what it claims",
+    125: "secrun failed before or beside the workload",
+    126: "the workload's program exists but cannot be invoked",
+    127: "the workload's program does not exist in its image",
+}
+
+
+def families() -> dict[str, type[errors.SecrunError]]:
+    """Map the name of each error class to the class."""
+    classes = (value for value in vars(errors).values() if isinstance(value, type))
+    return {cls.__name__: cls for cls in classes if issubclass(cls, errors.SecrunError)}
+
+
+def raised_codes() -> Iterator[tuple[str, str]]:
+    """Yield (code, family) of every error that the sources can raise with a code of its own."""
+    known = families()
+    for path in (path for root in ROOTS for path in (TOP / root).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            for keyword in node.keywords:
+                if keyword.arg == "code" and isinstance(keyword.value, ast.Constant) and name in known:
+                    yield str(keyword.value.value), name
+
+
+def errors_page() -> str:
+    """Render docs/errors.md from the error classes and the places that raise them."""
+    parts = [NOTE, ERRORS_HEAD]
+    known = families()
+    parts += [f"| {status} | {meaning} |\n" for status, meaning in FAMILY_MEANING.items()]
+    parts.append("\n## Families\n\n| code | exit code | when |\n|---|---|---|\n")
+    for cls in known.values():
+        parts.append(f"| `{cls.code}` | {cls.exit_code} | {(cls.__doc__ or '').splitlines()[0]} |\n")
+    parts.append("\n## Codes\n\nA code begins with its family.\n\n| code | exit code |\n|---|---|\n")
+    for code, name in sorted(set(raised_codes())):
+        parts.append(f"| `{code}` | {known[name].exit_code} |\n")
+    return "".join(parts)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or compare them."""
+    stale = []
+    for path, text in (
+        (TOP / "docs/commands.md", commands_page()),
+        (TOP / "docs/errors.md", errors_page()),
+    ):
+        if arguments == ["--check"]:
+            if not path.exists() or path.read_text() != text:
+                stale.append(str(path.relative_to(TOP)))
+        else:
+            path.write_text(text)
+    if stale:
+        print(f"out of date: {', '.join(stale)}; run: make docs")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

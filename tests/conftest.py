@@ -1,0 +1,77 @@
+"""What every tier shares: no silent skip, the sizes of random tests, a plain environment."""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+FUZZ_SCALES = {"unit": 1, "short": 1, "long": 10}
+
+for _name, _examples in {"unit": 30, "short": 200, "long": 2000}.items():
+    # No deadline: two busy cores say nothing about the code.
+    settings.register_profile(
+        _name,
+        max_examples=_examples,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("secrun")
+    group.addoption(
+        "--fuzz", choices=sorted(FUZZ_SCALES), default="unit", help="how long the random tests run"
+    )
+    group.addoption(
+        "--no-skips", action="store_true", help="a test that is skipped has failed: name what is missing"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile(config.getoption("--fuzz"))
+    # Nobody's registry credentials, proxies or secrun settings reach a test.
+    foreign = ("secrun_", "registry_", "containers_", "docker_")
+    for name in list(os.environ):
+        if name.lower().startswith(foreign) or name.lower().endswith("_proxy"):
+            del os.environ[name]
+
+
+def _unskipped(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.outcome != "skipped" or hasattr(report, "wasxfail") or not config.getoption("--no-skips"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid} was skipped, and a skip proves nothing: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _unskipped(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _unskipped(collector.config, report)
+    return report
+
+
+@pytest.fixture(scope="session")
+def fuzz_scale(pytestconfig: pytest.Config) -> int:
+    """Factor for loops that count their own rounds: 1, or 10 in the long run."""
+    return FUZZ_SCALES[pytestconfig.getoption("--fuzz")]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The top folder of this checkout."""
+    return Path(__file__).resolve().parent.parent

@@ -90,7 +90,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     return handler(arguments, context)
 
 
-def _report(error: SecrunError) -> None:
+def report(error: SecrunError) -> None:
+    """Print an error for people: what, its stable code, and what to do next."""
     sys.stderr.write(f"secrun: {error.message} [{error.code}]\n")
     if error.hint:
         sys.stderr.write(f"  hint: {error.hint}\n")
@@ -101,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _dispatch(argv)
     except SecrunError as error:
-        _report(error)
+        report(error)
         return error.exit_code
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -109,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "system call"
-        _report(HostError(f"{where}: {error.strerror}", code="host-os"))
+        report(HostError(f"{where}: {error.strerror}", code="host-os"))
         return HostError.exit_code
     except KeyboardInterrupt:
         return _SIGINT_STATUS

@@ -132,3 +132,11 @@ def remove(found: Found, layout: Layout) -> None:
     with pod:
         flavour_cleanup(pod)
         delete(pod)
+
+
+def purge_store(layout: Layout) -> None:
+    """Remove unfinished downloads and renderings whose owner has died."""
+    from secrun.image import rootfs, store
+
+    rootfs.purge_stale(layout)
+    store.purge_stale(layout)

@@ -1,7 +1,7 @@
 """Prepare a pod: everything that can be decided and written before anything starts."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,14 @@ from secrun.image.fetch import StoredImage, ensure_image
 from secrun.image.rootfs import RootfsImage
 from secrun.jsonio import canonical
 from secrun.paths import Layout
-from secrun.pod import confine, process, request
+from secrun.pod import confine, request
+from secrun.pod.confine import ConfinedApp
+from secrun.pod.process import resolve as resolve_process
 from secrun.pod.removal import delete
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.states import Folder, LockedPod, create, new_uuid
 from secrun.stage1 import bundle, flavours, units
+from secrun.stage1.bundle import Process
 from secrun.stage1.contract import Flavour
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
@@ -52,53 +55,93 @@ def _resolve(layout: Layout, pod: PodRequest, names: Sequence[str]) -> tuple[_Re
     return tuple(result)
 
 
-def _app(resolved: _Resolved, pod: PodRequest, hostname: str) -> tuple[AppManifest, bytes]:
-    """Return the manifest entry and the OCI config.json of one app; pure but for the confinement."""
-    app, config = resolved.request, resolved.image.config
-    bundle.check_volumes(app.volumes)
-    proc = process.resolve(app, config, resolved.rootfs, hostname)
-    confined = confine.app(resolved.name, app, proc, pod.network)
-    oci = canonical(
+def _bundle(app: _Resolved, process: Process, network: Network, confined: ConfinedApp) -> bytes:
+    """Return the OCI config.json of one app."""
+    return canonical(
         bundle.runtime_config(
-            app=resolved.name,
-            process=proc,
-            network=pod.network,
-            read_only=app.read_only,
-            volumes=app.volumes,
+            app=app.name,
+            process=process,
+            network=network,
+            read_only=app.request.read_only,
+            volumes=app.request.volumes,
             process_confinement=confined.process,
             linux_confinement=confined.linux,
         )
     )
-    env = dict(word.split("=", 1) for word in proc.env)
-    manifest = AppManifest(
-        name=resolved.name,
-        image=ImageIdentity(
-            reference=resolved.image.reference,
-            manifest=resolved.image.manifest_digest,
-            config=resolved.image.config_digest,
-            rootfs=resolved.rootfs.key,
-            tree=resolved.rootfs.tree_digest,
-            verity_root=resolved.rootfs.verity_root,
-        ),
-        args=proc.args,
+
+
+def _identity(app: _Resolved) -> ImageIdentity:
+    return ImageIdentity(
+        reference=app.image.reference,
+        manifest=app.image.manifest_digest,
+        config=app.image.config_digest,
+        rootfs=app.rootfs.key,
+        tree=app.rootfs.tree_digest,
+        verity_root=app.rootfs.verity_root,
+    )
+
+
+def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: bytes) -> AppManifest:
+    env = dict(word.split("=", 1) for word in process.env)
+    return AppManifest(
+        name=app.name,
+        image=_identity(app),
+        args=process.args,
         env_names=tuple(sorted(env)),
         search_path=env.get("PATH", ""),
-        cwd=proc.cwd,
-        uid=proc.uid,
-        gid=proc.gid,
-        groups=proc.groups,
-        read_only=app.read_only,
-        terminal=app.terminal,
-        stdin=app.stdin,
-        stop_signal=request.stop_signal(config.stop_signal),
-        stop_timeout_seconds=app.stop_timeout_seconds,
-        volumes=app.volumes,
-        limits=app.limits,
+        cwd=process.cwd,
+        uid=process.uid,
+        gid=process.gid,
+        groups=process.groups,
+        read_only=app.request.read_only,
+        terminal=app.request.terminal,
+        stdin=app.request.stdin,
+        stop_signal=request.stop_signal(app.image.config.stop_signal),
+        stop_timeout_seconds=app.request.stop_timeout_seconds,
+        volumes=app.request.volumes,
+        limits=app.request.limits,
         capabilities=confined.capabilities,
         relaxations=confined.relaxations,
         bundle=Digest.of(oci),
     )
-    return manifest, oci
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """A pod that is decided but not yet written."""
+
+    manifest: PodManifest
+    bundles: Mapping[str, bytes]
+
+
+def _decide(
+    pod: PodRequest, uuid: str, apps: Sequence[_Resolved], flavour: Flavour, stage1: Digest
+) -> _Plan:
+    """Turn resolved images and a request into a manifest and its bundles."""
+    hostname = request.host_name(pod.hostname or f"secrun-{uuid}")
+    processes = {}
+    for app in apps:
+        bundle.check_volumes(app.request.volumes)
+        processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
+    confined = confine.pod(pod.network, [(app.name, app.request, processes[app.name]) for app in apps])
+    bundles = {
+        app.name: _bundle(app, processes[app.name], pod.network, confined.apps[app.name]) for app in apps
+    }
+    manifest = PodManifest(
+        uuid=uuid,
+        hostname=hostname,
+        network=pod.network,
+        flavour=flavour.name,
+        stage1=stage1,
+        created_ns=time.time_ns(),
+        relaxations=_relaxations(pod, [app.image for app in apps]),
+        outer_arguments=confined.outer_arguments,
+        apps=tuple(
+            _app_manifest(app, processes[app.name], confined.apps[app.name], bundles[app.name])
+            for app in apps
+        ),
+    )
+    return _Plan(manifest=manifest, bundles=bundles)
 
 
 def _etc_files(hostname: str, network: Network) -> dict[str, bytes]:
@@ -111,10 +154,11 @@ def _etc_files(hostname: str, network: Network) -> dict[str, bytes]:
     return {"hostname": f"{hostname}\n".encode(), "hosts": hosts, "resolv.conf": resolv}
 
 
-def _write_config(files: PodFiles, manifest: PodManifest, bundles: dict[str, bytes]) -> None:
+def _write_config(files: PodFiles, plan: _Plan) -> None:
     """Write what the pod sees at /pod; world readable there, but behind a 0700 folder on the host."""
+    manifest = plan.manifest
     contents = {f"units/{name}": text.encode() for name, text in units.render(manifest).items()}
-    contents |= {f"apps/{name}/config.json": data for name, data in bundles.items()}
+    contents |= {f"apps/{name}/config.json": data for name, data in plan.bundles.items()}
     contents |= {
         f"etc/{name}": data for name, data in _etc_files(manifest.hostname, manifest.network).items()
     }
@@ -130,10 +174,11 @@ def _check(flavour: Flavour, manifest: PodManifest) -> None:
         raise HostError(f"{problem.subject} {problem.text}", hint=problem.hint, code="host-refused")
 
 
-def _relaxations(pod: PodRequest, outer: Sequence[str], images: Sequence[StoredImage]) -> tuple[str, ...]:
-    found = set(outer)
+def _relaxations(pod: PodRequest, images: Sequence[StoredImage]) -> tuple[str, ...]:
+    """Name what weakens the pod as a whole."""
+    found = {"network:host"} if pod.network is Network.HOST else set[str]()
     if any(image.admission.bypass for image in images):
-        found.add("insecure-image")
+        found.add("insecure-options:image")
     return tuple(sorted(found))
 
 
@@ -148,32 +193,18 @@ def prepared(layout: Layout, pod: PodRequest) -> Iterator[LockedPod]:
     if pod.uuid_file is not None:
         write_atomic(pod.uuid_file, f"{uuid}\n".encode())
     flavour = flavours.load(pod.flavour)
-    hostname = request.host_name(pod.hostname or f"secrun-{uuid}")
     resolved = _resolve(layout, pod, names)
     checkpoint.reached("images-resolved")
-    stage1 = flavour.ensure_image(layout)
-    outer = confine.pod(pod.network)
-    apps = [_app(item, pod, hostname) for item in resolved]
-    manifest = PodManifest(
-        uuid=uuid,
-        hostname=hostname,
-        network=pod.network,
-        flavour=flavour.name,
-        stage1=stage1,
-        created_ns=time.time_ns(),
-        relaxations=_relaxations(pod, outer.relaxations, [item.image for item in resolved]),
-        outer_arguments=outer.nspawn_arguments,
-        apps=tuple(app for app, _ in apps),
-    )
-    _check(flavour, manifest)
+    plan = _decide(pod, uuid, resolved, flavour, flavour.ensure_image(layout))
+    _check(flavour, plan.manifest)
     with create(layout, uuid) as locked:
         checkpoint.reached("preparing")
         try:
             files = PodFiles(locked.path)
             files.flavour.write_text(f"{flavour.name}\n")
-            _write_config(files, manifest, {app.name: oci for app, oci in apps})
+            _write_config(files, plan)
             checkpoint.reached("config-written")
-            write_atomic(files.manifest, manifest.to_bytes())
+            write_atomic(files.manifest, plan.manifest.to_bytes())
             checkpoint.reached("manifest-written")
             locked.move(Folder.PREPARED)
             checkpoint.reached("prepared")

@@ -34,8 +34,9 @@ def _number(text: str, what: str, reference: str) -> int:
 
 
 def _unknown(what: str, name: str, reference: str) -> UsageError:
+    where = "/etc/passwd" if what == "user" else "/etc/group"
     return UsageError(
-        f"{reference}: {what} {name[:80]!r} is not in the image's /etc/{'passwd' if what == 'user' else what}",
+        f"{reference}: {what} {name[:80]!r} is not in the image's {where}",
         hint="give a number, or a name that the image knows, with --user",
         code="image-user",
     )

@@ -1,0 +1,202 @@
+"""The verbs that change pods."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from secrun.cli.images import fetch_options
+from secrun.cli.table import Arguments, Context
+from secrun.errors import SecrunError, UsageError
+from secrun.pod import request
+from secrun.pod.prepare import prepared
+from secrun.pod.request import AppRequest, PodRequest
+from secrun.pod.start import StartOptions, start
+from secrun.pod.states import Folder, find, lock
+from secrun.stage1.manifest import Limits, Network
+
+
+def _entrypoint(text: str | None) -> tuple[str, ...] | None:
+    """Parse --entrypoint: a JSON array of words, or one word; empty clears the image's."""
+    if text is None:
+        return None
+    if text.startswith("["):
+        try:
+            words = json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"--entrypoint {text[:80]!r} is not JSON: {error}") from error
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UsageError(f"--entrypoint {text[:80]!r} is not a JSON array of strings")
+        return tuple(words)
+    return (text,) if text else ()
+
+
+def _limits(args: Arguments) -> Limits:
+    memory, cpus = args.text("memory"), args.text("cpus")
+    pids = args.integer("pids_limit")
+    if pids is not None and pids < 1:
+        raise UsageError(f"--pids-limit {pids}: at least 1 is needed")
+    return Limits(
+        memory_bytes=request.memory(memory) if memory else None,
+        cpu_millis=request.cpus(cpus) if cpus else None,
+        pids=pids,
+    )
+
+
+def _stop_timeout(args: Arguments) -> int:
+    value = args.integer("stop_timeout")
+    if value is None:
+        return request.DEFAULT_STOP_TIMEOUT_SECONDS
+    if not 0 <= value <= 86400:
+        raise UsageError(f"--stop-timeout {value} is not between 0 and 86400 seconds")
+    return value
+
+
+def _app(pod: Arguments, args: Arguments) -> AppRequest:
+    name = args.text("name")
+    return AppRequest(
+        image=args.required("image"),
+        name=request.app_name(name) if name else None,
+        args=args.trailing,
+        entrypoint=_entrypoint(args.text("entrypoint")),
+        env=request.environment(
+            args.many("env"), [Path(item) for item in args.many("env_file")], os.environ
+        ),
+        user=args.text("user"),
+        workdir=args.text("workdir"),
+        read_only=args.flag("read_only"),
+        terminal=pod.flag("tty"),
+        stdin=pod.flag("interactive"),
+        volumes=tuple(request.volume(item) for item in args.many("volume")),
+        limits=_limits(args),
+        cap_add=args.many("cap_add"),
+        cap_drop=args.many("cap_drop"),
+        stop_timeout_seconds=_stop_timeout(args),
+    )
+
+
+def _pod(args: Arguments, context: Context) -> PodRequest:
+    uuid_file = args.text("uuid_file_save")
+    return PodRequest(
+        apps=tuple(_app(args, item) for item in args.apps),
+        fetch=fetch_options(args, context),
+        hostname=args.text("hostname"),
+        network=Network(args.required("net")),
+        flavour=args.required("stage1"),
+        uuid_file=Path(uuid_file).absolute() if uuid_file else None,
+    )
+
+
+def run(args: Arguments, context: Context) -> int:
+    """Prepare a pod and run it."""
+    options = StartOptions(detach=args.flag("detach"), remove=args.flag("rm"))
+    if options.detach and (args.flag("interactive") or args.flag("tty")):
+        raise UsageError("-i and -t need the foreground", hint="leave out -d")
+    with prepared(context.layout, _pod(args, context)) as pod:
+        return _start(context, pod.uuid, start(pod, options), options)
+
+
+def _start(context: Context, uuid: str, code: int, options: StartOptions) -> int:
+    """Print the UUID of a detached pod; it also names a pod that failed to start."""
+    if options.detach:
+        context.out.write(f"{uuid}\n")
+        if code != 0:
+            context.err.write(f"secrun: pod {uuid} ended with status {code} before it was ready\n")
+    return code
+
+
+def prepare(args: Arguments, context: Context) -> int:
+    """Prepare a pod and print its UUID."""
+    with prepared(context.layout, _pod(args, context)) as pod:
+        context.out.write(f"{pod.uuid}\n")
+    return 0
+
+
+def run_prepared(args: Arguments, context: Context) -> int:
+    """Start a prepared pod."""
+    options = StartOptions(detach=args.flag("detach"), remove=args.flag("rm"))
+    found = find(context.layout, args.required("uuid"))
+    pod = lock(found, context.layout) if found.folder is Folder.PREPARED else None
+    if pod is None:
+        raise UsageError(f"pod {found.uuid} is {found.state}, expected prepared", code="state-not-prepared")
+    with pod:
+        return _start(context, pod.uuid, start(pod, options), options)
+
+
+def _each(context: Context, words: Sequence[str], action: Callable[[str], str]) -> int:
+    """Do something to each pod; an error of one does not keep the others from their turn."""
+    from secrun.cli.main import report
+
+    status = 0
+    for word in words:
+        try:
+            context.out.write(f"{action(word)}\n")
+        except SecrunError as error:
+            report(error)
+            status = error.exit_code
+    return status
+
+
+def stop(args: Arguments, context: Context) -> int:
+    """Stop running pods."""
+    from secrun.pod import stop as stopping
+
+    force = args.flag("force")
+    return _each(context, args.many("uuid"), lambda word: stopping.stop(context.layout, word, force=force))
+
+
+def rm(args: Arguments, context: Context) -> int:
+    """Remove pods that do not run."""
+    from secrun.pod.collect import remove
+
+    def _remove(word: str) -> str:
+        found = find(context.layout, word)
+        remove(found, context.layout)
+        return found.uuid
+
+    return _each(context, args.many("uuid"), _remove)
+
+
+def gc(args: Arguments, context: Context) -> int:
+    """Mark and delete what no process works on any more."""
+    from secrun.pod.collect import Action as GcAction
+    from secrun.pod.collect import GcPlan, purge_store, sweep
+
+    plan = GcPlan(
+        grace_seconds=request.duration(args.required("grace_period")),
+        expire_prepared_seconds=request.duration(args.required("expire_prepared")),
+        mark_only=args.flag("mark_only"),
+    )
+    outcomes = list(sweep(context.layout, plan))
+    if not plan.mark_only:
+        purge_store(context.layout)
+    failed = [outcome for outcome in outcomes if outcome.action is GcAction.FAILED]
+    if args.text("format") == "json":
+        rows = [{"uuid": item.uuid, "action": str(item.action), "detail": item.detail} for item in outcomes]
+        context.out.write(json.dumps({"schema": "secrun.dev/gc/v1", "pods": rows}, indent=2) + "\n")
+    else:
+        for item in outcomes:
+            context.out.write(f"{item.uuid} {item.action} {item.detail}".rstrip() + "\n")
+    return 125 if failed else 0
+
+
+def enter(args: Arguments, context: Context) -> int:
+    """Run a command inside an app."""
+    from secrun.pod.enter import EnterRequest
+    from secrun.pod.enter import enter as entering
+
+    if not args.trailing:
+        raise UsageError("no command to run", hint="secrun enter UUID -- COMMAND", code="usage-no-command")
+    entering(
+        context.layout,
+        args.required("uuid"),
+        EnterRequest(
+            app=args.text("app"),
+            argv=tuple(request.unicode_text(word, "argument") for word in args.trailing),
+            user=args.text("user"),
+            workdir=args.text("workdir"),
+            env=request.environment(args.many("env"), (), os.environ),
+            interactive=args.flag("interactive"),
+            terminal=args.flag("tty"),
+        ),
+    )

@@ -1,0 +1,193 @@
+"""The verbs that only look."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from secrun import __version__
+from secrun.cli.table import Arguments, Context
+from secrun.errors import StateError, UsageError
+from secrun.jsonio import JsonObject
+from secrun.pod import view
+from secrun.pod.log import Line
+from secrun.pod.request import duration
+from secrun.pod.states import find
+from secrun.stage1.podfiles import PodFiles
+
+_NS = 1_000_000_000
+
+
+def table(context: Context, heading: Sequence[str], rows: Sequence[Sequence[str]], *, legend: bool) -> None:
+    """Print columns, each as wide as its widest cell."""
+    lines = [heading, *rows] if legend else list(rows)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))] if lines else []
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        context.out.write("  ".join(cells).rstrip() + "\n")
+
+
+def _when(nanoseconds: int | None, *, full: bool) -> str:
+    """Return a time for people: how long ago, or in full and in UTC."""
+    if not nanoseconds:
+        return "-"
+    if full:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(nanoseconds // _NS))
+    seconds = max(0, int(time.time()) - nanoseconds // _NS)
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        if seconds >= size:
+            count = seconds // size
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "now"
+
+
+def write_json(context: Context, value: JsonObject) -> None:
+    """Print one JSON document."""
+    context.out.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def list_pods(args: Arguments, context: Context) -> int:
+    """List pods, the newest last."""
+    pods = sorted(view.all_pods(context.layout), key=lambda pod: pod.created_ns)
+    if args.text("format") == "json":
+        write_json(context, {"schema": view.LIST_SCHEMA, "pods": [pod.to_json() for pod in pods]})
+        return 0
+    if args.flag("quiet"):
+        context.out.write("".join(f"{pod.uuid}\n" for pod in pods))
+        return 0
+    full = args.flag("full")
+    rows: list[tuple[str, ...]] = []
+    for pod in pods:
+        uuid = pod.uuid if full else pod.uuid[:8]
+        times = (_when(pod.created_ns, full=full), _when(pod.started_ns, full=full))
+        if pod.manifest is None:
+            rows.append((uuid, "-", "-", str(pod.state), *times))
+            continue
+        for index, app in enumerate(pod.manifest.apps):
+            # The pod's own columns are shown once, as rkt does.
+            own = (uuid, str(pod.state), *times) if index == 0 else ("", "", "", "")
+            image = f"{app.image.reference} {app.image.manifest}" if full else app.image.reference
+            rows.append((own[0], app.name, image, own[1], own[2], own[3]))
+    heading = ("UUID", "APP", "IMAGE", "STATE", "CREATED", "STARTED")
+    table(context, heading, rows, legend=not args.flag("no_legend"))
+    for pod in pods:
+        if pod.problem:
+            context.err.write(f"secrun: pod {pod.uuid}: {pod.problem}\n")
+    return 0
+
+
+def _wait(context: Context, text: str, limit: str) -> None:
+    from secrun.pod.stop import wait_unlocked
+
+    found = find(context.layout, text)
+    if not wait_unlocked(found, None if limit == "forever" else duration(limit)):
+        raise StateError(f"pod {found.uuid} has not exited within {limit}", code="state-timeout")
+
+
+def status(args: Arguments, context: Context) -> int:
+    """Show one pod."""
+    text, limit = args.required("uuid"), args.text("wait")
+    if limit is not None:
+        _wait(context, text, limit)
+    pod = view.look(find(context.layout, text))
+    if args.text("format") == "json":
+        write_json(context, {"schema": view.STATUS_SCHEMA, **pod.to_json()})
+        return 0
+    lines = [f"uuid={pod.uuid}", f"state={pod.state}", f"created={_when(pod.created_ns, full=True)}"]
+    if pod.started_ns:
+        lines.append(f"started={_when(pod.started_ns, full=True)}")
+    if pod.pid:
+        lines.append(f"pid={pod.pid}")
+    if pod.uid_base:
+        lines.append(f"uid-base={pod.uid_base}")
+    if pod.exit:
+        lines += [f"exited={_when(pod.exit.finished_ns, full=True)}", f"exit-code={pod.exit.code}"]
+        lines += [f"app-{app.name}={'-' if app.code is None else app.code}" for app in pod.exit.apps]
+        lines += [f"app-{app.name}-error={app.error}" for app in pod.exit.apps if app.error]
+        if pod.exit.error:
+            lines.append(f"error={pod.exit.error}")
+    if pod.problem:
+        lines.append(f"problem={pod.problem}")
+    context.out.write("\n".join(lines) + "\n")
+    return 0
+
+
+def cat_manifest(args: Arguments, context: Context) -> int:
+    """Print the pod manifest, byte for byte."""
+    found = find(context.layout, args.required("uuid"))
+    files = PodFiles(found.path)
+    files.read_manifest()
+    context.out.flush()
+    sys.stdout.buffer.write(files.manifest.read_bytes() + b"\n")
+    return 0
+
+
+def logs(args: Arguments, context: Context) -> int:
+    """Print what an app wrote: its stdout to ours, its stderr to ours."""
+    from secrun.pod import log
+
+    found = find(context.layout, args.required("uuid"))
+    files = PodFiles(found.path)
+    manifest = files.read_manifest()
+    name = args.text("app") or manifest.apps[0].name
+    known = ", ".join(app.name for app in manifest.apps)
+    if args.text("app") is None and len(manifest.apps) > 1:
+        raise UsageError(f"pod {found.uuid} has several apps", hint=f"name one of: {known}")
+    if manifest.app(name) is None:
+        raise UsageError(f"pod {found.uuid} has no app {name!r}", hint=f"it has: {known}")
+    tail = args.integer("tail")
+    lines = log.follow(found, name, tail) if args.flag("follow") else log.history(files, name, tail)
+    for line in lines:
+        _write_line(line, stamps=args.flag("timestamps"), as_json=args.text("format") == "json")
+    return 0
+
+
+def _write_line(line: Line, *, stamps: bool, as_json: bool) -> None:
+    if as_json:
+        text = line.text.decode("utf-8", "backslashreplace")
+        row = {"time": line.time, "stream": line.stream, "partial": line.partial, "text": text}
+        sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+        return
+    out = sys.stdout.buffer if line.stream == "stdout" else sys.stderr.buffer
+    head = f"{line.time} {line.stream} ".encode() if stamps else b""
+    out.write(head + line.text + (b"" if line.partial else b"\n"))
+    out.flush()
+
+
+def version(args: Arguments, context: Context) -> int:
+    """Print the versions of secrun and of what it stands on."""
+    from secrun.launch import run
+
+    rows = {"secrun": __version__, "python": sys.version.split()[0], "kernel": os.uname().release}
+    for name, command in (("systemd", "systemd-nspawn"), ("crun", "crun")):
+        words = run([command, "--version"], check=False).stdout.decode("utf-8", "replace").split()
+        rows[name] = next((word for word in words if word[:1].isdigit()), "unknown")
+    if args.text("format") == "json":
+        write_json(context, {"schema": "secrun.dev/version/v1", **rows})
+    else:
+        context.out.write("".join(f"{name} {value}\n" for name, value in rows.items()))
+    return 0
+
+
+def doctor(args: Arguments, context: Context) -> int:
+    """Tell what this host lacks; exit 125 if no pod can start."""
+    from secrun.pod.doctor import examine
+
+    problems = examine(context.layout)
+    if args.text("format") == "json":
+        rows = [
+            {"subject": item.subject, "problem": item.text, "hint": item.hint, "fatal": item.fatal}
+            for item in problems
+        ]
+        write_json(context, {"schema": "secrun.dev/doctor/v1", "problems": [*rows]})
+    else:
+        for item in problems:
+            mark = "FAIL" if item.fatal else "note"
+            context.out.write(f"{mark} {item.subject} {item.text}\n")
+            if item.hint:
+                context.out.write(f"     hint: {item.hint}\n")
+        if not problems:
+            context.out.write("ok   this host can run pods\n")
+    return 125 if any(item.fatal for item in problems) else 0

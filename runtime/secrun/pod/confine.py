@@ -1,0 +1,68 @@
+"""Hand a pod to the confinement compiler and its answer to the rest of stage0."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import secrun_policies
+from secrun.errors import UsageError
+from secrun.jsonio import JsonValue
+from secrun.pod.request import AppRequest
+from secrun.stage1.bundle import Process
+from secrun.stage1.manifest import Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfinedApp:
+    """What the compiler decided for one app, in the words of the OCI runtime configuration."""
+
+    process: Mapping[str, JsonValue]
+    linux: Mapping[str, JsonValue]
+    capabilities: tuple[str, ...]
+    relaxations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfinedPod:
+    """What the compiler decided for a pod."""
+
+    apps: Mapping[str, ConfinedApp]
+    outer_arguments: tuple[str, ...]
+
+
+def _facts(name: str, request: AppRequest, process: Process) -> secrun_policies.AppFacts:
+    return secrun_policies.AppFacts(
+        name=name,
+        seccomp=secrun_policies.default_profile(),
+        uid=process.uid,
+        gid=process.gid,
+        read_only=request.read_only,
+        terminal=request.terminal,
+        cap_add=request.cap_add,
+        cap_drop=request.cap_drop,
+    )
+
+
+def _confined(app: secrun_policies.Confinement) -> ConfinedApp:
+    process, linux = secrun_policies.to_oci(app)
+    return ConfinedApp(
+        process=process,
+        linux=linux,
+        capabilities=app.capabilities.bounding,
+        relaxations=tuple(f"{item.kind.value}:{item.subject}" for item in app.relaxations),
+    )
+
+
+def pod(network: Network, apps: Sequence[tuple[str, AppRequest, Process]]) -> ConfinedPod:
+    """Compile the confinement of a pod; raises UsageError for what cannot be enforced."""
+    facts = secrun_policies.PodFacts(
+        network=secrun_policies.NetworkMode(network.value),
+        apps=tuple(_facts(name, request, process) for name, request, process in apps),
+    )
+    try:
+        compiled = secrun_policies.compile_pod(facts, secrun_policies.read_host())
+    except secrun_policies.PolicyError as error:
+        raise UsageError(error.message, hint=error.hint, code=error.code) from error
+    return ConfinedPod(
+        apps={app.app: _confined(app) for app in compiled.apps},
+        outer_arguments=compiled.nspawn_arguments,
+    )

@@ -1,0 +1,134 @@
+"""What readers are told of pods; works without root where the folders may be read, takes no lock."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from secrun.errors import ImageError, StateError
+from secrun.jsonio import JsonObject
+from secrun.locks import is_missing
+from secrun.paths import Layout
+from secrun.pod import exits
+from secrun.pod.states import Found, State, walk
+from secrun.stage1.manifest import PodManifest
+from secrun.stage1.podfiles import PodFiles
+
+STATUS_SCHEMA = "secrun.dev/pod-status/v1"
+LIST_SCHEMA = "secrun.dev/pod-list/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodView:
+    """One pod as a reader sees it; times in nanoseconds since the epoch, None if not reached."""
+
+    uuid: str
+    state: State
+    manifest: PodManifest | None
+    problem: str
+    started_ns: int | None
+    pid: int | None
+    uid_base: int | None
+    exit: exits.PodExit | None
+
+    @property
+    def created_ns(self) -> int:
+        """When the pod was made; 0 if it has no manifest."""
+        return self.manifest.created_ns if self.manifest else 0
+
+    def _apps(self) -> list[JsonObject]:
+        if self.manifest is None:
+            return []
+        ended = {app.name: app for app in self.exit.apps} if self.exit else {}
+        result: list[JsonObject] = []
+        for app in self.manifest.apps:
+            end = ended.get(app.name)
+            result.append(
+                {
+                    "name": app.name,
+                    "image": app.image.reference,
+                    "image_id": str(app.image.manifest),
+                    "exit_code": end.code if end else None,
+                    "error": end.error if end else "",
+                }
+            )
+        return result
+
+    def to_json(self) -> JsonObject:
+        """Return the documented JSON form (docs/state.md)."""
+        return {
+            "uuid": self.uuid,
+            "state": str(self.state),
+            "problem": self.problem,
+            "created_ns": self.created_ns or None,
+            "started_ns": self.started_ns,
+            "finished_ns": self.exit.finished_ns if self.exit else None,
+            "exit_code": self.exit.code if self.exit else None,
+            "error": self.exit.error if self.exit else "",
+            "pid": self.pid,
+            "uid_base": self.uid_base,
+            "hostname": self.manifest.hostname if self.manifest else None,
+            "network": str(self.manifest.network) if self.manifest else None,
+            "stage1": self.manifest.flavour if self.manifest else None,
+            "relaxations": list(self.manifest.relaxations) if self.manifest else [],
+            "apps": [*self._apps()],
+        }
+
+
+def _numbers(path_text: str) -> list[int]:
+    return [int(word) for word in path_text.split() if word.isdecimal()]
+
+
+def _read_numbers(files: PodFiles) -> tuple[list[int], list[int]]:
+    results: list[list[int]] = []
+    for path in (files.started, files.uid_base):
+        try:
+            results.append(_numbers(path.read_text()))
+        except FileNotFoundError:
+            results.append([])
+    return results[0], results[1]
+
+
+def look(found: Found) -> PodView:
+    """Read one pod; damage is told in `problem`, not raised, so that a list shows every pod."""
+    files = PodFiles(found.path)
+    state = found.state
+    manifest: PodManifest | None = None
+    end: exits.PodExit | None = None
+    problem = ""
+    try:
+        manifest = files.read_manifest()
+        end = exits.read(files)
+    except (StateError, ImageError) as error:
+        problem = error.message if state is not State.PREPARING else ""
+    started, base = _read_numbers(files)
+    return PodView(
+        uuid=found.uuid,
+        state=state,
+        manifest=manifest,
+        problem=problem,
+        started_ns=started[0] if started else None,
+        pid=started[1] if len(started) > 1 and state is State.RUNNING else None,
+        uid_base=base[0] if base else None,
+        exit=end,
+    )
+
+
+def all_pods(layout: Layout) -> Iterator[PodView]:
+    """Yield every pod once, in the state it was seen last."""
+    seen: dict[str, PodView] = {}
+    for found in walk(layout):
+        try:
+            seen[found.uuid] = look(found)
+        except OSError as error:
+            if not is_missing(error):
+                raise
+    yield from seen.values()
+
+
+def images_in_use(layout: Layout) -> frozenset[str]:
+    """Return the manifest digests that pods which may still start or run refer to."""
+    return frozenset(
+        str(app.image.manifest)
+        for view in all_pods(layout)
+        if view.state in (State.PREPARED, State.RUNNING, State.PREPARING) and view.manifest
+        for app in view.manifest.apps
+    )

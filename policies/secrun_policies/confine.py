@@ -1,0 +1,266 @@
+"""Compile what a pod asks for and what its host can enforce into what will be enforced.
+
+Pure: facts in, confinement out. Defaults are strict; everything weaker is a named relaxation that is
+listed, digested with the rest, and so measured.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+from secrun_policies import capabilities, outer, paths
+from secrun_policies.errors import PolicyError, near
+from secrun_policies.jsonvalue import JsonObject, canonical
+from secrun_policies.oci import linux_fields, process_fields
+from secrun_policies.outer import NetworkMode
+from secrun_policies.seccomp import MACHINES, SeccompProfile
+from secrun_policies.seccomp_resolve import SeccompFilter, resolve
+
+# getrlimit(2); what crun accepts.
+RLIMITS = frozenset({
+    "RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_LOCKS",
+    "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_RSS",
+    "RLIMIT_RTPRIO", "RLIMIT_RTTIME", "RLIMIT_SIGPENDING", "RLIMIT_STACK",
+})  # fmt: skip
+UNLIMITED = (1 << 64) - 1
+
+
+class RelaxationKind(StrEnum):
+    """The ways in which an app can be confined less than by default."""
+
+    CAPABILITY = "capability"
+    SECCOMP_UNCONFINED = "seccomp-unconfined"
+    SECCOMP_PROFILE = "seccomp-profile"
+    UNMASKED_PATHS = "unmasked-paths"
+    NEW_PRIVILEGES = "new-privileges"
+    CORE_DUMPS = "core-dumps"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Relaxation:
+    """One named weakening: its kind, what it concerns, and what it opens, in words."""
+
+    kind: RelaxationKind
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Rlimit:
+    """One resource limit; UNLIMITED stands for RLIM_INFINITY."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppFacts:
+    """What one app asks for.
+
+    `seccomp` is the profile to use, None for no filter at all. `unmasked_paths` gives the app the kernel's
+    files as they are; `new_privileges` lets setuid programs and file capabilities work.
+    """
+
+    name: str
+    seccomp: SeccompProfile | None
+    uid: int = 0
+    gid: int = 0
+    read_only: bool = False
+    terminal: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    unmasked_paths: bool = False
+    new_privileges: bool = False
+    rlimits: tuple[Rlimit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodFacts:
+    """What the pod's apps share, and the apps."""
+
+    network: NetworkMode
+    apps: tuple[AppFacts, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What the host can enforce: uname(2) machine and kernel, its highest capability, seccomp filters."""
+
+    architecture: str
+    kernel: tuple[int, int]
+    last_capability: int
+    seccomp: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """The policy of one app as the runtime enforces it; `digest` covers every other field."""
+
+    app: str
+    capabilities: capabilities.Granted
+    no_new_privileges: bool
+    seccomp: SeccompFilter | None
+    masked_paths: tuple[str, ...]
+    readonly_paths: tuple[str, ...]
+    rlimits: tuple[Rlimit, ...]
+    relaxations: tuple[Relaxation, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodConfinement:
+    """The policy of a pod: its apps' and the outer one around them all."""
+
+    apps: tuple[Confinement, ...]
+    nspawn_arguments: tuple[str, ...]
+    relaxations: tuple[Relaxation, ...]
+    digest: str
+
+
+def _digest(value: JsonObject) -> str:
+    return f"sha256:{hashlib.sha256(canonical(value)).hexdigest()}"
+
+
+def _relaxation_objects(relaxations: tuple[Relaxation, ...]) -> list[JsonObject]:
+    return [
+        {"kind": item.kind.value, "subject": item.subject, "reason": item.reason} for item in relaxations
+    ]
+
+
+def _rlimits(app: AppFacts) -> tuple[Rlimit, ...]:
+    """Return the limits to set: those asked for, and no core files (they hold the app's secrets)."""
+    names = [limit.name for limit in app.rlimits]
+    for limit in app.rlimits:
+        if limit.name not in RLIMITS:
+            raise PolicyError(
+                f"app {app.name}: unknown limit {limit.name[:80]!r}",
+                hint=near(limit.name, RLIMITS) or "getrlimit(2) lists them",
+                code="policy-rlimit",
+            )
+        if names.count(limit.name) > 1:
+            raise PolicyError(f"app {app.name}: {limit.name} is given twice", code="policy-rlimit")
+        if not 0 <= limit.soft <= limit.hard <= UNLIMITED:
+            raise PolicyError(
+                f"app {app.name}: {limit.name} is {limit.soft}:{limit.hard}, expected 0 <= soft <= hard",
+                code="policy-rlimit",
+            )
+    default = () if "RLIMIT_CORE" in names else (Rlimit(name="RLIMIT_CORE", soft=0, hard=0),)
+    return tuple(sorted((*app.rlimits, *default)))
+
+
+def _relaxations(app: AppFacts, granted: capabilities.Granted) -> tuple[Relaxation, ...]:
+    result = [
+        Relaxation(
+            kind=RelaxationKind.CAPABILITY, subject=name, reason="a capability beyond the default set"
+        )
+        for name in granted.added
+    ]
+    if app.seccomp is None:
+        result.append(
+            Relaxation(
+                kind=RelaxationKind.SECCOMP_UNCONFINED,
+                subject=app.name,
+                reason="the app has no system call filter; only the pod's stays",
+            )
+        )
+    elif app.seccomp.name != "default":
+        result.append(
+            Relaxation(
+                kind=RelaxationKind.SECCOMP_PROFILE,
+                subject=app.seccomp.name,
+                reason="the app has a filter of its own instead of the default one",
+            )
+        )
+    if app.unmasked_paths:
+        result.append(
+            Relaxation(
+                kind=RelaxationKind.UNMASKED_PATHS,
+                subject=app.name,
+                reason="the app sees and may write the kernel's files in /proc and /sys",
+            )
+        )
+    if app.new_privileges:
+        result.append(
+            Relaxation(
+                kind=RelaxationKind.NEW_PRIVILEGES,
+                subject=app.name,
+                reason="setuid programs and file capabilities work",
+            )
+        )
+    if any(limit.name == "RLIMIT_CORE" and limit.hard > 0 for limit in app.rlimits):
+        result.append(
+            Relaxation(
+                kind=RelaxationKind.CORE_DUMPS, subject=app.name, reason="the app may write core files"
+            )
+        )
+    return tuple(sorted(result))
+
+
+def _filter(app: AppFacts, granted: capabilities.Granted, host: HostFacts) -> SeccompFilter | None:
+    if app.seccomp is None:
+        return None
+    if not host.seccomp:
+        raise PolicyError(
+            f"app {app.name} needs a system call filter, and this kernel has none",
+            hint="boot a kernel with CONFIG_SECCOMP_FILTER, or ask for seccomp=unconfined",
+            code="policy-host",
+        )
+    if (table := MACHINES.get(host.architecture)) is None:
+        raise PolicyError(
+            f"no seccomp profile for {host.architecture}, only for {', '.join(sorted(MACHINES))}",
+            code="policy-host",
+        )
+    return resolve(app.seccomp, caps=frozenset(granted.bounding), table=table, kernel=host.kernel)
+
+
+def compile_app(pod: PodFacts, app: AppFacts, host: HostFacts) -> Confinement:
+    """Return the confinement of one app of `pod`; raises PolicyError if it cannot be enforced on `host`."""
+    if app not in pod.apps:
+        raise PolicyError(f"app {app.name} is not part of the pod", code="policy-app")
+    known = capabilities.of_host(host.last_capability)
+    granted = capabilities.grant(app.cap_add, app.cap_drop, uid=app.uid, known=known)
+    seccomp = _filter(app, granted, host)
+    rlimits = _rlimits(app)
+    relaxations = _relaxations(app, granted)
+    masked = () if app.unmasked_paths else paths.MASKED
+    readonly = () if app.unmasked_paths else paths.READ_ONLY
+    fields: JsonObject = {
+        "app": app.name,
+        "process": process_fields(granted, no_new_privileges=not app.new_privileges, rlimits=rlimits),
+        "linux": linux_fields(seccomp, masked, readonly),
+        "relaxations": [dict(item) for item in _relaxation_objects(relaxations)],
+    }
+    return Confinement(
+        app=app.name,
+        capabilities=granted,
+        no_new_privileges=not app.new_privileges,
+        seccomp=seccomp,
+        masked_paths=masked,
+        readonly_paths=readonly,
+        rlimits=rlimits,
+        relaxations=relaxations,
+        digest=_digest(fields),
+    )
+
+
+def compile_pod(pod: PodFacts, host: HostFacts) -> PodConfinement:
+    """Return the confinement of a whole pod; raises PolicyError if any app's cannot be enforced."""
+    names = [app.name for app in pod.apps]
+    if len(set(names)) != len(names):
+        raise PolicyError("two apps of the pod have one name", code="policy-app")
+    apps = tuple(compile_app(pod, app, host) for app in pod.apps)
+    arguments = outer.nspawn_arguments(
+        network=pod.network,
+        granted=frozenset(name for app in apps for name in app.capabilities.bounding),
+        known=capabilities.of_host(host.last_capability),
+        filters=tuple(app.seccomp for app in apps),
+        no_new_privileges=all(app.no_new_privileges for app in apps),
+    )
+    fields: JsonObject = {"apps": {app.app: app.digest for app in apps}, "nspawn": list(arguments)}
+    return PodConfinement(
+        apps=apps,
+        nspawn_arguments=arguments,
+        relaxations=tuple(item for app in apps for item in app.relaxations),
+        digest=_digest(fields),
+    )

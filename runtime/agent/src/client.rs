@@ -1,0 +1,3 @@
+//! stub
+/// Stub.
+pub fn main(_: Vec<std::ffi::OsString>) -> u8 { 1 }

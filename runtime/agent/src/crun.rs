@@ -1,0 +1,259 @@
+//! Starting processes through crun, and saying why one did not start.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::io::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::elf::{inspect, Program};
+use crate::sys::{self, Status};
+
+const CRUN: &str = "/usr/bin/crun";
+/// What crun's own log may hold; the rest is not read.
+const MAX_LOG: u64 = 4096;
+/// Scripts that name scripts: the kernel follows so many (fs/exec.c).
+const MAX_SCRIPTS: usize = 5;
+/// How crun begins the message of a failed execve, after it has reported success.
+const EXEC_FAILED: &str = "exec container process";
+
+/// What the diagnosis looks for: the first word of the command, and PATH.
+#[derive(Default, Clone)]
+pub struct Target {
+    /// argv[0].
+    pub program: Vec<u8>,
+    /// Folders, separated by colons.
+    pub path: Vec<u8>,
+}
+
+/// Why a process did not run, as the exit record says it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// 125, 126 or 127.
+    pub status: u8,
+    /// The stable code of the error.
+    pub code: &'static str,
+    /// What happened, in words.
+    pub text: String,
+}
+
+impl Failure {
+    /// secrun itself failed.
+    pub fn own(text: String) -> Self {
+        Failure { status: 125, code: "external", text }
+    }
+}
+
+/// The app's or command's end of the standard streams.
+pub struct Streams {
+    /// Standard input.
+    pub input: Stdio,
+    /// Standard output and standard error.
+    pub outputs: [Stdio; 2],
+}
+
+/// Ours of the same.
+#[derive(Default)]
+pub struct Ends {
+    /// Writes to the process.
+    pub input: Option<File>,
+    /// Read from the process; a terminal has only the first.
+    pub outputs: [Option<File>; 2],
+}
+
+/// Make the pipes of a process without a terminal.
+pub fn pipes(with_input: bool) -> io::Result<(Streams, Ends)> {
+    let mut ends = Ends::default();
+    let mut output = |index: usize| -> io::Result<Stdio> {
+        let (read, write) = sys::pipe()?;
+        sys::set_nonblocking(&read)?;
+        ends.outputs[index] = Some(File::from(read));
+        Ok(write.into())
+    };
+    let outputs = [output(0)?, output(1)?];
+    let mut input = Stdio::null();
+    if with_input {
+        let (read, write) = sys::pipe()?;
+        sys::set_nonblocking(&write)?;
+        ends.input = Some(File::from(write));
+        input = read.into();
+    }
+    Ok((Streams { input, outputs }, ends))
+}
+
+/// One run of crun: its files, and the socket over which a terminal comes.
+pub struct Launch {
+    prefix: PathBuf,
+    console: Option<UnixListener>,
+    target: Target,
+}
+
+impl Launch {
+    /// Prepare a run whose files begin with `prefix`.
+    pub fn new(prefix: PathBuf, terminal: bool, target: Target) -> io::Result<Self> {
+        let mut launch = Launch { prefix, console: None, target };
+        if terminal {
+            launch.console = Some(UnixListener::bind(launch.file("console"))?);
+        }
+        Ok(launch)
+    }
+
+    /// The path of one of its files.
+    pub fn file(&self, kind: &str) -> PathBuf {
+        self.prefix.with_extension(kind)
+    }
+
+    /// Start crun; `words` say what it does. Returns crun's process id, not that of the app.
+    pub fn start(&self, words: &[&str], last: &str, streams: Option<Streams>) -> io::Result<i32> {
+        let mut command = Command::new(CRUN);
+        command.args(["--cgroup-manager=disabled", "--root=/run/crun", "--log"]).arg(self.file("log"));
+        command.args(&words[..1]).arg("--detach").arg("--pid-file").arg(self.file("pid")).args(&words[1..]);
+        if self.console.is_some() {
+            command.arg("--console-socket").arg(self.file("console"));
+        }
+        match streams {
+            Some(Streams { input, outputs: [out, err] }) => command.stdin(input).stdout(out).stderr(err),
+            None => command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()),
+        };
+        command.arg(last).spawn().map(|child| child.id() as i32)
+    }
+
+    /// After crun has succeeded: the process that it left to us.
+    pub fn pid(&self) -> io::Result<i32> {
+        let text = fs::read_to_string(self.file("pid"))?;
+        text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "crun wrote no process id"))
+    }
+
+    /// After crun has succeeded: the terminal that it opened in the container, if it was asked to.
+    pub fn terminal(&mut self) -> io::Result<Option<OwnedFd>> {
+        match self.console.take() {
+            None => Ok(None),
+            Some(console) => {
+                // crun has connected and sent before it ended, so this never waits.
+                console.set_nonblocking(true)?;
+                let master = sys::receive_fd(&console.accept()?.0)?;
+                sys::set_nonblocking(&master)?;
+                Ok(Some(master))
+            }
+        }
+    }
+
+    /// Remove the run's files.
+    pub fn clean(&self) {
+        for kind in ["log", "pid", "console", "json"] {
+            // Most do not exist, and they vanish with the pod.
+            let _ = fs::remove_file(self.file(kind));
+        }
+    }
+
+    /// Say why crun failed.
+    pub fn crun_failed(&self, rootfs: &Path, status: Status) -> Failure {
+        match self.log() {
+            text if text.is_empty() => Failure::own(format!("crun failed with status {}", status.code)),
+            text => self.diagnose(rootfs, &text),
+        }
+    }
+
+    /// Say why the process failed to execute its program, if that is how it ended.
+    pub fn exec_failed(&self, rootfs: &Path) -> Option<Failure> {
+        let text = self.log();
+        text.contains(EXEC_FAILED).then(|| self.diagnose(rootfs, &text))
+    }
+
+    fn log(&self) -> String {
+        let mut bytes = Vec::new();
+        if let Ok(file) = File::open(self.file("log")) {
+            // An unreadable log leaves its text out of a message that is an error anyway.
+            let _ = file.take(MAX_LOG).read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).trim().to_string()
+    }
+
+    fn diagnose(&self, rootfs: &Path, text: &str) -> Failure {
+        let executing = [EXEC_FAILED, "executable", "exec format", "exec user process"];
+        let about_program = executing.iter().any(|word| text.to_lowercase().contains(word));
+        let found = File::open(rootfs).ok().filter(|_| about_program && !self.target.program.is_empty());
+        match found.and_then(|root| examine(&root, &self.target)) {
+            Some(failure) => failure,
+            None if text.contains("Exec format error") => {
+                let program = String::from_utf8_lossy(&self.target.program);
+                Failure { status: 126, code: "invoke", text: format!("program {program}: {text}") }
+            }
+            None => Failure::own(format!("crun: {text}")),
+        }
+    }
+}
+
+/// Look for what keeps the program from running; None if nothing is wrong with it.
+pub fn examine(root: &File, target: &Target) -> Option<Failure> {
+    let name = String::from_utf8_lossy(&target.program).into_owned();
+    let missing = |text: String| Failure { status: 127, code: "not-found", text };
+    let refused = |why: &str| Failure { status: 126, code: "invoke", text: format!("program {name} {why}") };
+    let found = match search(root, target) {
+        Found::Program(file) => file,
+        Found::NotExecutable(why) => return Some(refused(why)),
+        Found::Nothing => return Some(missing(format!("program {name} not found in image"))),
+    };
+    let (mut file, mut what) = (found, format!("program {name}"));
+    for _ in 0..MAX_SCRIPTS {
+        let read = |offset, buffer: &mut [u8]| file.read_at(buffer, offset).unwrap_or(0);
+        let (role, needed) = match inspect(&read) {
+            Program::Elf { interpreter: Some(path), .. } => ("loader", path),
+            Program::Script(path) => ("interpreter", path),
+            _ => return None,
+        };
+        let path = String::from_utf8_lossy(&needed).into_owned();
+        match open_program(root, &needed) {
+            Found::Program(next) => file = next,
+            Found::NotExecutable(why) => return Some(refused(&format!("cannot run: its {role} {path} {why}"))),
+            Found::Nothing => return Some(missing(format!("{what} cannot run: its {role} {path} is missing"))),
+        }
+        if role == "loader" {
+            return None;
+        }
+        what = format!("{what} cannot run: its interpreter {path}");
+    }
+    Some(refused("cannot run: its interpreters are scripts without end"))
+}
+
+enum Found {
+    Program(File),
+    NotExecutable(&'static str),
+    Nothing,
+}
+
+fn search(root: &File, target: &Target) -> Found {
+    if target.program.contains(&b'/') {
+        return open_program(root, &target.program);
+    }
+    let mut best = Found::Nothing;
+    for folder in target.path.split(|byte| *byte == b':') {
+        let path = Path::new(std::ffi::OsStr::from_bytes(folder)).join(std::ffi::OsStr::from_bytes(&target.program));
+        match open_program(root, path.as_os_str().as_bytes()) {
+            Found::Nothing => (),
+            Found::NotExecutable(why) => best = Found::NotExecutable(why),
+            found => return found,
+        }
+    }
+    best
+}
+
+fn open_program(root: &File, path: &[u8]) -> Found {
+    let file = match sys::open_in_root(root, path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Found::NotExecutable("may not be opened")
+        }
+        Err(_) => return Found::Nothing,
+    };
+    match file.metadata() {
+        Ok(data) if data.is_dir() => Found::NotExecutable("is a folder"),
+        Ok(data) if !data.is_file() => Found::NotExecutable("is not a file"),
+        Ok(data) if data.permissions().mode() & 0o111 == 0 => Found::NotExecutable("is not executable"),
+        Ok(_) => Found::Program(file),
+        Err(_) => Found::Nothing,
+    }
+}

@@ -1,0 +1,936 @@
+//! The main process of an app's unit: runs the app through crun, keeps its log, serves its peers, reports its end.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::io::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::args::Words;
+use crate::conn::{Conn, Queue, CHUNK};
+use crate::crun::{pipes, Ends, Failure, Launch, Target};
+use crate::frame::{decode, flag, Message, Size, Violation, VERSION, WINDOW};
+use crate::log::{Log, Stream, MIN_LIMIT};
+use crate::sys::{self, Poller, Status};
+
+const ATTACH_SOCKET: &str = "/host/attach.sock";
+/// Peers beyond these wait in the backlog.
+const MAX_PEERS: usize = 32;
+/// Commands whose clients may have gone count too.
+const MAX_SESSIONS: usize = 32;
+/// Ends of unknown processes that are remembered while crun is at work.
+const MAX_ORPHANS: usize = 64;
+/// After the app's end, peers other than the foreground one get this long to read what waits for them.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
+/// The app is always the first session.
+const APP: usize = 0;
+
+struct Options {
+    app: String,
+    lower: String,
+    terminal: bool,
+    stdin: bool,
+    log_max: u64,
+    stop_signal: i32,
+    stop_timeout: Duration,
+    target: Target,
+}
+
+fn parse(mut words: Words) -> Result<Options, String> {
+    let mut options = Options {
+        app: String::new(),
+        lower: String::new(),
+        terminal: false,
+        stdin: false,
+        log_max: 16 << 20,
+        stop_signal: libc::SIGTERM,
+        stop_timeout: Duration::from_secs(10),
+        target: Target::default(),
+    };
+    while let Some(option) = words.option()? {
+        match option.as_str() {
+            "--app" => options.app = words.value()?,
+            "--lower" => options.lower = words.value()?,
+            "--terminal" => options.terminal = true,
+            "--stdin" => options.stdin = true,
+            "--log-max" => options.log_max = words.number()?,
+            "--stop-signal" => options.stop_signal = words.number()?,
+            "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
+            "--program" => options.target.program = words.os_value()?.into_vec(),
+            "--path" => options.target.path = words.os_value()?.into_vec(),
+            _ => return words.unknown(),
+        }
+    }
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if options.app.is_empty() || options.app.starts_with('.') || !options.app.bytes().all(plain) {
+        return Err(format!("--app: {:?} is not a name of letters, digits, '-', '_' and '.'", options.app));
+    }
+    if options.lower.is_empty() {
+        options.lower = format!("/images/{}", options.app);
+    }
+    if options.lower.contains(|char| ",:\\".contains(char)) {
+        return Err(format!("--lower: {:?} has characters that separate mount options", options.lower));
+    }
+    if options.log_max < MIN_LIMIT {
+        return Err(format!("--log-max: {} is less than {MIN_LIMIT} bytes", options.log_max));
+    }
+    if !(1..=64).contains(&options.stop_signal) {
+        return Err(format!("--stop-signal: {} is not a signal", options.stop_signal));
+    }
+    Ok(options)
+}
+
+struct Peer {
+    conn: Conn,
+    session: Option<usize>,
+    flags: u8,
+    /// Its queue holds up the process instead of losing output.
+    pressure: bool,
+    foreground: bool,
+    lost: u64,
+    closing: bool,
+}
+
+/// A process with its streams: the app, or a command executed beside it.
+struct Session {
+    launch: Launch,
+    crun: Option<i32>,
+    pid: Option<i32>,
+    ends: Ends,
+    terminal: bool,
+    pending: Queue,
+    input_ended: bool,
+    owner: Option<usize>,
+    size: Size,
+    /// A signal to send as soon as the process is known.
+    signal: Option<i32>,
+    /// The signal whose default action was carried out by SIGKILL.
+    emulated: Option<u8>,
+    status: Option<Status>,
+    failure: Option<Failure>,
+}
+
+impl Session {
+    fn is_over(&self) -> bool {
+        self.crun.is_none() && self.status.is_some() && self.ends.outputs.iter().all(Option::is_none)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Token {
+    Signal,
+    Listener,
+    Peer(usize),
+    Output(usize, usize),
+    Input(usize),
+}
+
+struct Shim {
+    options: Options,
+    run: PathBuf,
+    keep: PathBuf,
+    signals: OwnedFd,
+    listener: Option<UnixListener>,
+    peers: Vec<Option<Peer>>,
+    sessions: Vec<Option<Session>>,
+    commands: u64,
+    log: Log,
+    log_warned: bool,
+    orphans: Vec<(i32, Status)>,
+    started_ns: u64,
+    kill_at: Option<Instant>,
+    flush_until: Option<Instant>,
+    stopping: bool,
+    scratch: Box<[u8; CHUNK]>,
+}
+
+/// Run the mode; returns the exit status.
+pub fn main(words: Vec<OsString>) -> u8 {
+    let options = match parse(Words::new(words)) {
+        Ok(options) => options,
+        Err(text) => {
+            eprintln!("secrun-agent shim: {text}");
+            return 2;
+        }
+    };
+    let keep = PathBuf::from(format!("/rw/apps/{}", options.app));
+    let record = keep.clone();
+    match Shim::new(options, keep).and_then(Shim::run) {
+        Ok(status) => status,
+        Err(error) => {
+            let failure = Failure::own(format!("the app's shim failed: {error}"));
+            eprintln!("secrun-agent: {}", failure.text);
+            if let Err(error) = write_record(&record, Status::exited(125), Some(&failure), 0) {
+                eprintln!("secrun-agent: no exit record: {error}");
+            }
+            125
+        }
+    }
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+fn context<T>(result: io::Result<T>, what: &str) -> io::Result<T> {
+    result.map_err(|error| io::Error::new(error.kind(), format!("{what}: {error}")))
+}
+
+fn folder(path: &Path) -> io::Result<()> {
+    context(DirBuilder::new().recursive(true).mode(0o700).create(path), &path.display().to_string())
+}
+
+/// Write the exit record, whole or not at all.
+fn write_record(keep: &Path, status: Status, failure: Option<&Failure>, started_ns: u64) -> io::Result<()> {
+    let (code, text) = failure.map_or(("", ""), |failure| (failure.code, failure.text.as_str()));
+    let line = format!(
+        "{{\"code\":{},\"error\":{},\"error_code\":\"{code}\",\"finished_ns\":{},\"signal\":{},\"started_ns\":{started_ns}}}",
+        status.code,
+        quoted(text),
+        now_ns(),
+        status.signal
+    );
+    fs::write(keep.join("exit.new"), line)?;
+    fs::rename(keep.join("exit.new"), keep.join("exit"))
+}
+
+/// A JSON string in the one spelling of RFC 8785.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for char in text.chars() {
+        match char {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            char if char < ' ' => out.push_str(&format!("\\u{:04x}", char as u32)),
+            char => out.push(char),
+        }
+    }
+    out + "\""
+}
+
+/// Put into the first free place.
+fn place<T>(slots: &mut Vec<Option<T>>, item: T) -> usize {
+    match slots.iter().position(Option::is_none) {
+        Some(index) => {
+            slots[index] = Some(item);
+            index
+        }
+        None => {
+            slots.push(Some(item));
+            slots.len() - 1
+        }
+    }
+}
+
+impl Shim {
+    fn new(options: Options, keep: PathBuf) -> io::Result<Self> {
+        let signals = sys::signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD])?;
+        sys::become_subreaper()?;
+        let run = PathBuf::from(format!("/run/secrun/apps/{}", options.app));
+        folder(&run.join("rootfs"))?;
+        folder(&keep)?;
+        let log = context(Log::open(&keep.join("log"), options.log_max), "log")?;
+        let socket = keep.join("ctl.sock");
+        // A socket of an earlier start of the unit.
+        let _ = fs::remove_file(&socket);
+        let listener = context(UnixListener::bind(&socket), "ctl.sock")?;
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        Ok(Shim {
+            options,
+            run,
+            keep,
+            signals,
+            listener: Some(listener),
+            peers: Vec::new(),
+            sessions: vec![None],
+            commands: 0,
+            log,
+            log_warned: false,
+            orphans: Vec::new(),
+            started_ns: 0,
+            kill_at: None,
+            flush_until: None,
+            stopping: false,
+            scratch: Box::new([0; CHUNK]),
+        })
+    }
+
+    fn run(mut self) -> io::Result<u8> {
+        if Path::new(ATTACH_SOCKET).exists() {
+            let stream = context(UnixStream::connect(ATTACH_SOCKET), ATTACH_SOCKET)?;
+            self.greet(stream, true)?;
+        } else {
+            self.start_app(Size::default())?;
+        }
+        let mut ended = None;
+        loop {
+            if let Some(status) = ended {
+                if self.all_flushed() {
+                    return Ok(status);
+                }
+            } else if let Some(status) = self.ended()? {
+                ended = Some(status);
+                continue;
+            }
+            self.step()?;
+        }
+    }
+
+    fn step(&mut self) -> io::Result<()> {
+        let mut poller = Poller::new();
+        self.interests(&mut poller);
+        for (token, events) in poller.wait(self.deadline())? {
+            match token {
+                Token::Signal => self.take_signals()?,
+                Token::Listener => self.accept()?,
+                Token::Peer(index) => self.serve(index, events),
+                Token::Output(session, stream) => self.pump(session, stream),
+                Token::Input(session) => self.feed(session),
+            }
+        }
+        if self.kill_at.map_or(false, |at| at <= Instant::now()) {
+            self.kill_at = None;
+            self.signal_session(APP, libc::SIGKILL);
+        }
+        self.settle();
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.kill_at.into_iter().chain(self.flush_until).min()
+    }
+
+    fn interests(&self, poller: &mut Poller<Token>) {
+        poller.add(&self.signals, libc::POLLIN, Token::Signal);
+        if let Some(listener) = &self.listener {
+            let room = self.peers.iter().flatten().count() < MAX_PEERS;
+            poller.add(listener, if room { libc::POLLIN } else { 0 }, Token::Listener);
+        }
+        for (index, peer) in self.peers.iter().enumerate() {
+            if let Some(peer) = peer {
+                // A peer that leaves its own answers unread is not asked for more.
+                let read = !peer.closing && (peer.session.is_some() || !peer.conn.out.is_full());
+                poller.add(&peer.conn, peer.conn.events(read), Token::Peer(index));
+            }
+        }
+        for (index, session) in self.sessions.iter().enumerate() {
+            if let Some(session) = session {
+                for (stream, end) in session.ends.outputs.iter().enumerate() {
+                    if let (Some(end), true) = (end, self.has_room(index)) {
+                        poller.add(end, libc::POLLIN, Token::Output(index, stream));
+                    }
+                }
+                if let Some(input) = &session.ends.input {
+                    let wanted = if session.pending.is_empty() { 0 } else { libc::POLLOUT };
+                    poller.add(input, wanted, Token::Input(index));
+                }
+            }
+        }
+    }
+
+    // --- the app
+
+    fn start_app(&mut self, size: Size) -> io::Result<()> {
+        let (upper, work) = (self.keep.join("upper"), self.keep.join("work"));
+        let rootfs = self.run.join("rootfs");
+        for path in [&upper, &work] {
+            context(DirBuilder::new().recursive(true).mode(0o755).create(path), &path.display().to_string())?;
+        }
+        let lower = &self.options.lower;
+        let data = format!(
+            "lowerdir={lower},upperdir={},workdir={},userxattr",
+            upper.display(),
+            work.display()
+        );
+        context(
+            sys::mount("overlay", &rootfs.display().to_string(), libc::MS_NODEV, &data),
+            &format!("overlay over {lower}"),
+        )?;
+        let target = self.options.target.clone();
+        let launch = Launch::new(self.run.join("run"), self.options.terminal, target)?;
+        let bundle = format!("/pod/apps/{}", self.options.app);
+        let words = ["run", "--no-new-keyring", "-b", &bundle];
+        let session = self.launch(launch, &words, self.options.terminal, self.options.stdin, size)?;
+        self.sessions[APP] = Some(session);
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        launch: Launch,
+        words: &[&str],
+        terminal: bool,
+        stdin: bool,
+        size: Size,
+    ) -> io::Result<Session> {
+        let (streams, ends) = match terminal {
+            true => (None, Ends::default()),
+            false => pipes(stdin).map(|(streams, ends)| (Some(streams), ends))?,
+        };
+        let crun = Some(context(launch.start(words, &self.options.app, streams), "crun")?);
+        Ok(Session {
+            launch,
+            crun,
+            pid: None,
+            ends,
+            terminal,
+            pending: Queue::default(),
+            input_ended: false,
+            owner: None,
+            size,
+            signal: None,
+            emulated: None,
+            status: None,
+            failure: None,
+        })
+    }
+
+    fn take_signals(&mut self) -> io::Result<()> {
+        while let Some(number) = sys::next_signal(&self.signals) {
+            if number != libc::SIGCHLD {
+                self.stop();
+            }
+        }
+        while let Ok(Some((pid, status))) = sys::reap() {
+            self.reaped(pid, status);
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        if !self.stopping {
+            self.stopping = true;
+            self.kill_at = Some(Instant::now() + self.options.stop_timeout);
+            self.signal_session(APP, self.options.stop_signal);
+        }
+    }
+
+    fn reaped(&mut self, pid: i32, status: Status) {
+        let known = |session: &&mut Session| session.crun == Some(pid) || session.pid == Some(pid);
+        let rootfs = self.run.join("rootfs");
+        match self.sessions.iter_mut().flatten().find(known) {
+            Some(session) if session.crun == Some(pid) => {
+                session.crun = None;
+                session.created(status, &rootfs);
+                let early = self.orphans.iter().find(|(pid, _)| session.pid == Some(*pid)).copied();
+                if let Some((_, status)) = early {
+                    session.process_ended(status, &rootfs);
+                }
+            }
+            Some(session) => session.process_ended(status, &rootfs),
+            None if self.orphans.len() < MAX_ORPHANS => self.orphans.push((pid, status)),
+            None => (),
+        }
+        if self.sessions.iter().flatten().all(|session| session.crun.is_none()) {
+            self.orphans.clear();
+        }
+        self.announce();
+    }
+
+    /// Tell the peers that the app has started.
+    fn announce(&mut self) {
+        let started = self.sessions[APP].as_ref().map_or(false, |app| app.pid.is_some());
+        if !started || self.started_ns != 0 {
+            return;
+        }
+        self.started_ns = now_ns();
+        for peer in self.peers.iter_mut().flatten().filter(|peer| peer.session == Some(APP)) {
+            peer.conn.send(&Message::Started { ns: self.started_ns });
+        }
+    }
+
+    fn signal_session(&mut self, index: usize, number: i32) {
+        if let Some(session) = self.sessions.get_mut(index).and_then(Option::as_mut) {
+            session.deliver(number, index == APP);
+        }
+    }
+
+    /// Once the app is over: write the record, tell the peers, and return the exit status.
+    fn ended(&mut self) -> io::Result<Option<u8>> {
+        let (status, failure) = match &mut self.sessions[APP] {
+            Some(app) if app.is_over() => {
+                (app.status.unwrap_or(Status::exited(125)), app.failure.take())
+            }
+            None if self.stopping => {
+                (Status::killed(libc::SIGTERM as u8), Some(Failure::own("stopped before it started".into())))
+            }
+            _ => return Ok(None),
+        };
+        self.log.finish();
+        self.listener = None;
+        context(write_record(&self.keep, status, failure.as_ref(), self.started_ns), "exit record")?;
+        self.finish_session(APP, status, failure);
+        self.kill_at = None;
+        self.flush_until = Some(Instant::now() + FLUSH_TIME);
+        Ok(Some(status.code))
+    }
+
+    fn finish_session(&mut self, index: usize, status: Status, failure: Option<Failure>) {
+        let error = failure.as_ref().map_or("", |failure| failure.text.as_str());
+        for peer in self.peers.iter_mut().flatten().filter(|peer| peer.session == Some(index)) {
+            peer.report_loss();
+            peer.conn.send(&Message::Exit { code: status.code, signal: status.signal, error });
+            peer.closing = true;
+        }
+    }
+
+    fn all_flushed(&mut self) -> bool {
+        self.settle();
+        let late = self.flush_until.map_or(false, |at| at <= Instant::now());
+        // The foreground peer may take its time, as a pager does, unless the pod is being stopped.
+        let waits = |peer: &&Peer| peer.closing && (!late || peer.foreground && !self.stopping);
+        let waiting = self.peers.iter().flatten().filter(waits).count();
+        if late && waiting > 0 {
+            self.flush_until = None;
+        }
+        waiting == 0
+    }
+
+    /// Finish what has ended: drain the outputs, answer, drop peers.
+    fn settle(&mut self) {
+        for index in 0..self.sessions.len() {
+            if self.sessions[index].as_ref().map_or(false, |session| session.status.is_some()) {
+                self.pump(index, 0);
+                self.pump(index, 1);
+            }
+            if index == APP || !self.sessions[index].as_ref().map_or(false, Session::is_over) {
+                continue;
+            }
+            if let Some(mut session) = self.sessions[index].take() {
+                session.launch.clean();
+                let status = session.status.unwrap_or(Status::exited(125));
+                self.finish_session(index, status, session.failure.take());
+            }
+        }
+        for index in 0..self.peers.len() {
+            let gone = match &mut self.peers[index] {
+                Some(peer) => peer.conn.flush().is_err() || peer.closing && peer.conn.out.is_empty(),
+                None => false,
+            };
+            if gone {
+                self.drop_peer(index);
+            }
+        }
+        if self.log.lost() > 0 && !self.log_warned {
+            self.log_warned = true;
+            eprintln!("secrun-agent: {}: the log cannot be written; entries are lost", self.options.app);
+        }
+    }
+
+    // --- streams
+
+    fn has_room(&self, session: usize) -> bool {
+        let full = |peer: &Peer| peer.session == Some(session) && peer.pressure && peer.conn.out.is_full();
+        !self.peers.iter().flatten().any(full)
+    }
+
+    /// Copy what a process wrote to the log and to its peers.
+    fn pump(&mut self, index: usize, stream: usize) {
+        while self.has_room(index) {
+            let session = match self.sessions[index].as_mut() {
+                Some(session) => session,
+                None => return,
+            };
+            let ended = session.status.is_some();
+            let end = match session.ends.outputs[stream].as_mut() {
+                Some(end) => end,
+                None => return,
+            };
+            match end.read(&mut self.scratch[..]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => (),
+                // What others still hold open after the end of the process is not its output.
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !ended => return,
+                // A terminal says EIO when its last user has gone.
+                Ok(0) | Err(_) => {
+                    session.ends.outputs[stream] = None;
+                    return;
+                }
+                Ok(count) => self.distribute(index, stream, count),
+            }
+            if !ended {
+                return;
+            }
+        }
+    }
+
+    fn distribute(&mut self, index: usize, stream: usize, count: usize) {
+        let bytes = &self.scratch[..count];
+        if index == APP {
+            self.log.push(if stream == 0 { Stream::Out } else { Stream::Err }, bytes);
+        }
+        let (wanted, message) = match stream {
+            0 => (flag::STDOUT, Message::Stdout(bytes)),
+            _ => (flag::STDERR, Message::Stderr(bytes)),
+        };
+        let takes = |peer: &&mut Peer| peer.session == Some(index) && !peer.closing && peer.flags & wanted != 0;
+        for peer in self.peers.iter_mut().flatten().filter(takes) {
+            if !peer.pressure && peer.conn.out.is_full() {
+                peer.lost += count as u64;
+            } else {
+                peer.report_loss();
+                peer.conn.send(&message);
+            }
+        }
+    }
+
+    /// Hand waiting input to a process, and let its sender send as much again.
+    fn feed(&mut self, index: usize) {
+        let session = match self.sessions[index].as_mut() {
+            Some(session) => session,
+            None => return,
+        };
+        let waiting = session.pending.len();
+        let gone = match session.ends.input.as_mut() {
+            Some(input) => session.pending.flush(|bytes| input.write(bytes)),
+            None => Err(ErrorKind::BrokenPipe.into()),
+        };
+        let gone = gone.unwrap_or_else(|_| {
+            session.pending.clear();
+            session.ends.input = None;
+            waiting
+        });
+        if session.input_ended && session.pending.is_empty() {
+            session.ends.input = None;
+        }
+        if let Some(peer) = session.owner.and_then(|owner| self.peers[owner].as_mut()) {
+            if gone > 0 {
+                peer.conn.send(&Message::Credit(gone as u32));
+            }
+        }
+    }
+
+    // --- peers
+
+    fn greet(&mut self, stream: UnixStream, foreground: bool) -> io::Result<()> {
+        let mut conn = Conn::new(stream)?;
+        conn.send(&Message::Hello { version: VERSION, app: &self.options.app });
+        let peer =
+            Peer { conn, session: None, flags: 0, pressure: foreground, foreground, lost: 0, closing: false };
+        place(&mut self.peers, peer);
+        Ok(())
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        match self.listener.as_ref().map(UnixListener::accept) {
+            Some(Ok((stream, _))) => self.greet(stream, false),
+            // The peer has gone again, or descriptors are short: the next round tries again.
+            _ => Ok(()),
+        }
+    }
+
+    fn serve(&mut self, index: usize, events: i16) {
+        let peer = match self.peers[index].as_mut() {
+            Some(peer) => peer,
+            None => return,
+        };
+        if peer.closing || events & !libc::POLLOUT == 0 {
+            return;
+        }
+        let open = matches!(peer.conn.fill(&mut self.scratch[..]), Ok(true));
+        loop {
+            let frame = match self.peers[index].as_mut() {
+                Some(peer) if !peer.closing => peer.conn.next_frame(),
+                _ => return,
+            };
+            let handled = match frame {
+                Ok(None) => break,
+                Ok(Some((kind, payload))) => {
+                    decode(kind, &payload).and_then(|message| self.handle(index, &message))
+                }
+                Err(violation) => Err(violation),
+            };
+            if let Err(Violation(text)) = handled {
+                self.refuse(index, &format!("protocol: {text}"));
+            }
+        }
+        if !open {
+            self.drop_peer(index);
+        }
+    }
+
+    fn refuse(&mut self, index: usize, text: &str) {
+        if let Some(peer) = self.peers[index].as_mut() {
+            peer.conn.send(&Message::Error(text));
+            peer.closing = true;
+        }
+    }
+
+    fn drop_peer(&mut self, index: usize) {
+        let peer = self.peers[index].take();
+        for (id, session) in self.sessions.iter_mut().enumerate() {
+            if let Some(session) = session {
+                if session.owner == Some(index) {
+                    session.owner = None;
+                }
+                let was_here = peer.as_ref().map_or(false, |peer| peer.session == Some(id));
+                if id != APP && was_here && session.status.is_none() {
+                    // As when a terminal line drops; a command that ignores it runs on.
+                    session.deliver(libc::SIGHUP, false);
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, index: usize, message: &Message) -> Result<(), Violation> {
+        let session = self.peers[index].as_ref().and_then(|peer| peer.session);
+        match (*message, session) {
+            (Message::Attach { flags, size }, None) => self.attach(index, flags, size),
+            (Message::Exec { flags, size, program, path, process }, None) => {
+                let target = Target { program: program.to_vec(), path: path.to_vec() };
+                if let Err(text) = self.exec(index, flags, size, target, process) {
+                    self.refuse(index, &text);
+                }
+            }
+            (Message::Stdin(bytes), Some(session)) => self.input(index, session, bytes)?,
+            (Message::Signal(number @ 1..=64), session) => {
+                self.signal_session(session.unwrap_or(APP), i32::from(number));
+            }
+            (Message::Resize(size), session) => {
+                if let Some(session) = self.sessions[session.unwrap_or(APP)].as_mut() {
+                    session.resize(size);
+                }
+            }
+            (Message::StatsRequest, _) => {
+                let text = stats();
+                if let Some(peer) = self.peers[index].as_mut() {
+                    peer.conn.send(&Message::Stats(&text));
+                }
+            }
+            _ => return Err(Violation("a frame out of place")),
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, index: usize, flags: u8, size: Size) {
+        let foreground = self.peers[index].as_ref().map_or(false, |peer| peer.foreground);
+        if self.sessions[APP].is_none() && foreground && !self.stopping {
+            if let Err(error) = self.start_app(size) {
+                self.fail_app(Failure::own(error.to_string()));
+            }
+        }
+        let app = match self.sessions[APP].as_mut() {
+            Some(app) => app,
+            None => return self.refuse(index, "the app has not started"),
+        };
+        if flags & flag::STDIN != 0 {
+            if !(self.options.stdin || self.options.terminal) {
+                return self.refuse(index, "the app was started without standard input");
+            }
+            if app.owner.is_some() || app.input_ended {
+                return self.refuse(index, "the app's standard input is taken");
+            }
+            app.owner = Some(index);
+        }
+        if size != Size::default() {
+            app.resize(size);
+        }
+        if let Some(peer) = self.peers[index].as_mut() {
+            peer.session = Some(APP);
+            peer.flags = flags;
+            if self.started_ns != 0 {
+                peer.conn.send(&Message::Started { ns: self.started_ns });
+            }
+        }
+    }
+
+    /// The app could not even be handed to crun.
+    fn fail_app(&mut self, failure: Failure) {
+        if let Ok(launch) = Launch::new(self.run.join("run"), false, Target::default()) {
+            let status = Some(Status::exited(failure.status));
+            self.sessions[APP] = Some(Session {
+                launch,
+                crun: None,
+                pid: None,
+                ends: Ends::default(),
+                terminal: false,
+                pending: Queue::default(),
+                input_ended: false,
+                owner: None,
+                size: Size::default(),
+                signal: None,
+                emulated: None,
+                status,
+                failure: Some(failure),
+            });
+        }
+    }
+
+    fn exec(
+        &mut self,
+        index: usize,
+        flags: u8,
+        size: Size,
+        target: Target,
+        process: &[u8],
+    ) -> Result<(), String> {
+        let runs = |app: &Session| app.pid.is_some() && app.status.is_none();
+        if !self.sessions[APP].as_ref().map_or(false, runs) {
+            return Err("the app is not running".into());
+        }
+        if self.sessions.iter().flatten().count() > MAX_SESSIONS {
+            return Err(format!("the app already has {MAX_SESSIONS} commands running"));
+        }
+        let terminal = flags & flag::TTY != 0;
+        self.commands += 1;
+        let prefix = self.run.join(format!("exec-{}", self.commands));
+        let started = Launch::new(prefix, terminal, target).and_then(|launch| {
+            let file = launch.file("json");
+            fs::write(&file, process)?;
+            let words = ["exec", "--process", &file.display().to_string()];
+            self.launch(launch, &words, terminal, flags & flag::STDIN != 0, size)
+        });
+        let mut session = started.map_err(|error| format!("cannot start a command: {error}"))?;
+        session.owner = Some(index);
+        let id = place(&mut self.sessions, session);
+        if let Some(peer) = self.peers[index].as_mut() {
+            peer.session = Some(id);
+            peer.flags = flag::STDOUT | flag::STDERR | flags & flag::STDIN;
+            peer.pressure = true;
+        }
+        Ok(())
+    }
+
+    fn input(&mut self, index: usize, id: usize, bytes: &[u8]) -> Result<(), Violation> {
+        let allowed = self.peers[index].as_ref().map_or(false, |peer| peer.flags & flag::STDIN != 0);
+        let session = match self.sessions[id].as_mut() {
+            Some(session) if allowed && !session.input_ended => session,
+            _ => return Err(Violation("STDIN out of place")),
+        };
+        if session.pending.len() + bytes.len() > WINDOW {
+            return Err(Violation("more STDIN than was allowed"));
+        }
+        if !bytes.is_empty() {
+            session.pending.tail().extend_from_slice(bytes);
+        } else if session.terminal {
+            // A terminal has no end of file but its character.
+            session.pending.tail().push(4);
+        } else {
+            session.input_ended = true;
+        }
+        if session.crun.is_none() {
+            self.feed(id);
+        }
+        Ok(())
+    }
+}
+
+impl Peer {
+    fn report_loss(&mut self) {
+        if self.lost > 0 {
+            self.conn.send(&Message::Lost(self.lost));
+            self.lost = 0;
+        }
+    }
+}
+
+impl Session {
+    /// crun has ended: learn the process, or why there is none.
+    fn created(&mut self, status: Status, rootfs: &Path) {
+        let failure = match status.code {
+            0 => self.adopt().err().map(|error| Failure::own(format!("crun: {error}"))),
+            _ => Some(self.launch.crun_failed(rootfs, status)),
+        };
+        if let Some(failure) = failure {
+            self.status = Some(Status::exited(failure.status));
+            self.failure = Some(failure);
+        }
+    }
+
+    fn adopt(&mut self) -> io::Result<()> {
+        self.pid = Some(self.launch.pid()?);
+        if let Some(master) = self.launch.terminal()? {
+            self.ends.input = Some(File::from(master.try_clone()?));
+            self.ends.outputs[0] = Some(File::from(master));
+            self.resize(self.size);
+        }
+        if let Some(number) = self.signal.take() {
+            self.deliver(number, true);
+        }
+        Ok(())
+    }
+
+    fn process_ended(&mut self, status: Status, rootfs: &Path) {
+        self.status = Some(match self.emulated {
+            Some(number) if status.signal == libc::SIGKILL as u8 => Status::killed(number),
+            _ => status,
+        });
+        if status.code != 0 {
+            self.failure = self.launch.exec_failed(rootfs);
+            if let Some(failure) = &self.failure {
+                self.status = Some(Status::exited(failure.status));
+            }
+        }
+    }
+
+    fn resize(&mut self, size: Size) {
+        self.size = size;
+        if let (true, Some(master)) = (self.terminal && size != Size::default(), &self.ends.outputs[0]) {
+            // A terminal that has just gone needs no size.
+            let _ = sys::set_size(master, size);
+        }
+    }
+
+    /// Send a signal; to the first process of a container also one that it neither catches nor ignores.
+    fn deliver(&mut self, number: i32, first: bool) {
+        let pid = match self.pid {
+            Some(pid) if self.status.is_none() => pid,
+            Some(_) => return,
+            None => {
+                self.signal = Some(number);
+                return;
+            }
+        };
+        let mut sent = number;
+        if first && ends_by_default(number) && is_unhandled(pid, number) {
+            // The kernel shields PID 1 of a namespace from default actions; outside it would have ended.
+            self.emulated = Some(number as u8);
+            sent = libc::SIGKILL;
+        }
+        // A process that is about to be reaped needs no signal.
+        let _ = sys::kill(pid, sent);
+    }
+}
+
+fn ends_by_default(number: i32) -> bool {
+    use libc::{SIGCHLD, SIGCONT, SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH};
+    ![SIGCHLD, SIGCONT, SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH].contains(&number)
+}
+
+/// Whether a process neither catches, ignores nor blocks a signal (proc(5), status).
+fn is_unhandled(pid: i32, number: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let masks = status.lines().filter_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        let mask = u64::from_str_radix(value.trim(), 16).ok()?;
+        ["SigBlk", "SigIgn", "SigCgt"].contains(&key).then_some(mask)
+    });
+    let masks: Vec<u64> = masks.collect();
+    masks.len() == 3 && masks.iter().all(|mask| mask >> (number - 1) & 1 == 0)
+}
+
+/// What the unit's own cgroup says, one `name value` a line; a controller that is missing has no line.
+fn stats() -> String {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let read = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup{path}/{file}")).unwrap_or_default();
+    let mut text = String::new();
+    for file in ["memory.current", "memory.peak", "pids.current"] {
+        if let Some(value) = read(file).lines().next() {
+            text += &format!("{file} {value}\n");
+        }
+    }
+    for line in read("cpu.stat").lines() {
+        text += &format!("cpu.{line}\n");
+    }
+    text
+}

@@ -5,7 +5,6 @@ import stat
 from pathlib import Path
 
 from secrun.errors import StateError
-from secrun.locks import is_missing
 
 # Enough for an exit record with a long error text.
 MAX_RECORD_BYTES = 64 * 1024
@@ -24,9 +23,10 @@ def open_path(base: Path, *parts: str, flags: int = os.O_RDONLY) -> int | None:
             os.close(fd)
             fd = step
         return os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=fd)
+    except FileNotFoundError:
+        return None
     except OSError as error:
-        if is_missing(error):
-            return None
+        # ENOTDIR is how O_NOFOLLOW reports a link in place of a folder.
         raise StateError(
             f"{base.joinpath(*parts)}: {error.strerror}",
             hint="the pod put something else in its place",

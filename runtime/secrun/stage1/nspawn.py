@@ -60,6 +60,9 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     words += ["--register=no", "--keep-unit", "--console=pipe", "--link-journal=no"]
     words += ["--resolv-conf=off", "--timezone=off"]
     words += list(manifest.outer_arguments)
+    # Power off at once: no unit has to be stopped first, systemd-shutdown sends SIGTERM to every process.
+    words.append("--kill-signal=SIGRTMIN+14")
+    words.append(f"--setenv=SYSTEMD_UNIT_PATH={places.UNITS}")
     if manifest.network is Network.NONE:
         words.append("--private-network")
     words += [f"--tmpfs={target}:mode=755" for target in (places.IMAGES, places.VOLUMES)]

@@ -1,6 +1,6 @@
 //! Thin wrappers of system calls that the standard library lacks; all unsafe code of the agent is here.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::unix::io::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -36,8 +36,8 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     owned(fd)
 }
 
-/// Read a descriptor that stays open as long as the process: 0, 1 or 2.
-pub fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
+/// Standard input, output or error: 0, 1 or 2.
+pub fn standard(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: the standard library keeps 0, 1 and 2 open from start to end.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
@@ -272,15 +272,6 @@ pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
     }
 }
 
-/// Send on a socket without waiting, whatever its open file description says.
-pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and the length describe the slice.
-    let sent = unsafe {
-        libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-    };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
-}
-
 /// Set a terminal's size; the kernel tells its foreground processes.
 pub fn set_size(fd: &impl AsRawFd, size: Size) -> io::Result<()> {
     let value = libc::winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
@@ -318,16 +309,4 @@ pub fn raw_terminal(settings: &libc::termios) -> libc::termios {
     // SAFETY: cfmakeraw changes one termios.
     unsafe { libc::cfmakeraw(&mut raw) };
     raw
-}
-
-/// A signal's name without SIG, for messages.
-pub fn signal_name(number: c_int) -> String {
-    // SAFETY: strsignal returns NULL or a string that stays valid until the next call; there is one thread.
-    unsafe {
-        let text = libc::strsignal(number);
-        if text.is_null() {
-            return format!("signal {number}");
-        }
-        CStr::from_ptr(text).to_string_lossy().into_owned()
-    }
 }

@@ -1,3 +1,445 @@
-//! stub
-/// Stub.
-pub fn main(_: Vec<std::ffi::OsString>) -> u8 { 1 }
+//! The pod's resident supervisor on the host: starts stage1, connects the caller with the apps, and at the end executes
+//! the program that cleans up. Everything from the pod is hostile.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::io::{OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::args::Words;
+use crate::conn::CHUNK;
+use crate::frame::{flag, Message, Size};
+use crate::sys::{self, Poller, Status};
+use crate::tty::{Remote, Station};
+
+/// Stop requests that are held open until the pod ends.
+const MAX_CONTROLS: usize = 16;
+/// What stage1 leaves behind (processes, open connections) gets this long after its end.
+const REST_TIME: Duration = Duration::from_secs(2);
+
+#[derive(Default)]
+struct Options {
+    attach: Option<RawFd>,
+    control: Option<RawFd>,
+    procs: Option<RawFd>,
+    kill: Option<RawFd>,
+    log: Option<RawFd>,
+    ready: Option<RawFd>,
+    keep: Vec<RawFd>,
+    apps: Vec<String>,
+    foreground: bool,
+    tty: bool,
+    prefix: bool,
+    stdin_app: Option<String>,
+    stop_timeout: Duration,
+    finish: Vec<OsString>,
+    stage1: Vec<OsString>,
+}
+
+fn parse(mut words: Words) -> Result<Options, String> {
+    let mut options = Options { stop_timeout: Duration::from_secs(20), ..Options::default() };
+    while let Some(option) = words.option()? {
+        match option.as_str() {
+            "--attach-fd" => options.attach = Some(words.fd()?),
+            "--control-fd" => options.control = Some(words.fd()?),
+            "--cgroup-procs-fd" => options.procs = Some(words.fd()?),
+            "--cgroup-kill-fd" => options.kill = Some(words.fd()?),
+            "--log-fd" => options.log = Some(words.fd()?),
+            "--ready-fd" => options.ready = Some(words.fd()?),
+            "--keep-fd" => options.keep.push(words.fd()?),
+            "--app" => options.apps.push(words.value()?),
+            "--foreground" => options.foreground = true,
+            "--tty" => options.tty = true,
+            "--prefix" => options.prefix = true,
+            "--stdin-app" => options.stdin_app = Some(words.value()?),
+            "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
+            "--finish" => options.finish.push(words.os_value()?),
+            "--" => options.stage1 = words.rest(),
+            _ => return words.unknown(),
+        }
+    }
+    if options.stage1.is_empty() || options.finish.is_empty() || options.attach.is_none() {
+        return Err("--attach-fd, --finish and -- COMMAND are needed".into());
+    }
+    Ok(options)
+}
+
+#[derive(Clone, Copy)]
+enum Token {
+    Signal,
+    Attach,
+    ControlListener,
+    Control(usize),
+    Remote(usize),
+    Output(usize),
+    Input,
+}
+
+struct Waiter {
+    options: Options,
+    signals: OwnedFd,
+    attach: UnixListener,
+    control: Option<UnixListener>,
+    kill: Option<File>,
+    ready: Option<File>,
+    controls: Vec<UnixStream>,
+    station: Station,
+    remotes: Vec<Remote>,
+    /// Apps whose shims have come; none may come twice.
+    seen: Vec<String>,
+    started: usize,
+    child: i32,
+    status: Option<Status>,
+    /// No child is left, adopted ones included.
+    alone: bool,
+    stopping: bool,
+    interrupts: u32,
+    kill_at: Option<Instant>,
+    rest_until: Option<Instant>,
+    /// A shim has said something since the times were last looked at.
+    heard: bool,
+    scratch: Box<[u8; CHUNK]>,
+}
+
+/// Run the mode; returns only if the program at the end cannot be executed.
+pub fn main(words: Vec<OsString>) -> u8 {
+    let options = match parse(Words::new(words)) {
+        Ok(options) => options,
+        Err(text) => {
+            eprintln!("secrun-agent wait: {text}");
+            return 2;
+        }
+    };
+    let (finish, keep) = (options.finish.clone(), options.keep.clone());
+    let status = match Waiter::start(options) {
+        Ok(waiter) => waiter.run(),
+        Err(error) => {
+            eprintln!("secrun: cannot start stage1: {error}");
+            125
+        }
+    };
+    let error = keep.iter().try_for_each(|fd| sys::set_cloexec(*fd, false)).err().unwrap_or_else(|| {
+        Command::new(&finish[0]).args(&finish[1..]).arg(format!("--stage1-status={status}")).exec()
+    });
+    eprintln!("secrun: cannot execute {:?}: {error}", finish[0]);
+    125
+}
+
+impl Waiter {
+    fn start(options: Options) -> std::io::Result<Self> {
+        let named = [options.attach, options.control, options.procs, options.kill, options.log, options.ready];
+        let mut fds: Vec<RawFd> = named.into_iter().flatten().collect();
+        fds.extend(&options.keep);
+        sys::keep_only(&fds)?;
+        use libc::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+        let signals =
+            sys::signals(&[SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
+        sys::become_subreaper()?;
+        let open = |fd: Option<RawFd>| fd.map(sys::inherited).transpose();
+        let listener = |fd: OwnedFd| {
+            let listener = UnixListener::from(fd);
+            listener.set_nonblocking(true).map(|()| listener)
+        };
+        let attach = sys::inherited(options.attach.unwrap_or(-1)).and_then(listener)?;
+        let control = open(options.control)?.map(listener).transpose()?;
+        let (kill, ready) = (open(options.kill)?.map(File::from), open(options.ready)?.map(File::from));
+        let station = Station::new(options.tty, options.stdin_app.is_some())?;
+        let mut command = Command::new(&options.stage1[0]);
+        command.args(&options.stage1[1..]).stdin(Stdio::null());
+        match open(options.log)? {
+            Some(log) => command.stdout(log.try_clone()?).stderr(log),
+            None => command.stdout(Stdio::null()).stderr(Stdio::null()),
+        };
+        let mut waiter = Waiter {
+            signals,
+            attach,
+            control,
+            kill,
+            ready,
+            controls: Vec::new(),
+            station,
+            remotes: Vec::new(),
+            seen: Vec::new(),
+            started: 0,
+            child: 0,
+            status: None,
+            alone: false,
+            stopping: false,
+            interrupts: 0,
+            kill_at: None,
+            rest_until: None,
+            heard: false,
+            scratch: Box::new([0; CHUNK]),
+            options,
+        };
+        match open(waiter.options.procs).and_then(|procs| sys::spawn_bound(&mut command, procs)) {
+            Ok(child) => waiter.child = child,
+            Err(error) => {
+                waiter.station.restore();
+                waiter.tell_ready(b"failed\n");
+                return Err(error);
+            }
+        }
+        Ok(waiter)
+    }
+
+    fn run(mut self) -> u8 {
+        while !self.is_done() {
+            self.step();
+        }
+        self.station.restore();
+        self.status.map_or(125, |status| status.code)
+    }
+
+    fn is_done(&self) -> bool {
+        let drained = self.remotes.is_empty() && self.station.is_empty();
+        self.status.is_some() && drained && self.alone
+    }
+
+    fn is_late(&self) -> bool {
+        self.rest_until.map_or(false, |at| at <= Instant::now())
+    }
+
+    fn step(&mut self) {
+        let mut poller = Poller::new();
+        self.interests(&mut poller);
+        let ready = match poller.wait(self.kill_at.into_iter().chain(self.rest_until).min()) {
+            Ok(ready) => ready,
+            Err(error) => {
+                eprintln!("secrun: poll: {error}");
+                self.kill();
+                return;
+            }
+        };
+        let mut gone = Vec::new();
+        for (token, _) in ready {
+            match token {
+                Token::Signal => self.take_signals(),
+                Token::Attach => self.accept(),
+                Token::ControlListener => self.accept_control(),
+                Token::Control(index) => self.obey(index),
+                Token::Remote(index) => gone.extend(self.serve(index).then_some(index)),
+                Token::Output(index) => self.station.flush(index),
+                Token::Input => {
+                    if let Some(remote) = self.remotes.iter_mut().find(|remote| remote.wants_input()) {
+                        remote.pass_input(&mut self.scratch[..], &mut self.station);
+                    }
+                }
+            }
+        }
+        gone.into_iter().rev().for_each(|index| drop(self.remotes.remove(index)));
+        self.check_times();
+    }
+
+    fn interests(&self, poller: &mut Poller<Token>) {
+        poller.add(&self.signals, libc::POLLIN, Token::Signal);
+        if self.remotes.len() < self.options.apps.len() && self.status.is_none() {
+            poller.add(&self.attach, libc::POLLIN, Token::Attach);
+        }
+        if let (Some(control), true) = (&self.control, self.controls.len() < MAX_CONTROLS) {
+            poller.add(control, libc::POLLIN, Token::ControlListener);
+        }
+        for (index, control) in self.controls.iter().enumerate() {
+            poller.add(control, libc::POLLIN, Token::Control(index));
+        }
+        for (index, remote) in self.remotes.iter().enumerate() {
+            let read = !self.station.is_full();
+            poller.add(&remote.conn, remote.conn.events(read), Token::Remote(index));
+        }
+        for (index, fd) in self.station.waiting() {
+            poller.add(&fd, libc::POLLOUT, Token::Output(index));
+        }
+        if self.station.input_open && self.remotes.iter().any(Remote::wants_input) {
+            poller.add(&sys::standard(0), libc::POLLIN, Token::Input);
+        }
+    }
+
+    fn check_times(&mut self) {
+        let now = Instant::now();
+        if self.kill_at.map_or(false, |at| at <= now) {
+            self.kill();
+        }
+        if self.status.is_some() && (self.heard || self.station.is_full()) {
+            self.rest_until = Some(now + REST_TIME);
+        } else if self.is_late() {
+            // Whoever still holds a connection to the dead pod has nothing to say.
+            self.remotes.clear();
+            self.alone = true;
+            self.rest_until = None;
+        }
+        self.heard = false;
+    }
+
+    // --- stage1
+
+    fn take_signals(&mut self) {
+        while let Some(number) = sys::next_signal(&self.signals) {
+            match number {
+                libc::SIGCHLD => (),
+                libc::SIGWINCH => self.broadcast(&Message::Resize(self.station.size())),
+                _ if self.status.is_some() => self.station.discard(),
+                libc::SIGTERM => self.stop(),
+                libc::SIGHUP if self.options.foreground && self.station.lost_terminal() => self.stop(),
+                libc::SIGINT => self.interrupt(),
+                _ => self.broadcast(&Message::Signal(number as u8)),
+            }
+        }
+        loop {
+            match sys::reap() {
+                Ok(Some((pid, status))) if pid == self.child => self.stage1_ended(status),
+                Ok(Some(_)) => (),
+                Ok(None) => break,
+                Err(_) => {
+                    self.alone = true;
+                    break;
+                }
+            }
+        }
+    }
+
+    fn stage1_ended(&mut self, status: Status) {
+        self.status = Some(status);
+        self.kill_at = None;
+        self.rest_until = Some(Instant::now() + REST_TIME);
+        self.kill_cgroup();
+        self.tell_ready(b"failed\n");
+    }
+
+    fn interrupt(&mut self) {
+        self.interrupts += 1;
+        let running = self.remotes.iter().any(|remote| remote.started);
+        match self.interrupts {
+            1 if running => self.broadcast(&Message::Signal(libc::SIGINT as u8)),
+            1 | 2 => self.stop(),
+            _ => self.kill(),
+        }
+    }
+
+    /// Ask stage1 to end in order; asked again, end it at once.
+    fn stop(&mut self) {
+        if self.stopping {
+            return self.kill();
+        }
+        self.stopping = true;
+        self.kill_at = Some(Instant::now() + self.options.stop_timeout);
+        self.signal_child(libc::SIGTERM);
+    }
+
+    fn kill(&mut self) {
+        self.stopping = true;
+        self.kill_at = None;
+        self.signal_child(libc::SIGKILL);
+        self.kill_cgroup();
+    }
+
+    fn signal_child(&self, number: i32) {
+        if self.status.is_none() {
+            // It cannot fail: the child is ours and not reaped.
+            let _ = sys::kill(self.child, number);
+        }
+    }
+
+    fn kill_cgroup(&mut self) {
+        if let Some(Err(error)) = self.kill.as_mut().map(|file| file.write_all(b"1")) {
+            eprintln!("secrun: cgroup.kill: {error}");
+        }
+    }
+
+    fn broadcast(&mut self, message: &Message) {
+        for remote in self.remotes.iter_mut().filter(|remote| remote.greeted && remote.end.is_none()) {
+            if !remote.conn.out.is_full() {
+                remote.conn.send(message);
+            }
+        }
+    }
+
+    fn tell_ready(&mut self, word: &[u8]) {
+        if let Some(mut ready) = self.ready.take() {
+            // Nobody may be left to be told.
+            let _ = ready.write_all(word);
+        }
+    }
+
+    // --- peers
+
+    fn accept_control(&mut self) {
+        if let Some(Ok((stream, _))) = self.control.as_ref().map(UnixListener::accept) {
+            if stream.set_nonblocking(true).is_ok() {
+                self.controls.push(stream);
+            }
+        }
+    }
+
+    fn obey(&mut self, index: usize) {
+        let mut word = [0];
+        let control = match self.controls.get_mut(index) {
+            Some(control) => control,
+            None => return,
+        };
+        match control.read(&mut word) {
+            Ok(1) if word == *b"T" => {
+                if !self.stopping {
+                    self.stop();
+                }
+            }
+            Ok(1) if word == *b"K" => self.kill(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => (),
+            // Gone, or not one of ours. Another takes its index: its turn comes again.
+            _ => drop(self.controls.swap_remove(index)),
+        }
+    }
+
+    fn accept(&mut self) {
+        if let Ok((stream, _)) = self.attach.accept() {
+            if let Ok(remote) = Remote::new(stream) {
+                self.remotes.push(remote);
+            }
+        }
+    }
+
+    /// Serve one shim; true if its connection ends.
+    fn serve(&mut self, index: usize) -> bool {
+        self.heard = true;
+        let remote = &mut self.remotes[index];
+        let was_started = remote.started;
+        let mut open = remote.receive(&mut self.scratch[..], &mut self.station);
+        if let (Some(app), false, Ok(_)) = (remote.app.clone(), remote.greeted, &open) {
+            if self.options.apps.contains(&app) && !self.seen.contains(&app) {
+                self.seen.push(app);
+                self.greet(index);
+            } else {
+                open = Err(format!("an app {app:?} is not expected"));
+            }
+        }
+        let remote = &mut self.remotes[index];
+        if remote.started && !was_started {
+            self.started += 1;
+        }
+        if self.started == self.options.apps.len() {
+            self.tell_ready(b"ready\n");
+        }
+        let flushed = self.remotes[index].conn.flush();
+        !matches!((open, flushed), (Ok(true), Ok(())))
+    }
+
+    fn greet(&mut self, index: usize) {
+        let remote = &mut self.remotes[index];
+        let app = remote.app.as_deref().unwrap_or("");
+        if self.options.foreground {
+            remote.flags |= flag::STDOUT | flag::STDERR;
+        }
+        if self.options.stdin_app.as_deref() == Some(app) {
+            remote.flags |= flag::STDIN;
+        }
+        if self.options.prefix {
+            remote.prefix = format!("{app} | ").into_bytes();
+        }
+        let size = if self.options.tty { self.station.size() } else { Size::default() };
+        remote.greeted = true;
+        remote.conn.send(&Message::Attach { flags: remote.flags, size });
+    }
+}

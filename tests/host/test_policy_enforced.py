@@ -250,6 +250,7 @@ def test_the_filter_is_what_refuses(container):
         "fsopen",
         "bpf",
         "open_by_handle_at",
+        "userfaultfd",
         "unshare",
         "clone",
         "socket",

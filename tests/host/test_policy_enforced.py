@@ -202,7 +202,7 @@ REFUSED = [
     (("perf_event_open", 0, 0, 0), errno.EPERM),
     (("userfaultfd", 0), errno.EPERM),
     (("io_uring_setup", 1, 0), errno.EPERM),
-    (("ptrace", 0, 0, 0, 0), errno.EPERM),
+    (("ptrace", 16, 0, 0, 0), errno.EPERM),
     (("open_by_handle_at", 0, 0, 0), errno.EPERM),
     (("ioctl", 0, 0x5412, 0), errno.EPERM),
     (("ioctl", 0, 0x5412 | HIGH, 0), errno.EPERM),

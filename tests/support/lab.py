@@ -1,7 +1,7 @@
 """A small image workshop: Debian's registry on loopback, images from Debian packages, OCI layouts by umoci.
 
-The demo, the bench and the host tier use it. It needs docker-registry, umoci, skopeo, busybox-static and, for the
-Debian image, debootstrap and root.
+The demo, the bench and the host tier use it. It needs docker-registry, umoci, skopeo, busybox-static and, for
+the Debian image, debootstrap and root.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -22,7 +21,7 @@ _LISTENING = re.compile(rb"listening on (127\.0\.0\.1:\d+)")
 # Debian's release, the one that set-up asks for.
 SUITE = "bookworm"
 DEBIAN_PACKAGES = ("python3",)
-# What an image of an app needs least: package lists, archives, manuals. Byte code stays: it is part of the image.
+# What an app needs least: package lists, archives, manuals. Byte code stays: it is part of the image.
 DEBIAN_LEFT_OUT = (
     "./var/cache/apt/archives",
     "./var/lib/apt/lists",
@@ -99,7 +98,12 @@ def busybox_tar(target: Path) -> Path:
         for folder in ("bin", "etc", "home", "root", "var"):
             _member(archive, folder, type=tarfile.DIRTYPE)
         _member(archive, "tmp", type=tarfile.DIRTYPE, mode=0o1777)
-        _member(archive, "etc/passwd", mode=0o644, data=b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home:/bin/sh\n")
+        _member(
+            archive,
+            "etc/passwd",
+            mode=0o644,
+            data=b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home:/bin/sh\n",
+        )
         _member(archive, "etc/group", mode=0o644, data=b"root:x:0:\napp:x:1000:\n")
         _member(archive, "bin/busybox", data=busybox)
         for applet in applets:
@@ -181,9 +185,11 @@ def write_image(layout: Path, tag: str, layers: Sequence[Path], recipe: Recipe) 
 
 def push(layout: Path, tag: str, reference: str) -> None:
     """Copy an image of a layout to a registry on loopback (plain HTTP)."""
-    tool("skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:{tag}", f"docker://{reference}")
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder that only this run wrote to."""
-    shutil.rmtree(path)
+    tool(
+        "skopeo",
+        "copy",
+        "--quiet",
+        "--dest-tls-verify=false",
+        f"oci:{layout}:{tag}",
+        f"docker://{reference}",
+    )

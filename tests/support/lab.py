@@ -1,7 +1,7 @@
-"""A small image workshop: Debian's registry on loopback, images from Debian packages, OCI layouts by umoci.
+"""A small image workshop: Debian's registry on loopback, images from Debian packages, written by umoci.
 
-The demo, the bench and the host tier use it. It needs docker-registry, umoci, skopeo, busybox-static and, for
-the Debian image, debootstrap and root.
+The demo, the bench and the host tier use it. It needs docker-registry, umoci, skopeo, busybox-static, and
+for the Debian image debootstrap and root.
 """
 
 import contextlib

@@ -1,12 +1,16 @@
 """The host tier: it names what is missing before it starts, and says what it left behind at its end."""
 
+import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.images import busybox_image
 from support.leaks import Footprint, footprint, leaks_since
+from support.secrun import Secrun
 
 NEEDED_PROGRAMS = ("systemd-nspawn", "crun", "docker-registry", "skopeo", "umoci", "buildah", "fsck.erofs")
 
@@ -55,3 +59,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if reporter is not None:
         reporter.stats.setdefault("error", []).append(report)
     session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def secrun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secrun]:
+    """A root of this run's own that holds one busybox image."""
+    base = tmp_path_factory.mktemp("secrun")
+    busybox_image(base / "layout", "busybox")
+    command = Secrun(root=base / "root", run_root=base / "run")
+    fetched = command("fetch", "--insecure-options=image", f"oci:{base / 'layout'}:busybox")
+    yield dataclasses.replace(command, image=fetched.out.split()[-1])
+    command("gc", "--grace-period=0s", "--expire-prepared=0s")

@@ -1,0 +1,1 @@
+"""Rootfs images: from layer blobs to one verity-protected EROFS file."""

@@ -89,7 +89,11 @@ def encode_xattrs(xattrs: Xattrs, path: bytes) -> bytes:
     area = bytearray(_XATTR_HEADER)
     for name, value in sorted(xattrs):
         key = xattr_key(name)
-        if key is None or len(name) > limits.MAX_XATTR_NAME_BYTES or len(value) > limits.MAX_XATTR_VALUE_BYTES:
+        if (
+            key is None
+            or len(name) > limits.MAX_XATTR_NAME_BYTES
+            or len(value) > limits.MAX_XATTR_VALUE_BYTES
+        ):
             raise ImageError(
                 f"{path[:200]!r}: extended attribute {name[:80]!r} of {len(value)} bytes cannot be stored",
                 code="image-xattr",

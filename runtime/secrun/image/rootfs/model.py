@@ -66,7 +66,7 @@ class Group:
 class RootfsImage:
     """A rendered rootfs image: one EROFS file with its dm-verity tree at offset `data_size`.
 
-    `max_id` is the highest uid or gid of any file or account; `dropped_xattrs` names those attributes of
+    `max_id` is the highest uid or gid that owns a file; `dropped_xattrs` names those attributes of
     the layers that are left out by rule.
     """
 

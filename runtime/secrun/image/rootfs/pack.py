@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from secrun.digest import Digest
 from secrun.image.rootfs import erofs, verity
@@ -13,12 +13,14 @@ from secrun.image.rootfs.treedigest import tree_digest
 from secrun.image.rootfs.writer import DIGEST_SIZE, share_bounds, write_share
 
 
-def pack(entries: Iterable[TreeEntry], out_fd: int, *, processes: int = 1) -> PackedImage:
+def pack(
+    entries: Iterable[TreeEntry], out_fd: int, *, processes: int = 1, contents: bool = True
+) -> PackedImage:
     """Write the tree of `entries`, in any order, into the empty file `out_fd`.
 
     The same entries give the same bytes, whatever their order, the host, the user or the number of
-    `processes`. More than one forks and so needs a process without other threads. Raises ImageError for
-    entries that are not a tree, OSError from the file (ENOSPC among others). The caller syncs the file.
+    `processes`. More than one forks and so needs a process without other threads. `contents` asks for the
+    digest of every regular file in the result. Raises ImageError for entries that are not a tree, OSError from the file (ENOSPC among others). The caller syncs the file.
     """
     tree = build_tree(entries)
     plan = erofs.plan(tree)
@@ -34,11 +36,11 @@ def pack(entries: Iterable[TreeEntry], out_fd: int, *, processes: int = 1) -> Pa
                     if first < last
                 ]
             )
-        contents = shared[: tree.files * DIGEST_SIZE].hex()
+        digests_hex = shared[: tree.files * DIGEST_SIZE].hex()
 
     def content_of(index: int) -> str:
         place = index * DIGEST_SIZE * 2
-        return contents[place : place + DIGEST_SIZE * 2]
+        return digests_hex[place : place + DIGEST_SIZE * 2]
 
     listing: list[Digest] = []
     root, hashes = verity.compute(
@@ -54,7 +56,7 @@ def pack(entries: Iterable[TreeEntry], out_fd: int, *, processes: int = 1) -> Pa
         verity_salt=verity.SALT.hex(),
         data_size=plan.data_size,
         file_size=plan.data_size + len(hashes),
-        contents=_contents(tree, content_of_hex=contents),
+        contents=_contents(tree, content_of) if contents else (),
     )
 
 
@@ -66,10 +68,9 @@ def _append(fd: int, data: bytes, position: int) -> None:
         view = view[count:]
 
 
-def _contents(tree: Tree, *, content_of_hex: str) -> tuple[tuple[bytes, Digest], ...]:
-    width = DIGEST_SIZE * 2
+def _contents(tree: Tree, content_of: Callable[[int], str]) -> tuple[tuple[bytes, Digest], ...]:
     return tuple(
-        (entry.path, Digest("sha256", content_of_hex[inode.file_index * width : (inode.file_index + 1) * width]))
+        (entry.path, Digest("sha256", content_of(inode.file_index)))
         for entry, inode in tree.names
         if inode.entry.kind is FileKind.FILE
     )

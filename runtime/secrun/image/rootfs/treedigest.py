@@ -38,7 +38,9 @@ def line(entry: TreeEntry, content: str, first_name: bytes | None) -> bytes:
         fields.append(b"rdev=%d,%d" % entry.rdev)
     if first_name is not None:
         fields.append(b"same=/" + escape(first_name))
-    fields.extend(b"xattr=" + escape(name) + b"=" + value.hex().encode() for name, value in sorted(entry.xattrs))
+    fields.extend(
+        b"xattr=" + escape(name) + b"=" + value.hex().encode() for name, value in sorted(entry.xattrs)
+    )
     return b" ".join(fields) + b"\n"
 
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 from secrun.errors import ImageError
 from secrun.image.rootfs import erofs
@@ -16,6 +18,9 @@ DIGEST_SIZE = 32
 _BUFFER = 1 << 20
 # What an inode costs beside its bytes, measured in bytes hashed: balances the shares.
 _INODE_COST = 8192
+
+
+_ZEROS = bytes(_BUFFER)
 
 
 def _write_all(fd: int, data: bytes | memoryview, position: int) -> None:
@@ -88,58 +93,59 @@ class _MetaArea:
         self._pieces.clear()
 
 
-class _Content:
-    """Random access to the content of one regular file."""
+def _read(fd: int, view: memoryview, position: int) -> None:
+    while view:
+        count = os.preadv(fd, [view], position)
+        if not count:
+            raise ImageError("the source of a file is shorter than the file", code="image-tree")
+        view = view[count:]
+        position += count
 
-    def __init__(self, entry: TreeEntry, source: bytes | FdSource) -> None:
-        self._entry = entry
-        self._source = source
 
-    def fill(self, view: memoryview, offset: int) -> None:
-        """Fill `view` with the content from `offset` on; raises ImageError if the source ends early."""
-        source = self._source
-        if isinstance(source, bytes):
-            view[:] = source[offset : offset + len(view)]
-        elif source.extents is None:
-            self._read(source.fd, view, source.offset + offset)
-        else:
-            view[:] = bytes(len(view))
-            end = offset + len(view)
-            for extent in source.extents:
-                first = max(offset, extent.file_offset)
-                last = min(end, extent.file_offset + extent.length)
-                if first < last:
-                    place = extent.source_offset + first - extent.file_offset
-                    self._read(source.fd, view[first - offset : last - offset], place)
+def _fill(source: bytes | FdSource, view: memoryview, offset: int) -> None:
+    """Fill `view` with content from `offset` on; raises ImageError if the source ends early."""
+    if isinstance(source, bytes):
+        view[:] = source[offset : offset + len(view)]
+    elif source.extents is None:
+        _read(source.fd, view, source.offset + offset)
+    else:
+        view[:] = bytes(len(view))
+        end = offset + len(view)
+        # The extents are in order: skip those before the view.
+        index = bisect_right(source.extents, offset, key=lambda extent: extent.file_offset + extent.length)
+        for extent in islice(source.extents, index, None):
+            first = max(offset, extent.file_offset)
+            last = min(end, extent.file_offset + extent.length)
+            if first >= last:
+                return
+            place = extent.source_offset + first - extent.file_offset
+            _read(source.fd, view[first - offset : last - offset], place)
 
-    def _read(self, fd: int, view: memoryview, position: int) -> None:
-        while view:
-            count = os.preadv(fd, [view], position)
-            if not count:
-                raise ImageError(
-                    f"{self._entry.path[:200]!r}: its source ends before {self._entry.size} bytes",
-                    code="image-tree",
-                )
-            view = view[count:]
-            position += count
+
+def read_content(source: bytes | FdSource, size: int) -> bytes:
+    """Return the whole content of a small file."""
+    content = bytearray(size)
+    _fill(source, memoryview(content), 0)
+    return bytes(content)
 
 
 @contextmanager
-def _opened(entry: TreeEntry) -> Iterator[_Content]:
+def _opened(entry: TreeEntry) -> Iterator[bytes | FdSource]:
     source: Source = entry.source
     if not isinstance(source, PathSource):
         if isinstance(source, bytes) and len(source) != entry.size:
             raise ImageError(
-                f"{entry.path[:200]!r}: {len(source)} bytes of content, expected {entry.size}", code="image-tree"
+                f"{entry.path[:200]!r}: {len(source)} bytes of content, expected {entry.size}",
+                code="image-tree",
             )
-        yield _Content(entry, source)
+        yield source
         return
     fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size = os.fstat(fd).st_size
         if size != entry.size:
             raise ImageError(f"{source.path} has {size} bytes, expected {entry.size}", code="image-tree")
-        yield _Content(entry, FdSource(fd))
+        yield FdSource(fd)
     finally:
         os.close(fd)
 
@@ -159,14 +165,14 @@ def _write_file(inode: Inode, data: _DataArea) -> tuple[bytes, bytes]:
     """Write the blocks of a regular file; return its sha256 and its inline tail."""
     state = hashlib.sha256()
     tail = b""
-    with _opened(inode.entry) as content:
+    with _opened(inode.entry) as source:
         for start, length, stored in _stored_ranges(inode):
             offset = start
             end = start + length
             while offset < end:
                 if stored:
                     view = data.room(end - offset)
-                    content.fill(view, offset)
+                    _fill(source, view, offset)
                 else:
                     view = memoryview(_ZEROS)[: min(end - offset, _BUFFER)]
                 state.update(view)
@@ -175,13 +181,10 @@ def _write_file(inode: Inode, data: _DataArea) -> tuple[bytes, bytes]:
                 data.pad()
         if inode.tail:
             buffer = bytearray(inode.tail)
-            content.fill(memoryview(buffer), inode.size - inode.tail)
+            _fill(source, memoryview(buffer), inode.size - inode.tail)
             state.update(buffer)
             tail = bytes(buffer)
     return state.digest(), tail
-
-
-_ZEROS = bytes(_BUFFER)
 
 
 def _write_other(inode: Inode, data: _DataArea) -> bytes:

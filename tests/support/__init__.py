@@ -1,0 +1,1 @@
+"""Shared by the test tiers: images and registries that tests build and start themselves."""

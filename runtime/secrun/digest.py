@@ -36,5 +36,9 @@ class Digest:
         """Return the sha256 digest of `data`."""
         return cls("sha256", hashlib.sha256(data).hexdigest())
 
+    def of_same_kind(self, data: bytes) -> Self:
+        """Return the digest of `data` by this digest's algorithm."""
+        return type(self)(self.algorithm, hashlib.new(self.algorithm, data).hexdigest())
+
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"

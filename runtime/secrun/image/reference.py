@@ -1,0 +1,235 @@
+"""Image references: the distribution grammar and containers-transports(5), parsed into values."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+from secrun.digest import Digest
+from secrun.errors import ImageError, UsageError
+from secrun.image import limits
+
+
+class Transport(StrEnum):
+    """Where an image comes from; the words are those of containers-policy.json(5)."""
+
+    DOCKER = "docker"
+    OCI = "oci"
+    OCI_ARCHIVE = "oci-archive"
+    DOCKER_ARCHIVE = "docker-archive"
+
+
+# distribution/reference, regexp.go.
+_ALNUM = r"[a-z0-9]+"
+_COMPONENT = rf"{_ALNUM}(?:(?:\.|__|_|-+){_ALNUM})*"
+_LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+_DOMAIN = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]{{1,5}})?\Z")
+_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
+_TAG = re.compile(rf"[a-zA-Z0-9_][a-zA-Z0-9_.-]{{0,{limits.MAX_TAG_CHARS - 1}}}\Z")
+_IDENTIFIER = re.compile(rf"(?:sha256:)?([0-9a-f]{{{limits.MIN_ID_DIGITS},64}})\Z")
+# OCI image-spec, annotations.md: org.opencontainers.image.ref.name.
+_LAYOUT_TAG = re.compile(r"[A-Za-z0-9]+(?:(?:--|[-._:@+/])[A-Za-z0-9]+)*\Z")
+# Transports of the containers tools that secrun does not have; named so that the error is exact.
+_FOREIGN = ("atomic", "containers-storage", "dir", "docker-daemon", "ostree", "sif", "tarball")
+
+_HUB = "docker.io"
+_HUB_ALIASES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+_HUB_LIBRARY = "library"
+_DEFAULT_TAG = "latest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryReference:
+    """An image in a registry; has a tag or a digest or both, and then the digest decides."""
+
+    domain: str
+    path: str
+    tag: str | None = None
+    digest: Digest | None = None
+    # Written with docker://: then only an image that came from a registry answers to it.
+    explicit: bool = field(default=False, compare=False)
+
+    @property
+    def transport(self) -> Transport:
+        """The transport, as in a policy file."""
+        return Transport.DOCKER
+
+    @property
+    def repository(self) -> str:
+        """Registry and path, without tag and digest."""
+        return f"{self.domain}/{self.path}"
+
+    @property
+    def name(self) -> str:
+        """The reference without its transport."""
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.repository}{tag}{digest}"
+
+    @property
+    def wanted(self) -> str:
+        """What to ask the registry for: the digest, else the tag."""
+        return str(self.digest) if self.digest else (self.tag or _DEFAULT_TAG)
+
+    def __str__(self) -> str:
+        return f"docker://{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileReference:
+    """An image in a layout or an archive; `tag` is empty if the only image is meant."""
+
+    transport: Transport
+    path: str
+    tag: str = ""
+
+    @property
+    def name(self) -> str:
+        """The path and, if there is one, the tag."""
+        return f"{self.path}:{self.tag}" if self.tag else self.path
+
+    def __str__(self) -> str:
+        return f"{self.transport}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReference:
+    """A bare word: the name of a stored image, or a prefix of a manifest digest."""
+
+    text: str
+
+    @property
+    def name(self) -> str:
+        """The word as it was given."""
+        return self.text
+
+    @property
+    def id_prefix(self) -> str:
+        """The hexadecimal digits, if the word can be an ID, else empty."""
+        match = _IDENTIFIER.match(self.text)
+        return match[1] if match else ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+ImageReference: TypeAlias = RegistryReference | FileReference | StoredReference
+
+
+def _bad(text: str, why: str, hint: str = "") -> UsageError:
+    return UsageError(
+        f"malformed image reference {text[:300]!r}: {why}",
+        hint=hint or "write docker://REGISTRY/NAME[:TAG][@DIGEST]",
+        code="usage-reference",
+    )
+
+
+def _is_domain(word: str) -> bool:
+    """Tell whether the first component of a name is a registry (distribution/reference, splitDockerDomain)."""
+    return "." in word or ":" in word or word == "localhost" or word.lower() != word
+
+
+def _split(rest: str, text: str) -> tuple[str, str | None, Digest | None]:
+    """Split name, tag and digest."""
+    name, at, digits = rest.partition("@")
+    digest = None
+    if at:
+        try:
+            digest = Digest.parse(digits)
+        except ImageError as error:
+            raise _bad(text, error.message, error.hint) from error
+    head, colon, tail = name.rpartition(":")
+    if not colon or "/" in tail:
+        return name, None, digest
+    if not _TAG.match(tail):
+        raise _bad(text, f"tag {tail[:140]!r} is empty, longer than 128 or has forbidden characters")
+    return head, tail, digest
+
+
+def _registry(rest: str, text: str, *, explicit: bool) -> RegistryReference:
+    name, tag, digest = _split(rest, text)
+    domain, slash, path = name.partition("/")
+    if not slash or not _is_domain(domain):
+        domain, path = _HUB, name
+    if domain in _HUB_ALIASES:
+        domain = _HUB
+        path = path if "/" in path else f"{_HUB_LIBRARY}/{path}"
+    if not _DOMAIN.match(domain):
+        raise _bad(text, f"{domain[:140]!r} is not HOST[:PORT]")
+    if not _PATH.match(path):
+        raise _bad(text, f"{path[:140]!r} is not a name of lower-case letters, digits and separators")
+    if len(domain) + 1 + len(path) > limits.MAX_NAME_CHARS:
+        raise _bad(text, f"the name is longer than {limits.MAX_NAME_CHARS} characters")
+    if tag is None and digest is None:
+        tag = _DEFAULT_TAG
+    return RegistryReference(domain=domain, path=path, tag=tag, digest=digest, explicit=explicit)
+
+
+def _file(transport: Transport, rest: str, text: str) -> FileReference:
+    path, colon, tag = rest.partition(":")
+    if not path:
+        raise _bad(text, "the path is empty", f"write {transport}:PATH[:TAG]")
+    if "\0" in path:
+        raise _bad(text, "the path has a NUL byte")
+    if colon:
+        _check_file_tag(transport, tag, text)
+    return FileReference(transport=transport, path=path, tag=tag)
+
+
+def _check_file_tag(transport: Transport, tag: str, text: str) -> None:
+    if transport is not Transport.DOCKER_ARCHIVE:
+        if not _LAYOUT_TAG.match(tag):
+            raise _bad(
+                text, f"{tag[:140]!r} is not a tag", f"write {transport}:PATH[:TAG]; a path has no colon"
+            )
+    elif tag.startswith("@"):
+        if not (tag.isascii() and tag[1:].isdecimal() and len(tag) < 6):
+            raise _bad(text, f"{tag[:140]!r} is not @POSITION", "write docker-archive:PATH:@0 for the first")
+    elif _registry(tag, text, explicit=False).digest:
+        raise _bad(text, "an archive has no digests", "write docker-archive:PATH[:NAME[:TAG]]")
+
+
+def parse(text: str) -> ImageReference:
+    """Parse what a user wrote; raises UsageError.
+
+    docker://NAME without a registry means docker.io, as containers-transports(5) defines it; a bare NAME
+    without one never does: it can only be something stored.
+    """
+    scheme, colon, rest = text.partition(":")
+    if colon and rest.startswith("//"):
+        if scheme != Transport.DOCKER:
+            raise _bad(text, f"{scheme[:40]!r} is no transport of secrun")
+        return _registry(rest[2:], text, explicit=True)
+    if colon and scheme in (Transport.OCI, Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE):
+        return _file(Transport(scheme), rest, text)
+    if colon and (scheme in _FOREIGN or (scheme == Transport.DOCKER and not rest.isdecimal())):
+        raise _bad(text, f"{scheme!r} is no transport of secrun")
+    if not text or len(text) > limits.MAX_NAME_CHARS * 2 or not text.isprintable() or " " in text:
+        raise _bad(text, "it is empty, too long or has blanks")
+    first, slash, _ = text.partition("/")
+    if slash and _is_domain(first):
+        return _registry(text, text, explicit=False)
+    return StoredReference(text=text)
+
+
+def localize(reference: ImageReference) -> ImageReference:
+    """Make the path of a file reference absolute and free of symbolic links; others stay as they are."""
+    if not isinstance(reference, FileReference):
+        return reference
+    return FileReference(
+        transport=reference.transport, path=os.path.realpath(reference.path), tag=reference.tag
+    )
+
+
+def layout_name(name: str) -> str:
+    """Return `name` in the grammar of org.opencontainers.image.ref.name, as skopeo and umoci select it.
+
+    That grammar knows no doubled separators but `--`. Other names are spelled with `--` and a piece of their
+    hash; the exact reference is in an annotation of its own.
+    """
+    if _LAYOUT_TAG.match(name):
+        return name
+    words = re.findall(r"[A-Za-z0-9]+", name)
+    return "--".join([*words, hashlib.sha256(name.encode()).hexdigest()[:12]])

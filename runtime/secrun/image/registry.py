@@ -1,0 +1,324 @@
+"""The registry client: OCI distribution 1.1 as far as a pull needs it."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+from secrun.errors import ImageError, RegistryError
+from secrun.image import limits, retry
+from secrun.image.auth import Credentials
+from secrun.image.authorize import Authorizer, unauthorized
+from secrun.image.blobs import BlobWriter
+from secrun.image.manifest import ACCEPT, Descriptor
+from secrun.image.reference import RegistryReference
+from secrun.image.retry import Clock
+from secrun.image.source import Document
+from secrun.image.wire import Answer, ConnectionLostError, HttpClient, LossKind
+from secrun.jsonio import parse_object
+
+# docker.io's registry has another name than its images.
+_HOSTS = {"docker.io": "registry-1.docker.io"}
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_ERROR_CODE = re.compile(r"[A-Z][A-Z_]{1,40}\Z")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    scheme: str
+    netloc: str
+
+    @classmethod
+    def of(cls, url: str) -> "_Origin":
+        parts = urlsplit(url)
+        return cls(parts.scheme, parts.netloc.lower())
+
+
+class RegistryClient:
+    """Reads one repository; safe to use from several threads."""
+
+    def __init__(
+        self,
+        reference: RegistryReference,
+        *,
+        http: HttpClient,
+        credentials: Callable[[], Credentials | None],
+        clock: Clock,
+        tls_verify: bool,
+    ) -> None:
+        self._reference = reference
+        self._registry = reference.domain
+        self._host = _HOSTS.get(reference.domain, reference.domain)
+        self._http = http
+        self._clock = clock
+        self._tls_verify = tls_verify
+        self._base = f"https://{self._host}" if tls_verify else ""
+        self._authorizer = Authorizer(
+            registry=self._registry,
+            path=reference.path,
+            credentials=credentials,
+            fetch_token=self._fetch_token,
+            clock=clock,
+            plain_http=not tls_verify,
+        )
+
+    # What a pull reads.
+
+    def root(self) -> Document:
+        """Return the manifest or index that the reference names; a digest in it is checked."""
+        return self._manifest(self._reference.wanted, limits.MAX_MANIFEST_BYTES)
+
+    def document(self, descriptor: Descriptor) -> Document:
+        """Return a manifest by its descriptor; size and digest are checked."""
+        document = self._manifest(str(descriptor.digest), descriptor.size)
+        return document.checked(descriptor, f"manifest of {self._reference}")
+
+    def copy_blob(self, descriptor: Descriptor, writer: BlobWriter) -> None:
+        """Write a blob; a connection that is cut goes on where it stopped."""
+        attempt = cuts = 0
+        while not writer.complete:
+            before = writer.offset
+            try:
+                self._copy_once(descriptor, writer)
+            except ConnectionLostError as lost:
+                cuts += 1
+                attempt = 1 if writer.offset > before else attempt + 1
+                if not lost.transient or attempt >= limits.MAX_ATTEMPTS or cuts >= limits.MAX_CUTS:
+                    raise self._lost(lost, f"after {writer.offset} of {descriptor.size} bytes") from lost
+                self._clock.sleep(retry.delay(attempt, None))
+
+    def _copy_once(self, descriptor: Descriptor, writer: BlobWriter) -> None:
+        url = self._url("blobs", str(descriptor.digest))
+        headers = {"Range": f"bytes={writer.offset}-"} if writer.offset else {}
+        answer = self._ask("GET", url, headers, f"layer {descriptor.digest}", (200, 206, 416))
+        try:
+            if answer.status == 416 or not _continues(answer, writer.offset):
+                # The registry cannot continue (or not from there): once more from the start.
+                writer.restart()
+                if answer.status != 200:
+                    return
+            while chunk := answer.read(limits.CHUNK_BYTES):
+                writer.write(chunk)
+        finally:
+            answer.close()
+        if not writer.complete:
+            raise ConnectionLostError(LossKind.CUT, "the answer ended early")
+
+    def _manifest(self, wanted: str, limit: int) -> Document:
+        what = f"manifest {self._reference.repository}@{wanted}"
+        url = self._url("manifests", wanted)
+        body, media_type = self._body(url, {"Accept": ", ".join(ACCEPT)}, what, limit)
+        if media_type.startswith("text/"):
+            raise RegistryError(
+                f"registry {self._registry} answered with {media_type[:80]!r}, expected a manifest",
+                hint="something other than a registry listens there; check host, port and proxy",
+                code="registry-garbage",
+            )
+        document = Document.of(body, media_type)
+        if self._reference.digest is not None and wanted == str(self._reference.digest):
+            document.check_digest(self._reference.digest, what)
+        return document
+
+    def _body(self, url: str, headers: Mapping[str, str], what: str, limit: int) -> tuple[bytes, str]:
+        """Return a bounded body and its media type; a cut is repeated from the start."""
+        attempt = 0
+        while True:
+            attempt += 1
+            answer = self._ask("GET", url, headers, what, (200,))
+            try:
+                return _read_all(answer, limit, what), answer.header("content-type")
+            except ConnectionLostError as lost:
+                if not lost.transient or attempt >= limits.MAX_ATTEMPTS:
+                    raise self._lost(lost, f"while it sent {what}") from lost
+            finally:
+                answer.close()
+            self._clock.sleep(retry.delay(attempt, None))
+
+    # How it is asked.
+
+    def _url(self, kind: str, name: str) -> str:
+        if not self._base:
+            self._base = self._find_base()
+        return f"{self._base}/v2/{self._reference.path}/{kind}/{name}"
+
+    def _find_base(self) -> str:
+        """Without TLS verification: https if it answers, else plain http, as podman tries them."""
+        try:
+            self._http.request("GET", f"https://{self._host}/v2/", {}).close()
+        except ConnectionLostError as lost:
+            if lost.kind in (LossKind.RESOLVE, LossKind.REFUSED):
+                raise self._lost(lost, "") from lost
+            return f"http://{self._host}"
+        return f"https://{self._host}"
+
+    def _ask(
+        self, method: str, url: str, headers: Mapping[str, str], what: str, good: tuple[int, ...]
+    ) -> Answer:
+        """Return an answer whose status is in `good`; repeats what is worth it; raises RegistryError."""
+        attempt = 0
+        while True:
+            attempt += 1
+            asked: float | None = None
+            try:
+                answer = self._authorized(method, url, headers)
+            except ConnectionLostError as lost:
+                if not lost.transient or attempt >= limits.MAX_ATTEMPTS:
+                    raise self._lost(lost, "") from lost
+            else:
+                if answer.status in good:
+                    return answer
+                try:
+                    if answer.status not in retry.TRANSIENT_STATUSES or attempt >= limits.MAX_ATTEMPTS:
+                        raise self._refused(answer, what, attempt)
+                    asked = retry.parse_retry_after(answer.header("retry-after"), self._clock.wall())
+                finally:
+                    answer.close()
+            self._clock.sleep(retry.delay(attempt, asked))
+
+    def _authorized(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
+        """Send with what authorization there is; answer a 401 once."""
+        sent = self._authorizer.header()
+        answer = self._follow(method, url, headers, sent)
+        if answer.status != 401:
+            return answer
+        offer = answer.header("www-authenticate")
+        answer.close()
+        renewed = self._authorizer.answer(offer, sent)
+        answer = self._follow(method, url, headers, renewed)
+        if answer.status == 401:
+            answer.close()
+            raise unauthorized(self._registry, self._reference.path, known=self._authorizer.known)
+        return answer
+
+    def _follow(self, method: str, url: str, headers: Mapping[str, str], authorization: str) -> Answer:
+        """Send and follow redirects; the Authorization header stays with the host that it is for."""
+        home = _Origin.of(url)
+        for _ in range(limits.MAX_REDIRECTS + 1):
+            own = {"Authorization": authorization} if authorization and _Origin.of(url) == home else {}
+            answer = self._http.request(method, url, {**headers, **own})
+            if answer.status not in _REDIRECTS:
+                return answer
+            location = answer.header("location")
+            answer.close()
+            url = self._redirected(url, location)
+        raise RegistryError(
+            f"registry {self._registry} redirects more than {limits.MAX_REDIRECTS} times",
+            code="registry-redirect",
+        )
+
+    def _redirected(self, url: str, location: str) -> str:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        allowed = parts.scheme == "https" or (parts.scheme == "http" and not self._tls_verify)
+        if not location or not allowed or not parts.hostname or "@" in parts.netloc:
+            # Query strings of storage URLs are signed and count as secrets.
+            raise RegistryError(
+                f"registry {self._registry} redirects to {parts.scheme[:20]}://{parts.netloc[-100:]}"
+                if "@" not in parts.netloc
+                else f"registry {self._registry} redirects to an address with a password",
+                hint="only https is followed, and http only with --tls-verify=false",
+                code="registry-redirect",
+            )
+        return target
+
+    def _fetch_token(self, url: str, headers: dict[str, str]) -> bytes:
+        """Fetch from the token server; the same retries, but no challenge is answered there."""
+        attempt = 0
+        server = urlsplit(url).netloc[:100]
+        while True:
+            attempt += 1
+            asked: float | None = None
+            answer: Answer | None = None
+            try:
+                answer = self._follow("GET", url, {}, headers.get("Authorization", ""))
+                if answer.status == 200:
+                    return _read_all(answer, limits.MAX_TOKEN_BYTES, f"token server {server}")
+                if answer.status not in retry.TRANSIENT_STATUSES or attempt >= limits.MAX_ATTEMPTS:
+                    raise self._token_refused(answer.status, server, known=bool(headers))
+                asked = retry.parse_retry_after(answer.header("retry-after"), self._clock.wall())
+            except ConnectionLostError as lost:
+                if not lost.transient or attempt >= limits.MAX_ATTEMPTS:
+                    raise RegistryError(
+                        f"token server {server} of {self._registry}: {lost.reason}", code="registry-token"
+                    ) from lost
+            finally:
+                if answer is not None:
+                    answer.close()
+            self._clock.sleep(retry.delay(attempt, asked))
+
+    # What is said when it fails.
+
+    def _token_refused(self, status: int, server: str, *, known: bool) -> RegistryError:
+        if status in (401, 403):
+            return unauthorized(self._registry, self._reference.path, known=known)
+        return RegistryError(
+            f"token server {server} of {self._registry} answered {status}", code="registry-token"
+        )
+
+    def _lost(self, lost: ConnectionLostError, when: str) -> RegistryError:
+        hints = {
+            LossKind.TLS: "for a private authority put ca.crt into /etc/containers/certs.d/HOST:PORT/; "
+            "--tls-verify=false gives up all protection",
+            LossKind.RESOLVE: "check the registry's name and this host's DNS",
+            LossKind.REFUSED: "check the registry's address, its port and the proxy variables",
+        }
+        return RegistryError(
+            f"registry {self._registry}: {lost.reason}{f' {when}' if when else ''}",
+            hint=hints.get(lost.kind, "try again later"),
+            code=f"registry-{lost.kind}",
+        )
+
+    def _refused(self, answer: Answer, what: str, attempts: int) -> RegistryError:
+        status = answer.status
+        said = self._authorizer.redact(_registry_words(answer))
+        words = {
+            403: ("denies access to", "check that your account may pull it", "registry-denied"),
+            404: ("does not have", "check name and tag", "registry-not-found"),
+            429: ("limits our rate for", "wait, or log in for a higher limit", "registry-rate"),
+        }
+        verb, hint, code = words.get(status, ("fails on", "try again later", "registry-status"))
+        tries = f" after {attempts} tries" if attempts > 1 else ""
+        return RegistryError(
+            f"registry {self._registry} {verb} {what} (HTTP {status}{tries}){f': {said}' if said else ''}",
+            hint=hint,
+            code=code,
+        )
+
+
+def _continues(answer: Answer, offset: int) -> bool:
+    """Tell whether the body starts at `offset`; a whole answer does if nothing was read yet."""
+    if answer.status == 200:
+        return offset == 0
+    match = _CONTENT_RANGE.match(answer.header("content-range"))
+    return match is not None and int(match[1]) == offset
+
+
+def _read_all(answer: Answer, limit: int, what: str) -> bytes:
+    chunks: list[bytes] = []
+    total = 0
+    while chunk := answer.read(limits.CHUNK_BYTES):
+        total += len(chunk)
+        if total > limit:
+            raise ImageError(f"{what} is larger than {limit} bytes", code="image-limit")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _registry_words(answer: Answer) -> str:
+    """Return the codes and texts of a registry's error answer (distribution spec, error codes), printable."""
+    try:
+        body = _read_all(answer, limits.MAX_ERROR_BYTES, "error answer")
+        document = parse_object(body, what="error answer", limit=limits.MAX_ERROR_BYTES)
+    except (ImageError, ConnectionLostError):
+        return ""
+    errors = document.get("errors")
+    words: list[str] = []
+    for item in errors[:3] if isinstance(errors, list) else ():
+        if isinstance(item, dict):
+            code, message = item.get("code"), item.get("message")
+            if isinstance(code, str) and _ERROR_CODE.match(code):
+                words.append(code)
+            if isinstance(message, str):
+                words.append("".join(char for char in message[:200] if char.isprintable()))
+    return " ".join(words)

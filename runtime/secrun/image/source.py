@@ -1,0 +1,55 @@
+"""Where images come from: one protocol for registries, layouts and archives."""
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from secrun.digest import Digest
+from secrun.errors import ImageError
+from secrun.image.blobs import BlobWriter
+from secrun.image.manifest import Descriptor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """The exact bytes of a manifest or index, the type that it came as, and its digest."""
+
+    data: bytes
+    media_type: str
+    digest: Digest
+
+    @classmethod
+    def of(cls, data: bytes, media_type: str) -> Self:
+        """Digest `data`."""
+        return cls(data=data, media_type=media_type, digest=Digest.of(data))
+
+    def check_digest(self, expected: Digest, what: str) -> None:
+        """Raise ImageError unless the bytes have the digest `expected`."""
+        actual = expected.of_same_kind(self.data)
+        if actual != expected:
+            raise ImageError(
+                f"{what} has digest {actual}, expected {expected}",
+                hint="the source is broken or lies; nothing was stored",
+                code="image-digest",
+            )
+
+    def checked(self, descriptor: Descriptor, what: str) -> Self:
+        """Return this document if it is what `descriptor` promises; raises ImageError."""
+        if len(self.data) != descriptor.size:
+            raise ImageError(
+                f"{what} has {len(self.data)} bytes, expected {descriptor.size}", code="image-size"
+            )
+        self.check_digest(descriptor.digest, what)
+        return type(self)(data=self.data, media_type=descriptor.media_type, digest=descriptor.digest)
+
+
+class ImageSource(Protocol):
+    """What a fetch reads; one image reference has been chosen already."""
+
+    def root(self) -> Document:
+        """Return the manifest or index that the reference names."""
+
+    def document(self, descriptor: Descriptor) -> Document:
+        """Return a manifest by its descriptor; size and digest are checked."""
+
+    def copy_blob(self, descriptor: Descriptor, writer: BlobWriter) -> None:
+        """Write a blob into `writer`, which checks size and digest."""

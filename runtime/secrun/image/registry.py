@@ -97,7 +97,7 @@ class RegistryClient:
                 # The registry cannot continue (or not from there): once more from the start.
                 writer.restart()
                 if answer.status != 200:
-                    return
+                    raise ConnectionLostError(LossKind.CUT, "it does not continue where it was cut")
             while chunk := answer.read(limits.CHUNK_BYTES):
                 writer.write(chunk)
         finally:

@@ -1,0 +1,287 @@
+"""From an image reference to an admitted image in the store: the one entry."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secrun.digest import Digest
+from secrun.errors import DeniedError, ImageError, RegistryError, StateError
+from secrun.image import config as configs
+from secrun.image import identity, resolve
+from secrun.image import manifest as manifests
+from secrun.image import platform as platforms
+from secrun.image import reference as references
+from secrun.image.config import ImageConfig
+from secrun.image.entries import Entry, ref_name
+from secrun.image.manifest import Descriptor, LayerType, Manifest
+from secrun.image.options import FetchOptions, PullPolicy
+from secrun.image.platform import Platform
+from secrun.image.reference import FileReference, RegistryReference, StoredReference, Transport
+from secrun.image.rootfs.model import Compression, LayerSource
+from secrun.image.store import ImageStore
+from secrun.jsonio import JsonObject, canonical
+from secrun.paths import Layout
+from secrun.trust import admission as admissions
+from secrun.trust.admission import Admission
+
+if TYPE_CHECKING:
+    from secrun.image.source import Document, ImageSource
+
+
+__all__ = ["FetchOptions", "PullPolicy", "StoredImage", "ensure_image"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """An image in the store that may be used now; layers are ordered lowest first."""
+
+    reference: str
+    manifest_digest: Digest
+    manifest_size: int
+    config_digest: Digest
+    config: ImageConfig
+    layers: tuple[LayerSource, ...]
+    names: tuple[str, ...]
+    imported_at: str
+    admission: Admission
+
+
+_COMPRESSIONS = {
+    LayerType.OCI_TAR: Compression.NONE,
+    LayerType.OCI_GZIP: Compression.GZIP,
+    LayerType.OCI_ZSTD: Compression.ZSTD,
+    LayerType.DOCKER_TAR: Compression.NONE,
+    LayerType.DOCKER_GZIP: Compression.GZIP,
+    LayerType.DOCKER_ZSTD: Compression.ZSTD,
+}
+
+
+def load(
+    store: ImageStore, entry: Entry, admission: Admission, *, reference: str, names: Sequence[str]
+) -> StoredImage:
+    """Read a stored image; raises StateError if a part of it is missing."""
+    what = f"stored image {entry.reference}"
+    manifest = manifests.parse(
+        store.read(entry.descriptor, what=what), entry.descriptor.media_type, what=what
+    )
+    if not isinstance(manifest, Manifest):
+        raise StateError(f"{what} is an index", code="state-image-store")
+    config = configs.parse(store.read(manifest.config, what=what), what=what)
+    configs.check_against(config, len(manifest.layers), what=what)
+    return StoredImage(
+        reference=reference,
+        manifest_digest=entry.digest,
+        manifest_size=entry.descriptor.size,
+        config_digest=manifest.config.digest,
+        config=config,
+        layers=_layers(store, manifest, config),
+        names=tuple(names),
+        imported_at=entry.imported_at,
+        admission=admission,
+    )
+
+
+def _layers(store: ImageStore, manifest: Manifest, config: ImageConfig) -> tuple[LayerSource, ...]:
+    return tuple(
+        LayerSource(
+            path=store.blob_path(layer.digest),
+            digest=layer.digest,
+            size=layer.size,
+            compression=_COMPRESSIONS[manifest.layer_type(number)],
+            diff_id=config.diff_ids[number],
+        )
+        for number, layer in enumerate(manifest.layers)
+    )
+
+
+def _complete(store: ImageStore, entry: Entry) -> bool:
+    """Tell whether every blob of an entry is there; a damaged store heals by fetching again."""
+    if not store.has(entry.descriptor):
+        return False
+    what = f"stored image {entry.reference}"
+    manifest = manifests.parse(
+        store.read(entry.descriptor, what=what), entry.descriptor.media_type, what=what
+    )
+    return isinstance(manifest, Manifest) and all(map(store.has, (manifest.config, *manifest.layers)))
+
+
+def _names(entries: Sequence[Entry], digest: Digest) -> list[str]:
+    return sorted({entry.reference for entry in entries if entry.digest == digest})
+
+
+class _Fetch:
+    """One call of ensure_image."""
+
+    def __init__(self, layout: Layout, options: FetchOptions) -> None:
+        self.store = ImageStore(layout)
+        self.options = options
+        self.platform = options.platform or platforms.host_platform()
+
+    def admit(self, reference: RegistryReference | FileReference) -> Admission:
+        return admissions.admit(
+            identity.subject(reference), policy=self.options.policy, bypass=self.options.insecure_image
+        )
+
+    def stored(self, word: StoredReference) -> StoredImage:
+        """Use an image by a bare word: it is admitted if it is under one of the references it came by."""
+        entries = self.store.entries()
+        found = resolve.select(entries, word)
+        refusal: DeniedError | None = None
+        for entry in sorted(found, key=lambda entry: entry.imported_at, reverse=True):
+            origin = references.parse(entry.reference)
+            if isinstance(origin, StoredReference):
+                continue
+            try:
+                admission = self.admit(origin)
+            except DeniedError as error:
+                refusal = refusal or error
+                continue
+            return self.use(entry, admission, entry.reference, entries)
+        raise refusal or resolve.not_stored(word)
+
+    def use(
+        self, entry: Entry, admission: Admission, reference: str, entries: Sequence[Entry]
+    ) -> StoredImage:
+        return load(self.store, entry, admission, reference=reference, names=_names(entries, entry.digest))
+
+    def cached(self, reference: RegistryReference | FileReference, entries: Sequence[Entry]) -> Entry | None:
+        """Return the stored entry that answers to `reference` and is whole and up to date with its file."""
+        entry = resolve.find(entries, reference, self.platform)
+        if entry is None or not _complete(self.store, entry):
+            return None
+        if self.options.pull is PullPolicy.NEVER or not isinstance(reference, FileReference):
+            return entry
+        return entry if _stamp(reference) in ("", entry.stamp) else None
+
+    def ensure(self, reference: RegistryReference | FileReference) -> StoredImage:
+        """Apply the pull policy."""
+        entries = self.store.entries()
+        entry = self.cached(reference, entries)
+        pull = self.options.pull
+        if entry is not None and pull in (PullPolicy.MISSING, PullPolicy.NEVER):
+            return self.use_admitted(entry, reference, entries)
+        if pull is PullPolicy.NEVER:
+            raise resolve.not_stored(reference)
+        admission = self.admit(reference)
+        try:
+            return self.fetch(reference, admission, entry if pull is PullPolicy.NEWER else None)
+        except RegistryError as error:
+            if entry is None or pull is not PullPolicy.NEWER:
+                raise
+            self.options.progress.note(f"{error.message}; using the stored {entry.reference}")
+            return self.use_admitted(entry, reference, entries)
+
+    def use_admitted(
+        self, entry: Entry, reference: RegistryReference | FileReference, entries: Sequence[Entry]
+    ) -> StoredImage:
+        """Judge a stored image under the reference that was asked for, or the one it came by if they differ."""
+        origin = references.parse(entry.reference)
+        if isinstance(reference, RegistryReference) and isinstance(origin, FileReference):
+            return self.use(entry, self.admit(origin), entry.reference, entries)
+        return self.use(entry, self.admit(reference), str(reference), entries)
+
+    def fetch(
+        self, reference: RegistryReference | FileReference, admission: Admission, known: Entry | None
+    ) -> StoredImage:
+        """Bring the image in; with `known`, only if the source now has another one."""
+        from secrun.image.sources import open_source
+
+        with self.store.importing() as scratch:
+            stamp = _stamp(reference) if isinstance(reference, FileReference) else ""
+            source = open_source(reference, self.options, scratch)
+            root = source.root()
+            if known is not None and known.source_digest == root.digest:
+                return self.use(known, admission, str(reference), self.store.entries())
+            entry = self.bring(source, root, reference, admission, scratch=scratch, stamp=stamp)
+            return self.use(entry, admission, str(reference), self.store.entries())
+
+    def bring(
+        self,
+        source: ImageSource,
+        root: Document,
+        reference: RegistryReference | FileReference,
+        admission: Admission,
+        *,
+        scratch: Path,
+        stamp: str,
+    ) -> Entry:
+        """Download what is missing and list the image."""
+        from secrun.image.download import download
+        from secrun.image.select import select_manifest
+
+        document, manifest = select_manifest(source, root, self.platform, what=str(reference))
+        what = f"{reference}"
+        progress = self.options.progress
+        download(self.store, source, [manifest.config], what=what, scratch=scratch, progress=progress)
+        config = configs.parse(self.store.read(manifest.config, what=what), what=f"config of {what}")
+        configs.check_against(config, len(manifest.layers), what=f"config of {what}")
+        self.check_platform(config, what)
+        download(self.store, source, manifest.layers, what=what, scratch=scratch, progress=progress)
+        self.store.put(document.data, document.digest, scratch)
+        descriptor = Descriptor(
+            media_type=str(manifest.media_type),
+            digest=document.digest,
+            size=len(document.data),
+            platform=config.platform,
+        )
+        entry = Entry(
+            descriptor=descriptor,
+            reference=str(reference),
+            name=ref_name(reference.name.lstrip("/"), config.platform, platforms.host_platform()),
+            source_digest=root.digest,
+            given=reference.tag if isinstance(reference, FileReference) else "",
+            stamp=stamp,
+            imported_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            admission=canonical(_admission_json(admission)).decode(),
+        )
+        self.store.add(entry)
+        return entry
+
+    def check_platform(self, config: ImageConfig, what: str) -> None:
+        """Raise ImageError for an image that this host (or the platform asked for) cannot be."""
+        if platforms.runs(self.platform, config.platform):
+            return
+        raise ImageError(
+            f"{what} is for {str(config.platform) or 'no platform at all'}, expected {self.platform}",
+            hint="choose another with --platform",
+            code="image-platform",
+        )
+
+
+def _stamp(reference: FileReference) -> str:
+    """Return what changes when the file or layout is written again; empty if it is gone."""
+    path = reference.path
+    if reference.transport is Transport.OCI:
+        path = os.path.join(path, "index.json")
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _admission_json(admission: Admission) -> JsonObject:
+    return {
+        "decision": str(admission.decision),
+        "policy": admission.policy_source,
+        "scope": admission.scope,
+        "requirements": list(admission.requirement_types),
+        "bypass": admission.bypass,
+    }
+
+
+def ensure_image(layout: Layout, reference: str, options: FetchOptions) -> StoredImage:
+    """Return the image that `reference` names, fetched if the pull policy wants it, and admitted.
+
+    Raises UsageError, DeniedError, RegistryError, ImageError, StateError or HostError.
+    """
+    parsed = references.localize(references.parse(reference))
+    work = _Fetch(layout, options)
+    if isinstance(parsed, StoredReference):
+        return work.stored(parsed)
+    return work.ensure(parsed)

@@ -1,0 +1,30 @@
+"""How an image is to be fetched."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from secrun.image.platform import Platform
+from secrun.image.progress import NullProgress, Progress
+
+
+class PullPolicy(StrEnum):
+    """When to ask the source of an image; the words and their meaning are podman's."""
+
+    ALWAYS = "always"
+    MISSING = "missing"
+    NEVER = "never"
+    NEWER = "newer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchOptions:
+    """How to fetch; `platform` None is this host's, `policy` None the system's."""
+
+    pull: PullPolicy = PullPolicy.MISSING
+    platform: Platform | None = None
+    tls_verify: bool = True
+    authfile: Path | None = None
+    policy: Path | None = None
+    insecure_image: bool = False
+    progress: Progress = field(default_factory=NullProgress)

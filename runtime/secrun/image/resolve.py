@@ -1,0 +1,94 @@
+"""Find stored images by what a user writes; pure."""
+
+from collections.abc import Sequence
+
+from secrun.errors import StateError, UsageError
+from secrun.image.entries import Entry
+from secrun.image.platform import Platform, runs
+from secrun.image.reference import FileReference, ImageReference, RegistryReference, StoredReference
+
+
+def _fits(entry: Entry, platform: Platform | None) -> bool:
+    offered = entry.descriptor.platform
+    return platform is None or offered is None or runs(platform, offered)
+
+
+def _newest(entries: Sequence[Entry]) -> Entry | None:
+    return max(entries, key=lambda entry: entry.imported_at, default=None)
+
+
+def _by_digest(entries: Sequence[Entry], reference: RegistryReference) -> list[Entry]:
+    """Find an image that was fetched by tag when it is asked for by digest, in the same repository only."""
+    prefix = f"docker://{reference.repository}"
+    return [
+        entry
+        for entry in entries
+        if entry.reference.startswith((f"{prefix}:", f"{prefix}@"))
+        and reference.digest in (entry.digest, entry.source_digest)
+    ]
+
+
+def find(entries: Sequence[Entry], reference: ImageReference, platform: Platform | None) -> Entry | None:
+    """Return the stored image that answers to a reference with a transport, None if there is none."""
+    fitting = [entry for entry in entries if _fits(entry, platform)]
+    exact = _newest([entry for entry in fitting if entry.reference == str(reference)])
+    if exact is not None or not isinstance(reference, RegistryReference):
+        return exact
+    if reference.digest is not None and (same := _newest(_by_digest(fitting, reference))) is not None:
+        return same
+    if reference.explicit:
+        return None
+    # Without docker:// the name may also be one that an imported archive or layout gave.
+    return _newest([entry for entry in fitting if entry.given == reference.name])
+
+
+def _unique(found: Sequence[Entry], text: str) -> list[Entry]:
+    digests = sorted({entry.digest.hex for entry in found})
+    if len(digests) > 1:
+        raise UsageError(
+            f"{text!r} means {len(digests)} stored images: {', '.join(digest[:12] for digest in digests[:10])}",
+            hint="write the whole reference or more digits of the ID",
+            code="usage-ambiguous",
+        )
+    return list(found)
+
+
+def select(entries: Sequence[Entry], reference: StoredReference) -> list[Entry]:
+    """Return all entries of the one image that a bare word means: a name first, else an ID prefix.
+
+    Raises UsageError if the word means several images, or none and is no registry reference either.
+    """
+    names = {reference.text, f"{reference.text}:latest"}
+    if found := [entry for entry in entries if entry.name in names or entry.given in names]:
+        return _unique(found, reference.text)
+    prefix = reference.id_prefix
+    if prefix and (found := [entry for entry in entries if entry.digest.hex.startswith(prefix)]):
+        return _unique(found, reference.text)
+    raise UsageError(
+        f"{reference.text[:200]!r} is neither a stored image's name or ID nor does it name a registry",
+        hint=f"for Docker Hub write docker.io/{'' if '/' in reference.text else 'library/'}"
+        f"{reference.text[:200]} in full",
+        code="usage-short-name",
+    )
+
+
+def lookup(entries: Sequence[Entry], reference: ImageReference) -> list[Entry]:
+    """Return the entries that `image inspect` and `image rm` mean; raises UsageError or StateError."""
+    if isinstance(reference, StoredReference):
+        return select(entries, reference)
+    found = [entry for entry in entries if entry.reference == str(reference)]
+    if not found and (one := find(entries, reference, None)) is not None:
+        found = [one]
+    if not found:
+        raise not_stored(reference)
+    return found
+
+
+def not_stored(reference: ImageReference) -> StateError:
+    """Return the error for an image that would have to be fetched first."""
+    where = "file" if isinstance(reference, FileReference) else "registry"
+    return StateError(
+        f"{reference} is not stored",
+        hint=f"fetch it from its {where} first: secrun fetch {reference}",
+        code="state-image-missing",
+    )

@@ -1,0 +1,304 @@
+"""The image store: an OCI image layout 1.0 in which every file is whole or absent."""
+
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from secrun import locks
+from secrun.digest import Digest
+from secrun.errors import HostError, StateError
+from secrun.files import fsync_dir, write_atomic
+from secrun.image import entries as entries_module
+from secrun.image.entries import Entry
+from secrun.image import limits
+from secrun.image.manifest import Descriptor
+from secrun.image.reachable import Reachable, reachable
+from secrun.jsonio import canonical
+from secrun.paths import Layout
+
+_HEX = re.compile(r"[0-9a-f]{64,128}\Z")
+_LAYOUT_VERSION = b'{"imageLayoutVersion":"1.0.0"}'
+_SCRATCH_PREFIX = "fetch-"
+# Blob locks are spread over this many files by the digest's first three digits. A file per blob would never go
+# away (locks.held); two blobs of one file only wait for each other, once in 4,096 pairs.
+_SHARD_DIGITS = 3
+_LOCK_POLL_SECONDS = 0.05
+# Asked again and again while a blob is awaited; it raises to end the wait.
+GiveUp: TypeAlias = Callable[[], None]
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """What removing images did; `kept` is why blobs were left for the next removal, or empty."""
+
+    removed: tuple[Entry, ...]
+    freed_bytes: int
+    kept: str = ""
+
+
+@contextmanager
+def space_errors(what: str) -> Iterator[None]:
+    """Turn a full disk into a HostError that names `what`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise HostError(
+            f"no space left for {what}",
+            hint="free space below --root (secrun image rm, secrun gc), then try again; nothing was left behind",
+            code="host-space",
+        ) from error
+
+
+class ImageStore:
+    """The store below one `--root`; every method may run in several processes at once."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._images = layout.images
+
+    # Reading.
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return every stored image; empty if nothing was ever fetched."""
+        path = self._images / "index.json"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return ()
+        return entries_module.parse(data, what=str(path))
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Return where a blob is or would be."""
+        return self._images / "blobs" / digest.algorithm / digest.hex
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Tell whether a blob is stored; blobs enter checked and whole, so their size suffices."""
+        try:
+            status = self.blob_path(descriptor.digest).lstat()
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size == descriptor.size
+
+    def read(self, descriptor: Descriptor, *, what: str) -> bytes:
+        """Return a small blob (its descriptor was parsed under a limit); raises StateError if it changed."""
+        path = self.blob_path(descriptor.digest)
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(descriptor.size + 1)
+        except FileNotFoundError as error:
+            raise _damaged(what, descriptor.digest, "is gone") from error
+        if descriptor.digest.of_same_kind(data) != descriptor.digest:
+            raise _damaged(what, descriptor.digest, "has other bytes than its digest says")
+        return data
+
+    # Writing.
+
+    def _prepare(self) -> None:
+        """Make the folders and files of an empty layout."""
+        with locks.held(self._lock("images-index")):
+            for directory in (self._images, self._images / "blobs", self._images / "blobs/sha256"):
+                _make_dir(directory, 0o755)
+            _make_dir(self.layout.scratch, 0o700)
+            for name, data in (
+                ("oci-layout", _LAYOUT_VERSION),
+                ("index.json", canonical(entries_module.to_json(()))),
+            ):
+                if not (self._images / name).exists():
+                    write_atomic(self._images / name, data)
+
+    def _lock(self, name: str) -> Path:
+        return self.layout.locks / f"{name}.lock"
+
+    @contextmanager
+    def importing(self) -> Iterator[Path]:
+        """Yield a scratch folder of our own; until the end of the block no blob is swept away.
+
+        The folder goes with the block. If we are killed it goes with the next fetch or removal.
+        """
+        with space_errors(str(self._images)), ExitStack() as stack:
+            self._prepare()
+            stack.enter_context(locks.held(self._lock("images-sweep"), shared=True))
+            self.purge_stale()
+            yield stack.enter_context(self._scratch())
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        path, fd = self._locked_scratch()
+        try:
+            yield path
+        finally:
+            _remove_tree(path)
+            os.close(fd)
+
+    def _locked_scratch(self) -> tuple[Path, int]:
+        import tempfile
+
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=self.layout.scratch))
+            try:
+                fd = locks.open_dir(path)
+            except FileNotFoundError:
+                continue  # a purge came between the two calls
+            if locks.lock_fd(fd, blocking=False) and path.exists():
+                return path, fd
+            os.close(fd)
+
+    def purge_stale(self) -> int:
+        """Remove the scratch folders of fetches that died; return how many."""
+        count = 0
+        try:
+            names = sorted(os.listdir(self.layout.scratch))
+        except FileNotFoundError:
+            return 0
+        for name in names:
+            if name.startswith(_SCRATCH_PREFIX) and _purge(self.layout.scratch / name):
+                count += 1
+        return count
+
+    @contextmanager
+    def blob_lock(self, digest: Digest, *, give_up: GiveUp) -> Iterator[None]:
+        """Hold the right to bring in one blob; `give_up` is asked while waiting and may raise."""
+        path = self._lock(f"blob-{digest.hex[:_SHARD_DIGITS]}")
+        while True:
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(locks.held(path, blocking=False))
+                except StateError:
+                    give_up()
+                else:
+                    yield
+                    return
+            # flock(2) in a thread cannot be interrupted, and a failed fetch must not wait for another one.
+            time.sleep(_LOCK_POLL_SECONDS)
+
+    def adopt(self, path: Path, digest: Digest) -> None:
+        """Move a checked, synced file into the store."""
+        target = self.blob_path(digest)
+        _make_dir(target.parent, 0o755)
+        os.rename(path, target)
+
+    def put(self, data: bytes, digest: Digest, scratch: Path) -> None:
+        """Store the bytes of a manifest or config whose digest was checked."""
+        if self.blob_path(digest).exists():
+            return
+        temporary = scratch / f"{digest.hex}.json"
+        write_atomic(temporary, data)
+        self.adopt(temporary, digest)
+
+    def add(self, entry: Entry) -> None:
+        """List an image whose blobs are all stored; it replaces the entry of the same key."""
+        for algorithm in sorted({"sha256", entry.digest.algorithm}):
+            fsync_dir(self._images / "blobs" / algorithm)
+        with locks.held(self._lock("images-index")):
+            others = [old for old in self.entries() if old.key != entry.key]
+            self._write([*others, entry])
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        write_atomic(self._images / "index.json", canonical(entries_module.to_json(entries)))
+
+    # Removing.
+
+    def remove(self, doomed: Sequence[Entry], *, in_use: Iterable[Digest]) -> Removal:
+        """Remove entries, then all blobs that nothing needs; raises StateError if a pod uses one of them."""
+        used = set(in_use)
+        for entry in doomed:
+            if entry.digest in used:
+                raise StateError(
+                    f"image {entry.reference} ({entry.digest.hex[:12]}) is used by a pod",
+                    hint="remove the pod first (secrun list, secrun rm)",
+                    code="state-image-used",
+                )
+        keys = {entry.key for entry in doomed}
+        with locks.held(self._lock("images-index")):
+            self._write([entry for entry in self.entries() if entry.key not in keys])
+        try:
+            freed = self.collect(in_use=used)
+        except StateError:
+            # A fetch holds blobs that no entry names yet; they and ours go with a later removal.
+            return Removal(removed=tuple(doomed), freed_bytes=0, kept="another image is being fetched")
+        return Removal(removed=tuple(doomed), freed_bytes=freed)
+
+    def collect(self, *, in_use: Iterable[Digest]) -> int:
+        """Remove blobs and rootfs images that no entry and no pod needs; return the bytes freed.
+
+        Raises StateError while something is being fetched.
+        """
+        with locks.held(self._lock("images-sweep"), blocking=False):
+            self.purge_stale()
+            keep = reachable(self.entries(), in_use, self._manifest_bytes)
+            return self._sweep_blobs(keep) + self._sweep_rootfs(keep)
+
+    def _manifest_bytes(self, digest: Digest) -> bytes | None:
+        try:
+            with self.blob_path(digest).open("rb") as stream:
+                return stream.read(limits.MAX_CONFIG_BYTES + 1)
+        except FileNotFoundError:
+            return None
+
+    def _sweep_blobs(self, keep: Reachable) -> int:
+        freed = 0
+        for directory in (self._images / "blobs").iterdir():
+            for path in directory.iterdir():
+                if f"{directory.name}:{path.name}" not in keep.blobs:
+                    freed += path.lstat().st_size
+                    path.unlink()
+        return freed
+
+    def _sweep_rootfs(self, keep: Reachable) -> int:
+        freed = 0
+        for path in self.layout.rootfs.iterdir() if self.layout.rootfs.is_dir() else ():
+            # Only finished files: what is in the making has a name of another form.
+            if path.suffix in (".erofs", ".json") and _HEX.match(path.stem) and path.stem not in keep.rootfs:
+                freed += path.lstat().st_size
+                path.unlink(missing_ok=True)
+        return freed
+
+
+def _damaged(what: str, digest: Digest, how: str) -> StateError:
+    return StateError(
+        f"{what}: blob {digest} of the image store {how}",
+        hint="fetch the image again with --pull=always",
+        code="state-image-store",
+    )
+
+
+def _make_dir(path: Path, mode: int) -> None:
+    """Make a folder with exactly `mode`, whatever the umask; parents get what the umask leaves."""
+    if path.is_dir():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(exist_ok=True)
+    path.chmod(mode)
+
+
+def _remove_tree(path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _purge(path: Path) -> bool:
+    """Remove a scratch folder unless its owner lives: the owner holds a lock on it."""
+    try:
+        fd = locks.open_dir(path)
+    except OSError as error:
+        if locks.is_missing(error):
+            return False
+        raise
+    try:
+        if not locks.lock_fd(fd, blocking=False):
+            return False
+        _remove_tree(path)
+    finally:
+        os.close(fd)
+    return True

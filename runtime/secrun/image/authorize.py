@@ -15,7 +15,7 @@ from secrun.jsonio import JsonObject, parse_object
 
 # Fetches a URL with headers and returns the body; raises RegistryError. Retries are its affair.
 FetchToken: TypeAlias = Callable[[str, dict[str, str]], bytes]
-# The token protocol's default and least lifetime in seconds, and how long before its end a token is not used.
+# The token protocol's default and least lifetime in seconds; near its end a token is not used any more.
 _LEAST_SECONDS = 60
 _MARGIN_SECONDS = 5.0
 
@@ -52,7 +52,7 @@ class Authorizer:
         self._secrets: set[str] = set()
 
     def header(self) -> str:
-        """Return the header to send now; empty while the registry has not asked for any or it has expired."""
+        """Return the header to send now; empty before the registry asked for one and after its end."""
         current = self._header
         if current is None or self._clock.monotonic() >= current.expires:
             return ""
@@ -157,6 +157,6 @@ def unauthorized(registry: str, path: str, *, known: bool) -> RegistryError:
         )
     return RegistryError(
         f"registry {registry} asks for a login for {path} (401), and no credentials are stored for it",
-        hint=f"log in: skopeo login {registry}, or give --authfile; some registries answer so for a wrong name",
+        hint=f"log in: skopeo login {registry}, or give --authfile; a wrong name may look the same",
         code="registry-unauthorized",
     )

@@ -12,7 +12,7 @@ from secrun.image.manifest import Descriptor
 class CancelledError(SecrunError):
     """Another part of the same fetch failed; that failure is the one to report."""
 
-    code = "cancelled"
+    code = "internal-cancelled"
 
 
 class ByteCounter(Protocol):
@@ -41,7 +41,7 @@ class BlobWriter:
         return self.offset == self._descriptor.size
 
     def write(self, chunk: bytes) -> None:
-        """Append `chunk`; raises ImageError if the blob grows past its size, OSError as write(2) does."""
+        """Append bytes; raises ImageError if the blob grows past its size, OSError if the disk fails."""
         if self._cancelled.is_set():
             raise CancelledError("cancelled")
         if self.offset + len(chunk) > self._descriptor.size:

@@ -34,7 +34,7 @@ class CertificateDirs:
         return cls(dirs=(*own, *_SYSTEM_DIRS))
 
     def find(self, netloc: str) -> Certificates:
-        """Return what applies to `netloc`; raises HostError for a certificate without its key or the reverse."""
+        """Return what applies to `netloc`; raises HostError for a certificate without its key."""
         name = _HOST_NAMES.get(netloc, netloc)
         for directory in self.dirs:
             try:

@@ -74,7 +74,7 @@ def download(
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
-                # Also an interrupt: the threads stop at their next chunk, and leaving the block waits for them.
+                # Also an interrupt: the threads stop at their next chunk; the block's end waits for them.
                 cancelled.set()
                 raise
     finally:

@@ -24,8 +24,8 @@ class Entry:
     """One stored image under one reference.
 
     `reference` is its canonical text, `source_digest` what the reference named (an index, or the manifest
-    itself), `given` what a layout or an archive calls it, `stamp` identifies the state of the file it came from,
-    `imported_at` is RFC 3339 in UTC, and `admission` is the decision at that time as JSON.
+    itself), `given` what a layout or an archive calls it, `stamp` identifies the state of the file that
+    it came from, `imported_at` is RFC 3339 in UTC, and `admission` is the decision at that time as JSON.
     """
 
     descriptor: Descriptor

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secrun.digest import Digest
-from secrun.errors import DeniedError, ImageError, RegistryError, StateError
+from secrun.errors import DeniedError, ImageError, RegistryError
 from secrun.image import config as configs
 from secrun.image import identity, resolve
 from secrun.image import manifest as manifests
@@ -20,11 +20,10 @@ from secrun.image.config import ImageConfig
 from secrun.image.entries import Entry, ref_name
 from secrun.image.manifest import Descriptor, LayerType, Manifest
 from secrun.image.options import FetchOptions, PullPolicy
-from secrun.image.platform import Platform
 from secrun.image.reference import FileReference, RegistryReference, StoredReference, Transport
 from secrun.image.rootfs.model import Compression, LayerSource
 from secrun.image.store import ImageStore
-from secrun.jsonio import JsonObject, canonical
+from secrun.jsonio import canonical
 from secrun.paths import Layout
 from secrun.trust import admission as admissions
 from secrun.trust.admission import Admission
@@ -66,11 +65,8 @@ def load(
 ) -> StoredImage:
     """Read a stored image; raises StateError if a part of it is missing."""
     what = f"stored image {entry.reference}"
-    manifest = manifests.parse(
-        store.read(entry.descriptor, what=what), entry.descriptor.media_type, what=what
-    )
-    if not isinstance(manifest, Manifest):
-        raise StateError(f"{what} is an index", code="state-image-store")
+    data = store.read(entry.descriptor, what=what)
+    manifest = manifests.parse_manifest(data, entry.descriptor.media_type, what=what)
     config = configs.parse(store.read(manifest.config, what=what), what=what)
     configs.check_against(config, len(manifest.layers), what=what)
     return StoredImage(
@@ -104,10 +100,9 @@ def _complete(store: ImageStore, entry: Entry) -> bool:
     if not store.has(entry.descriptor):
         return False
     what = f"stored image {entry.reference}"
-    manifest = manifests.parse(
-        store.read(entry.descriptor, what=what), entry.descriptor.media_type, what=what
-    )
-    return isinstance(manifest, Manifest) and all(map(store.has, (manifest.config, *manifest.layers)))
+    data = store.read(entry.descriptor, what=what)
+    manifest = manifests.parse_manifest(data, entry.descriptor.media_type, what=what)
+    return all(map(store.has, (manifest.config, *manifest.layers)))
 
 
 def _names(entries: Sequence[Entry], digest: Digest) -> list[str]:
@@ -179,7 +174,7 @@ class _Fetch:
     def use_admitted(
         self, entry: Entry, reference: RegistryReference | FileReference, entries: Sequence[Entry]
     ) -> StoredImage:
-        """Judge a stored image under the reference that was asked for, or the one it came by if they differ."""
+        """Judge a stored image under the reference that was asked for, else under the one it came by."""
         origin = references.parse(entry.reference)
         if isinstance(reference, RegistryReference) and isinstance(origin, FileReference):
             return self.use(entry, self.admit(origin), entry.reference, entries)
@@ -237,7 +232,7 @@ class _Fetch:
             given=reference.tag if isinstance(reference, FileReference) else "",
             stamp=stamp,
             imported_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            admission=canonical(_admission_json(admission)).decode(),
+            admission=canonical(admission.to_json()).decode(),
         )
         self.store.add(entry)
         return entry
@@ -263,16 +258,6 @@ def _stamp(reference: FileReference) -> str:
     except OSError:
         return ""
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
-
-
-def _admission_json(admission: Admission) -> JsonObject:
-    return {
-        "decision": str(admission.decision),
-        "policy": admission.policy_source,
-        "scope": admission.scope,
-        "requirements": list(admission.requirement_types),
-        "bypass": admission.bypass,
-    }
 
 
 def ensure_image(layout: Layout, reference: str, options: FetchOptions) -> StoredImage:

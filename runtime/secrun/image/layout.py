@@ -41,7 +41,7 @@ def read_bounded(path: Path, limit: int, what: str) -> bytes:
 
 
 def choose(manifests: Sequence[tuple[str, Descriptor]], tag: str, what: str) -> Descriptor:
-    """Return the entry called `tag`, or the only one if no tag is given; raises UsageError listing the tags."""
+    """Return the entry called `tag`, without one the only entry; raises UsageError listing the tags."""
     found = [descriptor for name, descriptor in manifests if not tag or name == tag]
     if len(found) == 1:
         return found[0]

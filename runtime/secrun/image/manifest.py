@@ -132,7 +132,7 @@ def _kind(document: JsonObject, media_type: str, what: str) -> str:
 
 
 def parse(data: bytes, media_type: str, *, what: str) -> Manifest | Index:
-    """Parse a manifest or index that came as `media_type` (may be empty); raises ImageError naming `what`."""
+    """Parse a manifest or index that came as `media_type` or as ""; raises ImageError naming `what`."""
     document = parse_object(data, what=what, limit=limits.MAX_MANIFEST_BYTES)
     kind = _kind(document, media_type, what)
     if kind in INDEX_TYPES:
@@ -140,6 +140,14 @@ def parse(data: bytes, media_type: str, *, what: str) -> Manifest | Index:
     if kind in MANIFEST_TYPES:
         return _parse_manifest(document, MediaType(kind), what)
     raise ImageError(f"{what} is {kind[:120]!r}, expected an image manifest or index", code="image-manifest")
+
+
+def parse_manifest(data: bytes, media_type: str, *, what: str) -> Manifest:
+    """Parse the manifest of one image; raises ImageError also for an index."""
+    parsed = parse(data, media_type, what=what)
+    if isinstance(parsed, Index):
+        raise ImageError(f"{what} is an index, expected one image", code="image-manifest")
+    return parsed
 
 
 def _parse_index(document: JsonObject, kind: MediaType, what: str) -> Index:

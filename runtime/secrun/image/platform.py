@@ -64,7 +64,7 @@ def host_platform() -> Platform:
 def _variant_rank(wanted: Platform, offered: Platform) -> int | None:
     """Rank a member of the right architecture, lower is better; None if it cannot run.
 
-    A variant number counts up in features: a host of one variant runs all lower ones, for arm and amd64 alike.
+    Variants of arm and amd64 count up in features: a host of one variant runs all lower ones.
     """
     want, have = wanted.effective_variant, offered.effective_variant
     if want == have:

@@ -73,7 +73,7 @@ def _address(text: str) -> _Address | None:
 
 
 def _matches(word: str, host: str, port: int, address: _Address | None) -> bool:
-    """Match one word of NO_PROXY: `*`, a domain and all below it, an address or a network, with or without a port."""
+    """Match one word of NO_PROXY: `*`, a domain with all below it, an address, a network; perhaps a port."""
     if word == "*":
         return True
     if "/" in word:

@@ -127,7 +127,7 @@ def _bad(text: str, why: str, hint: str = "") -> UsageError:
 
 
 def _is_domain(word: str) -> bool:
-    """Tell whether the first component of a name is a registry (distribution/reference, splitDockerDomain)."""
+    """Tell whether a name's first component is a registry (distribution/reference, splitDockerDomain)."""
     return "." in word or ":" in word or word == "localhost" or word.lower() != word
 
 

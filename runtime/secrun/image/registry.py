@@ -257,33 +257,34 @@ class RegistryClient:
         )
 
     def _lost(self, lost: ConnectionLostError, when: str) -> RegistryError:
-        hints = {
-            LossKind.TLS: "for a private authority put ca.crt into /etc/containers/certs.d/HOST:PORT/; "
-            "--tls-verify=false gives up all protection",
-            LossKind.RESOLVE: "check the registry's name and this host's DNS",
-            LossKind.REFUSED: "check the registry's address, its port and the proxy variables",
-        }
-        return RegistryError(
-            f"registry {self._registry}: {lost.reason}{f' {when}' if when else ''}",
-            hint=hints.get(lost.kind, "try again later"),
-            code=f"registry-{lost.kind}",
-        )
+        text = f"registry {self._registry}: {lost.reason}{f' {when}' if when else ''}"
+        if lost.kind is LossKind.TLS:
+            hint = (
+                f"put a private authority into /etc/containers/certs.d/{self._registry}/ca.crt; a registry "
+                "without TLS needs --tls-verify=false, which gives up all protection"
+            )
+            return RegistryError(text, hint=hint, code="registry-tls")
+        if lost.kind in (LossKind.RESOLVE, LossKind.REFUSED):
+            hint = "check the registry's name and port, and the proxy variables"
+            return RegistryError(text, hint=hint, code="registry-unreachable")
+        return RegistryError(text, hint="try again later", code="registry-cut")
 
     def _refused(self, answer: Answer, what: str, attempts: int) -> RegistryError:
-        status = answer.status
         said = self._authorizer.redact(_registry_words(answer))
-        words = {
-            403: ("denies access to", "check that your account may pull it", "registry-denied"),
-            404: ("does not have", "check name and tag", "registry-not-found"),
-            429: ("limits our rate for", "wait, or log in for a higher limit", "registry-rate"),
-        }
-        verb, hint, code = words.get(status, ("fails on", "try again later", "registry-status"))
         tries = f" after {attempts} tries" if attempts > 1 else ""
-        return RegistryError(
-            f"registry {self._registry} {verb} {what} (HTTP {status}{tries}){f': {said}' if said else ''}",
-            hint=hint,
-            code=code,
-        )
+        end = f"{what} (HTTP {answer.status}{tries}){f': {said}' if said else ''}"
+        who = f"registry {self._registry}"
+        if answer.status == 403:
+            hint = "check that your account may pull it"
+            return RegistryError(f"{who} denies access to {end}", hint=hint, code="registry-denied")
+        if answer.status == 404:
+            return RegistryError(
+                f"{who} does not have {end}", hint="check name and tag", code="registry-not-found"
+            )
+        if answer.status == 429:
+            hint = "wait, or log in for a higher limit"
+            return RegistryError(f"{who} limits our rate for {end}", hint=hint, code="registry-rate")
+        return RegistryError(f"{who} fails on {end}", hint="try again later", code="registry-status")
 
 
 def _continues(answer: Answer, offset: int) -> bool:
@@ -306,7 +307,7 @@ def _read_all(answer: Answer, limit: int, what: str) -> bytes:
 
 
 def _registry_words(answer: Answer) -> str:
-    """Return the codes and texts of a registry's error answer (distribution spec, error codes), printable."""
+    """Return the codes and texts of an error answer (distribution spec, error codes), printable."""
     try:
         body = _read_all(answer, limits.MAX_ERROR_BYTES, "error answer")
         document = parse_object(body, what="error answer", limit=limits.MAX_ERROR_BYTES)

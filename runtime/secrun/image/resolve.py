@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from secrun.errors import StateError, UsageError
 from secrun.image.entries import Entry
 from secrun.image.platform import Platform, runs
-from secrun.image.reference import FileReference, ImageReference, RegistryReference, StoredReference
+from secrun.image.reference import ImageReference, RegistryReference, StoredReference
 
 
 def _fits(entry: Entry, platform: Platform | None) -> bool:
@@ -46,28 +46,35 @@ def _unique(found: Sequence[Entry], text: str) -> list[Entry]:
     digests = sorted({entry.digest.hex for entry in found})
     if len(digests) > 1:
         raise UsageError(
-            f"{text!r} means {len(digests)} stored images: {', '.join(digest[:12] for digest in digests[:10])}",
+            f"{text!r} means {len(digests)} stored images: {', '.join(item[:12] for item in digests[:10])}",
             hint="write the whole reference or more digits of the ID",
             code="usage-ambiguous",
         )
     return list(found)
 
 
-def select(entries: Sequence[Entry], reference: StoredReference) -> list[Entry]:
+def matching(entries: Sequence[Entry], reference: StoredReference) -> list[Entry]:
     """Return all entries of the one image that a bare word means: a name first, else an ID prefix.
 
-    Raises UsageError if the word means several images, or none and is no registry reference either.
+    Raises UsageError if the word means several images.
     """
     names = {reference.text, f"{reference.text}:latest"}
     if found := [entry for entry in entries if entry.name in names or entry.given in names]:
         return _unique(found, reference.text)
     prefix = reference.id_prefix
-    if prefix and (found := [entry for entry in entries if entry.digest.hex.startswith(prefix)]):
-        return _unique(found, reference.text)
+    if not prefix:
+        return []
+    return _unique([entry for entry in entries if entry.digest.hex.startswith(prefix)], reference.text)
+
+
+def select(entries: Sequence[Entry], reference: StoredReference) -> list[Entry]:
+    """Return the entries of the image that a bare word means; raises UsageError if there is none."""
+    if found := matching(entries, reference):
+        return found
+    word = reference.text[:200]
     raise UsageError(
-        f"{reference.text[:200]!r} is neither a stored image's name or ID nor does it name a registry",
-        hint=f"for Docker Hub write docker.io/{'' if '/' in reference.text else 'library/'}"
-        f"{reference.text[:200]} in full",
+        f"{word!r} is neither a stored image's name or ID nor does it name a registry",
+        hint=f"for Docker Hub write docker.io/{'' if '/' in word else 'library/'}{word} in full",
         code="usage-short-name",
     )
 
@@ -75,10 +82,11 @@ def select(entries: Sequence[Entry], reference: StoredReference) -> list[Entry]:
 def lookup(entries: Sequence[Entry], reference: ImageReference) -> list[Entry]:
     """Return the entries that `image inspect` and `image rm` mean; raises UsageError or StateError."""
     if isinstance(reference, StoredReference):
-        return select(entries, reference)
-    found = [entry for entry in entries if entry.reference == str(reference)]
-    if not found and (one := find(entries, reference, None)) is not None:
-        found = [one]
+        found = matching(entries, reference)
+    else:
+        found = [entry for entry in entries if entry.reference == str(reference)]
+        if not found and (one := find(entries, reference, None)) is not None:
+            found = [one]
     if not found:
         raise not_stored(reference)
     return found
@@ -86,9 +94,5 @@ def lookup(entries: Sequence[Entry], reference: ImageReference) -> list[Entry]:
 
 def not_stored(reference: ImageReference) -> StateError:
     """Return the error for an image that would have to be fetched first."""
-    where = "file" if isinstance(reference, FileReference) else "registry"
-    return StateError(
-        f"{reference} is not stored",
-        hint=f"fetch it from its {where} first: secrun fetch {reference}",
-        code="state-image-missing",
-    )
+    hint = "see secrun image list" if isinstance(reference, StoredReference) else f"secrun fetch {reference}"
+    return StateError(f"image {reference} is not stored", hint=hint, code="state-image-missing")

@@ -6,8 +6,8 @@ from pathlib import Path
 from secrun.errors import UsageError
 from secrun.image import auth, retry, wire
 from secrun.image.certs import CertificateDirs
-from secrun.image.options import FetchOptions
 from secrun.image.layout import LayoutSource
+from secrun.image.options import FetchOptions
 from secrun.image.proxy import ProxySettings
 from secrun.image.reference import FileReference, RegistryReference, Transport
 from secrun.image.registry import RegistryClient

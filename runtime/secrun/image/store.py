@@ -16,9 +16,9 @@ from secrun.digest import Digest
 from secrun.errors import HostError, StateError
 from secrun.files import fsync_dir, write_atomic
 from secrun.image import entries as entries_module
-from secrun.image.entries import Entry
 from secrun.image import limits
-from secrun.image.manifest import Descriptor
+from secrun.image.entries import Entry
+from secrun.image.manifest import Descriptor, parse_manifest
 from secrun.image.reachable import Reachable, reachable
 from secrun.jsonio import canonical
 from secrun.paths import Layout
@@ -26,8 +26,8 @@ from secrun.paths import Layout
 _HEX = re.compile(r"[0-9a-f]{64,128}\Z")
 _LAYOUT_VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 _SCRATCH_PREFIX = "fetch-"
-# Blob locks are spread over this many files by the digest's first three digits. A file per blob would never go
-# away (locks.held); two blobs of one file only wait for each other, once in 4,096 pairs.
+# Blob locks are spread over 4,096 files by the digest's first digits: a file per blob would never go away
+# (locks.held), and two blobs of one file only wait for each other.
 _SHARD_DIGITS = 3
 _LOCK_POLL_SECONDS = 0.05
 # Asked again and again while a blob is awaited; it raises to end the wait.
@@ -54,7 +54,7 @@ def space_errors(what: str) -> Iterator[None]:
             raise
         raise HostError(
             f"no space left for {what}",
-            hint="free space below --root (secrun image rm, secrun gc), then try again; nothing was left behind",
+            hint="free space below --root (secrun image rm, secrun gc); nothing was left behind",
             code="host-space",
         ) from error
 
@@ -90,7 +90,7 @@ class ImageStore:
         return stat.S_ISREG(status.st_mode) and status.st_size == descriptor.size
 
     def read(self, descriptor: Descriptor, *, what: str) -> bytes:
-        """Return a small blob (its descriptor was parsed under a limit); raises StateError if it changed."""
+        """Return a small blob whose descriptor was parsed under a limit; raises StateError if it changed."""
         path = self.blob_path(descriptor.digest)
         try:
             with path.open("rb") as stream:
@@ -100,6 +100,13 @@ class ImageStore:
         if descriptor.digest.of_same_kind(data) != descriptor.digest:
             raise _damaged(what, descriptor.digest, "has other bytes than its digest says")
         return data
+
+    def image_size(self, entry: Entry) -> int:
+        """Return the bytes of an image, blobs together; raises StateError or ImageError if it is damaged."""
+        what = f"stored image {entry.reference}"
+        data = self.read(entry.descriptor, what=what)
+        manifest = parse_manifest(data, entry.descriptor.media_type, what=what)
+        return len(data) + manifest.config.size + sum(layer.size for layer in manifest.layers)
 
     # Writing.
 
@@ -155,15 +162,11 @@ class ImageStore:
 
     def purge_stale(self) -> int:
         """Remove the scratch folders of fetches that died; return how many."""
-        count = 0
         try:
             names = sorted(os.listdir(self.layout.scratch))
         except FileNotFoundError:
             return 0
-        for name in names:
-            if name.startswith(_SCRATCH_PREFIX) and _purge(self.layout.scratch / name):
-                count += 1
-        return count
+        return sum(_purge(self.layout.scratch / name) for name in names if name.startswith(_SCRATCH_PREFIX))
 
     @contextmanager
     def blob_lock(self, digest: Digest, *, give_up: GiveUp) -> Iterator[None]:
@@ -262,6 +265,11 @@ class ImageStore:
                 freed += path.lstat().st_size
                 path.unlink(missing_ok=True)
         return freed
+
+
+def purge_stale(layout: Layout) -> int:
+    """Remove the scratch folders of fetches that died; return how many."""
+    return ImageStore(layout).purge_stale()
 
 
 def _damaged(what: str, digest: Digest, how: str) -> StateError:

@@ -33,7 +33,7 @@ class LossKind(StrEnum):
 
 
 class ConnectionLostError(Exception):
-    """There is no answer; `kind` decides whether another try makes sense. Never leaves the registry client."""
+    """There is no answer; `kind` decides whether another try makes sense. Stays inside the client."""
 
     def __init__(self, kind: LossKind, reason: str) -> None:
         super().__init__(reason)
@@ -94,7 +94,7 @@ class _UrllibAnswer:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Turn urllib3's and the system's errors into ConnectionLostError, without URLs that may hold secrets."""
+    """Turn urllib3's and the system's errors into ConnectionLostError, without URLs: they hold secrets."""
     from urllib3 import exceptions
 
     try:
@@ -128,6 +128,11 @@ class UrllibClient:
     """HTTP on urllib3, with the certificates and the proxy of each host."""
 
     def __init__(self, *, tls_verify: bool, certificates: CertificateDirs, proxies: ProxySettings) -> None:
+        if not tls_verify:
+            from urllib3 import disable_warnings, exceptions
+
+            # The user said so; a warning per request tells nothing new.
+            disable_warnings(exceptions.InsecureRequestWarning)
         self._tls_verify = tls_verify
         self._certificates = certificates
         self._proxies = proxies

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from secrun.errors import DeniedError
+from secrun.jsonio import JsonObject
 from secrun.trust import limits
 from secrun.trust.policy import Requirement, RequirementType, TrustPolicy, parse, policy_error
 
@@ -42,6 +43,16 @@ class Admission:
     bypass: bool
     reason: str = ""
 
+    def to_json(self) -> JsonObject:
+        """Return the decision with all that led to it, as the store and the command line show it."""
+        return {
+            "decision": str(self.decision),
+            "policy": self.policy_source,
+            "scope": self.scope,
+            "requirements": list(self.requirement_types),
+            "bypass": self.bypass,
+        }
+
 
 BYPASS = Admission(
     decision=Decision.ACCEPT,
@@ -67,7 +78,7 @@ def load(path: Path | None, *, defaults: Sequence[Path] = POLICY_PATHS) -> Trust
         raise policy_error(f"{path}: no such file")
     raise DeniedError(
         f"no trust policy: neither {' nor '.join(str(default) for default in defaults)} exists",
-        hint='write one (containers-policy.json(5)), such as {"default": [{"type": "reject"}]} with exceptions',
+        hint='write one (containers-policy.json(5)) that begins with {"default": [{"type": "reject"}]}',
         code="denied-no-policy",
     )
 

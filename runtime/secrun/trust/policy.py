@@ -133,7 +133,7 @@ def policy_error(message: str) -> UsageError:
     return UsageError(
         f"trust policy {message}",
         hint="the whole file is refused, as containers-policy.json(5) demands; correct it",
-        code="policy-file",
+        code="usage-policy",
     )
 
 

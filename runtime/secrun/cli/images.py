@@ -1,0 +1,150 @@
+"""The verbs on images."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from secrun.cli.table import Arguments, Context
+from secrun.cli.views import table, write_json
+from secrun.digest import Digest
+from secrun.errors import SecrunError, UsageError
+from secrun.image import reference as references
+from secrun.image import resolve, view
+from secrun.image.entries import Entry
+from secrun.image.fetch import ensure_image
+from secrun.image.options import FetchOptions, PullPolicy
+from secrun.image.platform import Platform
+from secrun.image.progress import TerminalProgress, human
+from secrun.image.store import ImageStore
+from secrun.jsonio import JsonObject
+
+_INSECURE_OPTIONS = ("image",)
+_SHORT_ID = 12
+
+
+def _insecure(args: Arguments) -> frozenset[str]:
+    names = frozenset(word for item in args.many("insecure_options") for word in item.split(",") if word)
+    for name in sorted(names - set(_INSECURE_OPTIONS)):
+        raise UsageError(
+            f"--insecure-options={name[:40]}: there is no such guard",
+            hint=f"known: {', '.join(_INSECURE_OPTIONS)}",
+            code="usage-insecure-options",
+        )
+    return names
+
+
+def fetch_options(args: Arguments, context: Context) -> FetchOptions:
+    """Read the options that every verb with an image takes; raises UsageError."""
+    platform, authfile, policy = args.text("platform"), args.text("authfile"), args.text("policy")
+    return FetchOptions(
+        pull=PullPolicy(args.required("pull")),
+        platform=Platform.parse(platform) if platform else None,
+        tls_verify=args.required("tls_verify") == "true",
+        authfile=Path(authfile).absolute() if authfile else None,
+        policy=Path(policy).absolute() if policy else None,
+        insecure_image="image" in _insecure(args),
+        progress=TerminalProgress(context.err, os.environ),
+    )
+
+
+def _each(words: Sequence[str], action: Callable[[str], None]) -> int:
+    """Do something to each word; one failure does not keep the others from their turn."""
+    from secrun.cli.main import report
+
+    status = 0
+    for word in words:
+        try:
+            action(word)
+        except SecrunError as error:
+            report(error)
+            status = error.exit_code
+    return status
+
+
+def fetch(args: Arguments, context: Context) -> int:
+    """Fetch images and render their root file systems; the last line is the image's ID."""
+    from secrun.image import rootfs
+
+    options = fetch_options(args, context)
+
+    def one(word: str) -> None:
+        image = ensure_image(context.layout, word, options)
+        rendered = rootfs.ensure(context.layout, image.layers)
+        if args.text("format") == "json":
+            row = view.fetched_json(image, rendered)
+            context.out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            context.out.write(f"{image.manifest_digest}\n")
+        context.out.flush()
+
+    return _each(args.many("image"), one)
+
+
+def _age(imported_at: str) -> str:
+    return imported_at.replace("T", " ").removesuffix("Z")
+
+
+def list_images(args: Arguments, context: Context) -> int:
+    """List stored images by reference."""
+    store = ImageStore(context.layout)
+    entries = sorted(store.entries(), key=lambda entry: (entry.reference, entry.digest))
+    if args.flag("quiet"):
+        context.out.write("".join(f"{digest}\n" for digest in sorted({entry.digest for entry in entries})))
+        return 0
+    sizes = {entry.digest: store.image_size(entry) for entry in entries}
+    if args.text("format") == "json":
+        rows = [view.entry_json(entry, sizes[entry.digest]) for entry in entries]
+        write_json(context, {"schema": view.LIST_SCHEMA, "images": [*rows]})
+        return 0
+    cells = [
+        (
+            entry.digest.hex[:_SHORT_ID],
+            entry.reference,
+            str(entry.descriptor.platform or "-"),
+            human(sizes[entry.digest]),
+            _age(entry.imported_at),
+        )
+        for entry in entries
+    ]
+    heading = ("ID", "REFERENCE", "PLATFORM", "SIZE", "IMPORTED (UTC)")
+    table(context, heading, cells, legend=not args.flag("no_legend"))
+    return 0
+
+
+def _lookup(store: ImageStore, word: str) -> list[Entry]:
+    return resolve.lookup(store.entries(), references.localize(references.parse(word)))
+
+
+def inspect(args: Arguments, context: Context) -> int:
+    """Show what is known of stored images."""
+    store = ImageStore(context.layout)
+    found: list[JsonObject] = []
+
+    def one(word: str) -> None:
+        digest = _lookup(store, word)[0].digest
+        found.append(view.inspect_json(store, [item for item in store.entries() if item.digest == digest]))
+
+    status = _each(args.many("image"), one)
+    if args.text("format") == "json":
+        write_json(context, {"schema": view.INSPECT_SCHEMA, "images": [*found]})
+    else:
+        context.out.write("\n".join(view.inspect_text(image) for image in found))
+    return status
+
+
+def remove(args: Arguments, context: Context) -> int:
+    """Remove images: a reference loses only itself, an ID all references of the image."""
+    from secrun.pod.view import images_in_use
+
+    store = ImageStore(context.layout)
+    in_use = frozenset(Digest.parse(text) for text in images_in_use(context.layout))
+
+    def one(word: str) -> None:
+        done = store.remove(_lookup(store, word), in_use=in_use)
+        for entry in done.removed:
+            context.out.write(f"{entry.digest} {entry.reference}\n")
+        if done.kept:
+            context.err.write(f"secrun: note: its data stays for now: {done.kept}\n")
+
+    return _each(args.many("image"), one)

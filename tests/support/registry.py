@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import socket
-import subprocess  # noqa: TID251 - a registry runs beside the test; the launcher only runs commands to their end
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass

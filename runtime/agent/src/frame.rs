@@ -57,6 +57,7 @@ pub enum Message<'a> {
     Resize(Size),
     Exec { flags: u8, size: Size, program: &'a [u8], path: &'a [u8], process: &'a [u8] },
     StatsRequest,
+    Stop,
 }
 
 /// Take fixed-size fields and rests off a payload.
@@ -135,6 +136,7 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Message<'_>, Violation> {
             process: fields.rest(),
         },
         0x86 => Message::StatsRequest,
+        0x87 => Message::Stop,
         _ => return Err(Violation("unknown frame type")),
     };
     if !fields.0.is_empty() {
@@ -167,6 +169,7 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
             put(out, 0x85, &[&[flags], &packed(size), &program_size, program, &path_size, path, process])
         }
         Message::StatsRequest => put(out, 0x86, &[]),
+        Message::Stop => put(out, 0x87, &[]),
     };
     let length = out.len() - start - HEADER;
     debug_assert!(length <= MAX_PAYLOAD);

@@ -398,7 +398,7 @@ impl Shim {
     fn take_signals(&mut self) -> io::Result<()> {
         while let Some(number) = sys::next_signal(&self.signals) {
             if number != libc::SIGCHLD {
-                self.stop();
+                self.stop(is_shutting_down());
             }
         }
         while let Ok(Some((pid, status))) = sys::reap() {
@@ -407,10 +407,17 @@ impl Shim {
         Ok(())
     }
 
-    fn stop(&mut self) {
-        if !self.stopping {
-            self.stopping = true;
-            self.kill_at = Some(Instant::now() + self.options.stop_timeout);
+    /// End the app in order; `told` if SIGTERM has already been sent to every process of the pod.
+    fn stop(&mut self, told: bool) {
+        if self.stopping {
+            return;
+        }
+        self.stopping = true;
+        self.kill_at = Some(Instant::now() + self.options.stop_timeout);
+        let pid = self.sessions[APP].as_ref().and_then(|app| app.pid);
+        let knows = pid.map_or(false, |pid| !is_unhandled(pid, libc::SIGTERM));
+        // Many programs take a second SIGTERM for impatience and give up what they were saving.
+        if !(told && knows && self.options.stop_signal == libc::SIGTERM) {
             self.signal_session(APP, self.options.stop_signal);
         }
     }
@@ -700,6 +707,7 @@ impl Shim {
                     session.resize(size);
                 }
             }
+            (Message::Stop, _) => self.stop(false),
             (Message::StatsRequest, _) => {
                 let text = stats();
                 if let Some(peer) = self.peers[index].as_mut() {
@@ -916,6 +924,11 @@ fn is_unhandled(pid: i32, number: i32) -> bool {
     });
     let masks: Vec<u64> = masks.collect();
     masks.len() == 3 && masks.iter().all(|mask| mask >> (number - 1) & 1 == 0)
+}
+
+/// Whether systemd-shutdown has taken over as PID 1: it sends SIGTERM to every process, the app included.
+fn is_shutting_down() -> bool {
+    fs::read_to_string("/proc/1/comm").map_or(false, |name| name.starts_with("systemd-shutdow"))
 }
 
 /// What the unit's own cgroup says, one `name value` a line; a controller that is missing has no line.

@@ -326,7 +326,13 @@ impl Waiter {
         }
         self.stopping = true;
         self.kill_at = Some(Instant::now() + self.options.stop_timeout);
-        self.signal_child(libc::SIGTERM);
+        let reachable = self.remotes.iter().filter(|remote| remote.started && remote.end.is_none()).count();
+        if reachable == self.options.apps.len() {
+            // Each shim sends its app's own stop signal, once; the pod ends with its apps.
+            self.broadcast(&Message::Stop);
+        } else {
+            self.signal_child(libc::SIGTERM);
+        }
     }
 
     fn kill(&mut self) {

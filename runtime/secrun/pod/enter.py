@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +22,10 @@ from secrun.stage1.manifest import AppManifest, PodManifest
 from secrun.stage1.podfiles import PodFiles
 
 _MAX_BUNDLE_BYTES = 16 * 1024 * 1024
+# The frame that asks a shim to execute a command, as the agent reads it (docs/agent-protocol.md).
+_EXEC = 0x85
+_STDOUT, _STDERR, _STDIN, _TTY = 1, 2, 4, 8
+_MAX_PAYLOAD = 65536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,16 +114,42 @@ def enter(layout: Layout, text: str, request: EnterRequest) -> NoReturn:
         )
     document = process_document(files, layout, app, request)
     agent = agent_path()
-    connection = _connect(files, app.name)
-    _become_client(agent, connection, json.dumps(document).encode(), request)
+    _become_client(agent, _connect(files, app.name), exec_request(document, request), request)
+
+
+def exec_request(process: JsonObject, request: EnterRequest) -> bytes:
+    """Return the EXEC frame's type and payload (docs/agent-protocol.md); raises UsageError if it is too long."""
+    environment = process["env"]
+    words = environment if isinstance(environment, list) else []
+    path = next((word[5:] for word in words if isinstance(word, str) and word.startswith("PATH=")), "")
+    flags = _STDOUT | _STDERR | (_STDIN if request.interactive else 0) | (_TTY if request.terminal else 0)
+    rows, columns = _size()
+    payload = struct.pack("<BHH", flags, rows, columns)
+    for text in (request.argv[0], path):
+        payload += struct.pack("<H", len(text.encode())) + text.encode()
+    payload += json.dumps(process).encode()
+    if len(payload) > _MAX_PAYLOAD:
+        raise UsageError(
+            f"the command and its environment need {len(payload)} bytes, the limit is {_MAX_PAYLOAD}",
+            code="usage-command-size",
+        )
+    return bytes([_EXEC]) + payload
+
+
+def _size() -> tuple[int, int]:
+    try:
+        size = os.get_terminal_size(0)
+    except OSError:
+        return 0, 0
+    return size.lines, size.columns
 
 
 def _become_client(
-    agent: Path, connection: socket.socket, process: bytes, request: EnterRequest
+    agent: Path, connection: socket.socket, frame: bytes, request: EnterRequest
 ) -> NoReturn:
     """Hand the request over in a memfd: neither words nor environment may show in the process list."""
     memory = os.memfd_create("secrun-request")
-    os.write(memory, process)
+    os.write(memory, frame)
     os.lseek(memory, 0, os.SEEK_SET)
     connection_fd = connection.detach()
     words = [str(agent), "client", "--conn-fd", str(connection_fd), "--request-fd", str(memory)]

@@ -1,0 +1,35 @@
+"""Run the command line and kill it with SIGKILL at a named instant.
+
+As a program: `faults.py FILE POINT WORD...` runs `secrun WORD...`, appends each instant that is passed to
+FILE, and dies at POINT (empty: never). The process that finishes the pod is run in the same way.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+
+def argv(file: str, point: str, words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-P", __file__, file, point, *words]
+
+
+def main() -> int:
+    file, point, *words = sys.argv[1:]
+    from secrun import checkpoint
+    from secrun.cli.main import main as secrun
+    from secrun.stage1 import waiter
+
+    def hook(name: str) -> None:
+        with open(file, "a") as stream:
+            stream.write(f"{name}\n")
+        if name == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.hook = hook
+    waiter.self_argv = lambda: tuple(argv(file, point, ()))
+    return secrun(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

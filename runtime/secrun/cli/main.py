@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from secrun import __version__
+from secrun import __version__, checkpoint
 from secrun.cli.options import GLOBAL, VERBS
 from secrun.cli.table import Context, Handler, Kind, Verb
 from secrun.errors import HostError, SecrunError, UsageError
@@ -85,6 +85,8 @@ def _dispatch(argv: Sequence[str]) -> int:
         run_root=Path(found.get("run_root", DEFAULT_RUN_ROOT)).absolute(),
     )
     context = Context(layout=layout, out=sys.stdout, err=sys.stderr, debug="debug" in found)
+    if context.debug:
+        checkpoint.hook = lambda step: sys.stderr.write(f"secrun: debug: {step}\n")
     module, _, function = verb.handler.partition(":")
     handler = cast("Handler", getattr(importlib.import_module(module), function))
     return handler(arguments, context)

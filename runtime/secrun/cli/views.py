@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from secrun import __version__
 from secrun.cli.table import Arguments, Context
 from secrun.errors import StateError, UsageError
-from secrun.jsonio import JsonObject
+from secrun.jsonio import JsonObject, JsonValue
 from secrun.pod import view
 from secrun.pod.log import Line
 from secrun.pod.request import duration
@@ -177,11 +177,11 @@ def doctor(args: Arguments, context: Context) -> int:
 
     problems = examine(context.layout)
     if args.text("format") == "json":
-        rows = [
+        rows: list[JsonValue] = [
             {"subject": item.subject, "problem": item.text, "hint": item.hint, "fatal": item.fatal}
             for item in problems
         ]
-        write_json(context, {"schema": "secrun.dev/doctor/v1", "problems": [*rows]})
+        write_json(context, {"schema": "secrun.dev/doctor/v1", "problems": rows})
     else:
         for item in problems:
             mark = "FAIL" if item.fatal else "note"

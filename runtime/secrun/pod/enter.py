@@ -118,7 +118,7 @@ def enter(layout: Layout, text: str, request: EnterRequest) -> NoReturn:
 
 
 def exec_request(process: JsonObject, request: EnterRequest) -> bytes:
-    """Return the EXEC frame's type and payload (docs/agent-protocol.md); raises UsageError if it is too long."""
+    """Return the EXEC frame, type and payload (docs/agent-protocol.md); raises UsageError if too long."""
     environment = process["env"]
     words = environment if isinstance(environment, list) else []
     path = next((word[5:] for word in words if isinstance(word, str) and word.startswith("PATH=")), "")
@@ -144,9 +144,7 @@ def _size() -> tuple[int, int]:
     return size.lines, size.columns
 
 
-def _become_client(
-    agent: Path, connection: socket.socket, frame: bytes, request: EnterRequest
-) -> NoReturn:
+def _become_client(agent: Path, connection: socket.socket, frame: bytes, request: EnterRequest) -> NoReturn:
     """Hand the request over in a memfd: neither words nor environment may show in the process list."""
     memory = os.memfd_create("secrun-request")
     os.write(memory, frame)

@@ -111,7 +111,7 @@ class Syscalls(Protocol):
     def landlock_deny_all(self) -> int:
         """Deny this thread every file system, TCP and scope right that Landlock knows; return its version.
 
-        Open descriptors keep working. Needs no_new_privs; without Landlock errno is ENOSYS or EOPNOTSUPP.
+        Open descriptors keep working. Needs no_new_privs; errno is ENOSYS or EOPNOTSUPP without Landlock.
         """
 
     def pidfd_getfd(self, pidfd: int, fd: int) -> int:

@@ -73,7 +73,7 @@ class Plan:
 
 
 def xattr_key(name: bytes) -> tuple[int, bytes] | None:
-    """Return the prefix index and the stored rest of an attribute name; None if EROFS has no place for it."""
+    """Return prefix index and stored rest of an attribute name; None if EROFS has no place for it."""
     index = _XATTR_WHOLE.get(name)
     if index is not None:
         return index, b""

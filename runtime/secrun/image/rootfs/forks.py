@@ -5,7 +5,10 @@ while they fork: another thread's lock, copied in a locked state, would never be
 """
 
 import os
+import signal
 from collections.abc import Callable, Sequence
+
+from secrun.syscalls import LinuxSyscalls
 
 _FAILED = 70
 
@@ -16,6 +19,7 @@ def _fork(share: Callable[[], None], errors: int) -> int:
         return pid
     status = _FAILED
     try:
+        LinuxSyscalls().parent_death_signal(signal.SIGKILL)
         share()
         status = 0
     except OSError as error:

@@ -30,9 +30,17 @@ _MAGIC = {
 
 
 class _Inflater(Protocol):
-    eof: bool
-    unused_data: bytes
-    unconsumed_tail: bytes
+    @property
+    def eof(self) -> bool:
+        """Whether the member has ended."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """Input behind the end of the member."""
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        """Input that did not fit into the output asked for."""
 
     def decompress(self, data: bytes, max_length: int = 0, /) -> bytes:
         """Return up to `max_length` bytes of output."""
@@ -51,7 +59,8 @@ class Budget:
             self._left -= count
             if self._left < 0:
                 raise ImageError(
-                    f"the layers decompress to more than {limits.MAX_IMAGE_BYTES} bytes, the limit MAX_IMAGE_BYTES",
+                    f"the layers decompress to more than {limits.MAX_IMAGE_BYTES} bytes, "
+                    "the limit MAX_IMAGE_BYTES",
                     code="image-limit",
                 )
 
@@ -64,6 +73,11 @@ def preload(compression: Compression) -> None:
         import zstandard  # noqa: F401 - loading it is the point
 
 
+def preload_hash(algorithm: str) -> None:
+    """Let OpenSSL load its configuration and the algorithm, which it does on first use."""
+    hashlib.new(algorithm, b"")
+
+
 def _gzip_backend() -> tuple[Callable[[], _Inflater], type[Exception]]:
     """Return what makes a decompressor for one gzip member, and its error.
 
@@ -73,7 +87,9 @@ def _gzip_backend() -> tuple[Callable[[], _Inflater], type[Exception]]:
         from isal import isal_zlib
     except ImportError:
         return lambda: zlib.decompressobj(_GZIP_WINDOW), zlib.error
-    return lambda: isal_zlib.decompressobj(_GZIP_WINDOW), isal_zlib.error
+    # The stub declares the error as an instance.
+    failure: type[Exception] = isal_zlib.error  # type: ignore[assignment]
+    return lambda: isal_zlib.decompressobj(_GZIP_WINDOW), failure
 
 
 def _plain(fd: int, name: str) -> Iterator[bytes]:
@@ -236,9 +252,9 @@ def expand(
 ) -> int:
     """Decompress `blob_fd` into `out_fd` and return the number of bytes written.
 
-    Raises ImageError if the blob has not `size` bytes, is not what `compression` says, crosses a limit, or does
-    not have `diff_id`; OSError from writing. The blob's own digest was checked when it was stored, and what is
-    used from here on is bound by the diff_id alone.
+    Raises ImageError if the blob has not `size` bytes, is not what `compression` says, crosses a limit, or
+    does not have `diff_id`; OSError from writing. The blob's own digest was checked when it was stored, and
+    what is used from here on is bound by the diff_id alone.
     """
     name = str(digest)
     actual = os.fstat(blob_fd).st_size
@@ -254,7 +270,8 @@ def expand(
         total += len(chunk)
     if state.hexdigest() != diff_id.hex:
         raise ImageError(
-            f"layer {name} has diff_id {diff_id.algorithm}:{state.hexdigest()}, the image config says {diff_id}",
+            f"layer {name} has diff_id {diff_id.algorithm}:{state.hexdigest()}, "
+            f"the image config says {diff_id}",
             hint="the image is damaged or its config belongs to another image",
             code="image-diff-id",
         )

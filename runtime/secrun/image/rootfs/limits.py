@@ -31,7 +31,7 @@ MAX_PATH_DEPTH = 1024
 # filepath-securejoin, which umoci resolves with, gives up after as many.
 MAX_SYMLINKS = 255
 
-# Extended headers of one entry: xattrs dominate, and Linux stores at most 64 KiB of names plus 64 KiB per value.
+# Extended headers of one entry: xattrs dominate, and Linux stores at most 64 KiB per value.
 MAX_PAX_BYTES = 1 << 20
 MAX_GNU_LONG_BYTES = MAX_PATH_BYTES + 1
 
@@ -68,8 +68,8 @@ WORKER_FILE_BYTES = MAX_IMAGE_BYTES + MAX_ENTRIES * 8192 + (MAX_IMAGE_BYTES >> 6
 # Answer of the worker: two account tables and a few digests.
 MAX_ANSWER_BYTES = 16 << 20
 
-# Layers of one image; overlayfs-based tools stop at 127 or 500.
-MAX_LAYERS = 512
+# Layers of one image: two open files each, and overlay-based tools stop at 127.
+MAX_LAYERS = 256
 
 # Of the xattr names that were left out, as many are reported.
 MAX_DROPPED_NAMES = 64

@@ -1,7 +1,7 @@
 """Apply layers, bottom first, to one tree in memory: what `umoci unpack` does, without a file system.
 
-Sources: OCI image-spec 1.1, layer.md ("Applying Changesets"); the order of clobbering, whiteouts and hard links
-is umoci's. Names are cleaned lexically and parents are resolved inside the tree, so nothing can leave it.
+Source: OCI image-spec 1.1, layer.md ("Applying Changesets"); clobbering, whiteouts and hard links follow
+umoci in what comes first. Names are cleaned lexically and parents are resolved inside the tree, so nothing can leave it.
 """
 
 from collections import deque
@@ -74,7 +74,7 @@ def clean(name: bytes) -> list[bytes]:
     return parts
 
 
-# Attributes that belong to the machine that built the image, or that steer the overlay a pod mounts above it.
+# Attributes that belong to the machine that built the image, or steer an overlay mounted above it.
 _DROPPED_NAMES = (b"security.selinux", b"security.evm")
 _DROPPED_PREFIXES = (b"trusted.", b"user.overlay.")
 _KEPT_NAMES = (b"system.posix_acl_access", b"system.posix_acl_default")

@@ -3,6 +3,8 @@
 import mmap
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import pairwise
 
 from secrun.digest import Digest
 from secrun.image.rootfs import erofs, verity
@@ -20,7 +22,8 @@ def pack(
 
     The same entries give the same bytes, whatever their order, the host, the user or the number of
     `processes`. More than one forks and so needs a process without other threads. `contents` asks for the
-    digest of every regular file in the result. Raises ImageError for entries that are not a tree, OSError from the file (ENOSPC among others). The caller syncs the file.
+    digest of every regular file in the result. Raises ImageError for entries that
+    are not a tree, OSError from the file (ENOSPC among others). The caller syncs the file.
     """
     tree = build_tree(entries)
     plan = erofs.plan(tree)
@@ -31,8 +34,8 @@ def pack(
             bounds = share_bounds(tree.inodes, processes)
             run_shares(
                 [
-                    lambda first=first, last=last: write_share(plan, first, last, out_fd, digests)
-                    for first, last in zip(bounds, bounds[1:], strict=False)
+                    partial(write_share, plan, first, last, out_fd, digests)
+                    for first, last in pairwise(bounds)
                     if first < last
                 ]
             )

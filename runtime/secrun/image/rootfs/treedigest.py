@@ -19,7 +19,7 @@ def escape(raw: bytes) -> bytes:
 
 
 def line(entry: TreeEntry, content: str, first_name: bytes | None) -> bytes:
-    """Return the line of one name; `content` is the hex sha256 of a regular file, `first_name` of a hard link."""
+    """Return the line of one name, with the hex sha256 `content` of a regular file."""
     kind = entry.kind
     fields = [
         kind.value.encode(),

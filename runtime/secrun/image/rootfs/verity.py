@@ -8,6 +8,8 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 
 from secrun.image.rootfs.forks import run_shares
 
@@ -15,14 +17,14 @@ BLOCK = 4096
 _DIGEST = 32
 _PER_BLOCK = BLOCK // _DIGEST
 
-# A salt keeps one pre-computed table from serving many volumes; here equal input must give equal bytes, so it
-# is a constant: sha256("secrun rootfs image format 1").
+# A salt keeps one pre-computed table from serving many volumes; here equal input must give equal bytes, so
+# it is a constant: sha256("secrun rootfs image format 1").
 SALT = bytes.fromhex("565c73dbf7e3b0b359f778a6375367e0289484401f31d346a5485f1f175d9df3")
 UUID = bytes.fromhex("513193ecad2445ecbc2dc744cc6574e4")
 
 _SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s168x")
 
-# Blocks are read in runs of this many bytes: large enough to hide the system call, small enough for the cache.
+# Blocks are read in runs of so many bytes: large enough to hide the system call, small enough for the cache.
 _RUN = 1 << 20
 
 
@@ -88,7 +90,7 @@ def _padded(digests: bytes) -> bytes:
 def compute(
     fd: int, data_size: int, *, processes: int, meanwhile: Callable[[], None] = lambda: None
 ) -> tuple[str, bytes]:
-    """Hash the first `data_size` bytes of `fd`; return the root hash in hex and the bytes that follow the data.
+    """Hash `data_size` bytes of `fd`; return the root hash in hex and the bytes that follow the data.
 
     With more than one process the work is forked and `meanwhile` runs beside it; see `forks` for the
     conditions. `data_size` is a positive multiple of the block size.
@@ -99,10 +101,7 @@ def compute(
     with mmap.mmap(-1, blocks * _DIGEST) as shared, memoryview(shared) as digests:
         bounds = [blocks * share // processes for share in range(processes + 1)]
         run_shares(
-            [
-                lambda first=first, last=last: _hash_file_blocks(fd, first, last, digests)
-                for first, last in zip(bounds, bounds[1:], strict=False)
-            ],
+            [partial(_hash_file_blocks, fd, first, last, digests) for first, last in pairwise(bounds)],
             meanwhile=meanwhile,
         )
         leaves = shared[:]

@@ -1,7 +1,8 @@
 """Apply layers, bottom first, to one tree in memory: what `umoci unpack` does, without a file system.
 
 Source: OCI image-spec 1.1, layer.md ("Applying Changesets"); clobbering, whiteouts and hard links follow
-umoci in what comes first. Names are cleaned lexically and parents are resolved inside the tree, so nothing can leave it.
+umoci in what comes first. Names are cleaned lexically and parents are resolved inside the tree, so nothing
+can leave it.
 """
 
 from collections import deque

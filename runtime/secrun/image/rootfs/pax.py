@@ -1,7 +1,7 @@
 """Numbers and extended headers of tar: POSIX.1-2017 pax, and the GNU dialects.
 
-Sources: pax(1p) "pax Header Block", and the appendices "Basic Tar Format" and "Storing Sparse Files" of the GNU
-tar manual. Where readers disagree, this one follows Go's archive/tar, which every other container tool uses.
+Sources: pax(1p) "pax Header Block", the appendices "Basic Tar Format" and "Storing Sparse Files" of the
+GNU tar manual. Where readers disagree, this one follows Go's archive/tar, which other container tools use.
 """
 
 import re

@@ -19,7 +19,7 @@ from secrun.image.rootfs import limits
 from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.syscalls import Syscalls
 
-# As root every worker gets a user id of its own, above the ranges that systemd hands out (its UIDS-GIDS page)
+# As root a worker gets a user id of its own, above the ranges that systemd hands out (its UIDS-GIDS page)
 # and below 2**31: it owns nothing, and two workers cannot signal each other. A pid has at most 22 bits.
 _FIRST_UID = 0x70000000
 
@@ -57,8 +57,8 @@ class Confined:
 def give_up_rights(calls: Syscalls) -> None:
     """Leave this process with its open descriptors and nothing else; raises OSError if a step fails.
 
-    As root: another user, no groups. Always: own user, mount, network, IPC, UTS and cgroup namespaces without
-    an id mapping, no capability, no_new_privs, lowered limits, and every path denied where Landlock exists.
+    As root: another user, no groups. Always: own user, mount, network, IPC, UTS and cgroup namespaces, no id
+    mapping, no capability, no_new_privs, lowered limits, and every path denied where Landlock exists.
     """
     if os.geteuid() == 0:
         user = _FIRST_UID + os.getpid()

@@ -1,0 +1,207 @@
+"""What is kept beside a stage1 image: its manifest, and what the inputs looked like when it was built."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from secrun.digest import Digest
+from secrun.errors import StateError
+from secrun.fields import Fields
+from secrun.jsonio import JsonObject, JsonValue, canonical, parse_object
+
+SCHEMA = "secrun.stage1/1"
+# A manifest has about 60 files at 250 bytes; a list of inputs is smaller.
+MAX_RECORD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFile:
+    """One path of the image; `sha256`, `source` and the package are of regular files, `target` of links."""
+
+    path: str
+    kind: str
+    mode: int
+    size: int
+    sha256: str
+    target: str
+    source: str
+    package: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything that can be said about an image without looking at the host that built it."""
+
+    digest: Digest
+    recipe: int
+    secrun_version: str
+    tree_digest: Digest
+    verity_root: str
+    verity_salt: str
+    data_size: int
+    file_size: int
+    file_sha256: str
+    files: tuple[ImageFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Fingerprint:
+    """Enough of a file's metadata to know that its content is still the same."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+    device: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Which image the inputs gave, and what they looked like then."""
+
+    digest: Digest
+    recipe: str
+    agent: str
+    inputs: tuple[Fingerprint, ...]
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Look at a file, following links; raises OSError if it is gone."""
+    facts = os.stat(path)
+    return Fingerprint(
+        path=str(path),
+        size=facts.st_size,
+        mtime_ns=facts.st_mtime_ns,
+        inode=facts.st_ino,
+        device=facts.st_dev,
+    )
+
+
+def unchanged(prints: Iterable[Fingerprint]) -> bool:
+    """Tell whether every file still looks as it did."""
+    try:
+        return all(fingerprint(Path(item.path)) == item for item in prints)
+    except OSError:
+        return False
+
+
+def _file_json(item: ImageFile) -> JsonObject:
+    return {
+        "path": item.path,
+        "kind": item.kind,
+        "mode": f"{item.mode:04o}",
+        "size": item.size,
+        "sha256": item.sha256,
+        "target": item.target,
+        "source": item.source,
+        "package": item.package,
+        "version": item.version,
+    }
+
+
+def manifest_json(manifest: Manifest) -> JsonObject:
+    """Return the manifest as it is written and shown."""
+    files: list[JsonValue] = [_file_json(item) for item in manifest.files]
+    return {
+        "schema": SCHEMA,
+        "flavour": "nspawn",
+        "digest": str(manifest.digest),
+        "recipe": manifest.recipe,
+        "secrun_version": manifest.secrun_version,
+        "tree_digest": str(manifest.tree_digest),
+        "verity_root": manifest.verity_root,
+        "verity_salt": manifest.verity_salt,
+        "data_size": manifest.data_size,
+        "file_size": manifest.file_size,
+        "file_sha256": manifest.file_sha256,
+        "files": files,
+    }
+
+
+def _file(fields: Fields) -> ImageFile:
+    result = ImageFile(
+        path=fields.text("path"),
+        kind=fields.text("kind"),
+        mode=int(fields.text("mode"), 8),
+        size=fields.integer("size"),
+        sha256=fields.text("sha256"),
+        target=fields.text("target"),
+        source=fields.text("source"),
+        package=fields.text("package"),
+        version=fields.text("version"),
+    )
+    fields.end()
+    return result
+
+
+def parse_manifest(data: bytes, *, what: str) -> Manifest:
+    """Read a manifest that secrun wrote; raises SecrunError if it did not."""
+    fields = Fields(parse_object(data, what=what, limit=MAX_RECORD_BYTES), what)
+    if (schema := fields.text("schema")) != SCHEMA or fields.text("flavour") != "nspawn":
+        raise StateError(f"{what} has the schema {schema!r}, expected {SCHEMA}", code="state-corrupt")
+    result = Manifest(
+        digest=Digest.parse(fields.text("digest")),
+        recipe=fields.integer("recipe"),
+        secrun_version=fields.text("secrun_version"),
+        tree_digest=Digest.parse(fields.text("tree_digest")),
+        verity_root=fields.text("verity_root"),
+        verity_salt=fields.text("verity_salt"),
+        data_size=fields.integer("data_size"),
+        file_size=fields.integer("file_size"),
+        file_sha256=fields.text("file_sha256"),
+        files=tuple(_file(item) for item in fields.objects("files")),
+    )
+    fields.end()
+    return result
+
+
+def encode_inputs(inputs: Inputs) -> bytes:
+    """Return what `parse_inputs` reads."""
+    prints: list[JsonValue] = [
+        {
+            "path": item.path,
+            "size": item.size,
+            "mtime_ns": item.mtime_ns,
+            "inode": item.inode,
+            "device": item.device,
+        }
+        for item in inputs.inputs
+    ]
+    return canonical(
+        {
+            "schema": SCHEMA,
+            "digest": str(inputs.digest),
+            "recipe": inputs.recipe,
+            "agent": inputs.agent,
+            "inputs": prints,
+        }
+    )
+
+
+def _fingerprint(fields: Fields) -> Fingerprint:
+    result = Fingerprint(
+        path=fields.text("path"),
+        size=fields.integer("size"),
+        mtime_ns=fields.integer("mtime_ns"),
+        inode=fields.integer("inode"),
+        device=fields.integer("device"),
+    )
+    fields.end()
+    return result
+
+
+def parse_inputs(data: bytes) -> Inputs:
+    """Read a list of inputs; raises SecrunError if it is not what `encode_inputs` writes."""
+    fields = Fields(parse_object(data, what="stage1 inputs", limit=MAX_RECORD_BYTES), "stage1 inputs")
+    if (schema := fields.text("schema")) != SCHEMA:
+        raise StateError(f"stage1 inputs have the schema {schema!r}", code="state-corrupt")
+    result = Inputs(
+        digest=Digest.parse(fields.text("digest")),
+        recipe=fields.text("recipe"),
+        agent=fields.text("agent"),
+        inputs=tuple(_fingerprint(item) for item in fields.objects("inputs")),
+    )
+    fields.end()
+    return result

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support import lab
+from support.registry import running_registry
 
 TOP = Path(__file__).resolve().parent.parent.parent
 SECRUN = TOP / ".venv/bin/secrun"
@@ -94,7 +95,7 @@ def field(base: Path) -> Iterator[Bench]:
     """Build the images, fetch the small one everywhere; at the end remove all pods and the folder."""
     with ExitStack() as undo:
         undo.callback(shutil.rmtree, base)
-        address = undo.enter_context(lab.registry(base))
+        address = undo.enter_context(running_registry(base / "registry")).address
         bench = Bench(base=base, address=address)
         layout = base / "layout"
         lab.write_image(layout, "busybox", [lab.busybox_tar(base / "busybox.tar")], BUSYBOX)

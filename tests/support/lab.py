@@ -1,23 +1,19 @@
-"""A small image workshop: Debian's registry on loopback, images from Debian packages, written by umoci.
+"""A small image workshop: whole images from Debian packages, written by umoci and pushed by skopeo.
 
-The demo, the bench and the host tier use it. It needs docker-registry, umoci, skopeo, busybox-static, and
-for the Debian image debootstrap and root.
+The demo, the bench and the host tier use it. It needs umoci, skopeo, busybox-static, and for the Debian
+image debootstrap and root. Images that a test makes byte by byte come from `support.images`.
 """
 
-import contextlib
 import hashlib
 import io
 import os
-import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-START_SECONDS = 20.0
-_LISTENING = re.compile(rb"listening on (127\.0\.0\.1:\d+)")
 # Debian's release, the one that set-up asks for.
 SUITE = "bookworm"
 DEBIAN_PACKAGES = ("python3",)
@@ -43,41 +39,6 @@ def tool(*words: str | os.PathLike[str]) -> bytes:
         said = (done.stdout + done.stderr).decode(errors="replace")[-4000:]
         raise RuntimeError(f"{' '.join(map(os.fspath, words))}: exit status {done.returncode}: {said}")
     return done.stdout
-
-
-@contextlib.contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """Run a registry that keeps its blobs in `folder`; yield its `127.0.0.1:port`."""
-    config = folder / "registry.yml"
-    config.write_text(
-        "version: 0.1\nlog: {level: info, formatter: text}\n"
-        f"storage:\n  filesystem: {{rootdirectory: {folder / 'registry'}}}\n  delete: {{enabled: true}}\n"
-        "http: {addr: '127.0.0.1:0'}\n"
-    )
-    log = folder / "registry.log"
-    # With setpriv the registry dies with this process, however that ends.
-    argv = ["setpriv", "--pdeathsig", "SIGKILL", "docker-registry", "serve", str(config)]
-    with log.open("wb") as output:
-        server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        yield _address(server, log)
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _address(server: subprocess.Popen[bytes], log: Path) -> str:
-    """Wait until the registry has written where it listens."""
-    ended = False
-    for _ in range(int(START_SECONDS / 0.05)):
-        if found := _LISTENING.search(log.read_bytes()):
-            return found[1].decode()
-        if ended:
-            break
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(0.05)
-            ended = True
-    raise RuntimeError(f"docker-registry does not listen: {log.read_text()[-2000:]}")
 
 
 def _member(archive: tarfile.TarFile, name: str, **fields: object) -> None:

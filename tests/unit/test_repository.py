@@ -97,3 +97,32 @@ def test_a_skip_is_a_failure_that_names_its_reason(repository, tmp_path):
 
 def test_without_the_option_a_skip_stays_a_skip(repository, tmp_path):
     assert "2 skipped" in run_pytest(repository, tmp_path).stdout
+
+
+def pages(repository: Path) -> list[Path]:
+    """Every Markdown page that git knows or would add."""
+    listed = ["git", "-C", repository, "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    done = subprocess.run(listed, capture_output=True, text=True, check=True)
+    return [repository / name for name in done.stdout.splitlines()]
+
+
+def test_every_link_of_the_docs_leads_to_a_file(repository):
+    dead = [
+        f"{page.relative_to(repository)}: {target}"
+        for page in pages(repository)
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+    assert dead == []
+
+
+def test_every_target_of_the_makefile_says_what_it_does(repository):
+    text = (repository / "Makefile").read_text()
+    targets = re.findall(r"^([a-z]+):(.*)$", text, re.MULTILINE)
+    assert len(targets) > 5
+    assert [name for name, rest in targets if "## " not in rest] == []
+
+
+def test_ci_runs_the_test_command_of_the_readme(repository):
+    command = (repository / ".ci/run").read_text().splitlines()[-1].removeprefix("exec ")
+    assert f"    {command} " in (repository / "README.md").read_text()

@@ -14,7 +14,7 @@ OWN = {
     "secrun.cli.options",
     "secrun.cli.table",
 }
-SHARED = {"secrun.errors", "secrun.paths"}
+SHARED = {"secrun.checkpoint", "secrun.errors", "secrun.paths"}
 STANDARD = set(
     """
     _ast _collections _functools _opcode _operator _sre _typing _weakrefset ast collections collections.abc

@@ -3,9 +3,7 @@
 What the process used until then is what `secrun` itself costs before stage1 starts.
 """
 
-import cProfile
 import os
-import pstats
 import signal
 import sys
 
@@ -14,8 +12,11 @@ def main() -> None:
     """Set the hook, then be secrun."""
     cut = sys.argv.index("--")
     point, options, words = sys.argv[1], sys.argv[2:cut], sys.argv[cut + 1 :]
-    profile = cProfile.Profile() if "--profile" in options else None
-    if profile:
+    profile = None
+    if "--profile" in options:
+        import cProfile
+
+        profile = cProfile.Profile()
         profile.enable()
     # What follows is what the installed program does first; it belongs to what is measured.
     from secrun.__main__ import main as secrun
@@ -24,6 +25,8 @@ def main() -> None:
         if name != point:
             return
         if profile:
+            import pstats
+
             profile.disable()
             pstats.Stats(profile, stream=sys.stdout).strip_dirs().sort_stats("cumulative").print_stats(25)
             sys.stdout.flush()

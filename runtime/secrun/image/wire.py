@@ -103,10 +103,10 @@ def _translated() -> Iterator[None]:
         raise ConnectionLostError(LossKind.TLS, _tls_words(error)) from error
     except exceptions.NameResolutionError as error:
         raise ConnectionLostError(LossKind.RESOLVE, "its name does not resolve") from error
-    except exceptions.TimeoutError as error:
-        raise ConnectionLostError(LossKind.TIMEOUT, "it does not answer in time") from error
     except exceptions.NewConnectionError as error:
         raise ConnectionLostError(LossKind.REFUSED, "it does not accept connections") from error
+    except exceptions.TimeoutError as error:
+        raise ConnectionLostError(LossKind.TIMEOUT, "it does not answer in time") from error
     except exceptions.ProxyError as error:
         raise ConnectionLostError(LossKind.REFUSED, "the proxy does not let us through") from error
     except exceptions.LocationValueError as error:
@@ -178,8 +178,10 @@ class UrllibClient:
     def _context(self, netloc: str) -> ssl.SSLContext:
         import ssl
 
-        context = ssl.create_default_context()
-        if not self._tls_verify:
+        if self._tls_verify:
+            context = ssl.create_default_context()
+        else:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         found = self._certificates.find(netloc)

@@ -12,7 +12,7 @@ from secrun.image.rootfs.model import (
     RootfsImage,
     rootfs_key,
 )
-from secrun.image.rootfs.store import ensure, load, verify_file
+from secrun.image.rootfs.store import ensure, load, purge_stale, verify_file
 
 __all__ = [
     "FORMAT_VERSION",
@@ -23,6 +23,7 @@ __all__ = [
     "RootfsImage",
     "ensure",
     "load",
+    "purge_stale",
     "rootfs_key",
     "verify_file",
 ]

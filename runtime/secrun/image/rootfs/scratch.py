@@ -41,7 +41,7 @@ def scratch_folder(layout: Layout) -> Iterator[Path]:
         os.close(fd)
 
 
-def purge_stale(layout: Layout) -> list[Path]:
+def purge_folders(layout: Layout) -> list[Path]:
     """Remove the scratch folders of rendering processes that no longer live; return what was removed."""
     removed = []
     for path in sorted(layout.scratch.glob(f"{_PREFIX}*")):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secrun.digest import Digest
-from secrun.errors import HostError, ImageError
+from secrun.errors import HostError, ImageError, StateError
 from secrun.image.rootfs import limits
 from secrun.image.rootfs.model import LayerSource, RootfsImage, rootfs_key
 from secrun.image.rootfs.record import Facts, decode, encode, image_of, parse_facts
@@ -25,6 +25,10 @@ def _image_path(layout: Layout, key: Digest) -> Path:
 
 def _record_path(layout: Layout, key: Digest) -> Path:
     return layout.rootfs / f"{key.hex}.json"
+
+
+def _lock_path(layout: Layout, name: str) -> Path:
+    return layout.locks / f"rootfs-{name}.lock"
 
 
 def load(layout: Layout, key: Digest) -> RootfsImage | None:
@@ -61,7 +65,7 @@ def ensure(layout: Layout, layers: Sequence[LayerSource], *, calls: "Syscalls | 
     image = load(layout, key)
     if image is not None:
         return image
-    with held(layout.locks / f"rootfs-{key.hex}.lock"):
+    with held(_lock_path(layout, key.hex)):
         image = load(layout, key)
         if image is None:
             try:
@@ -132,7 +136,7 @@ def _render(
     diff_ids: Sequence[Digest],
     calls: "Syscalls | None",
 ) -> RootfsImage:
-    from secrun.files import fsync_dir, write_atomic
+    from secrun.files import fsync_dir
     from secrun.image.rootfs.sandbox import run_confined
     from secrun.image.rootfs.scratch import scratch_folder
     from secrun.image.rootfs.worker import job
@@ -148,12 +152,45 @@ def _render(
         _check_size(out_fd, facts)
         os.fsync(out_fd)
         path = _image_path(layout, key)
+        image = image_of(facts, key=key, path=path, diff_ids=diff_ids)
+        record = folder / "image.json"
+        _write_record(record, encode(image), stack)
+        # The record comes last: an image without one is not there.
         os.rename(unfinished, path)
         fsync_dir(layout.rootfs)
-    image = image_of(facts, key=key, path=path, diff_ids=diff_ids)
-    # The record comes last: an image without one is not there.
-    write_atomic(_record_path(layout, key), encode(image))
+        os.rename(record, _record_path(layout, key))
+        fsync_dir(layout.rootfs)
     return image
+
+
+def _write_record(path: Path, data: bytes, stack: ExitStack) -> None:
+    fd = _create(path, 0o644, stack)
+    with os.fdopen(fd, "wb", closefd=False) as stream:
+        stream.write(data)
+    os.fsync(fd)
+
+
+def purge_stale(layout: Layout) -> list[Path]:
+    """Remove what rendering processes that no longer live have left; return what was removed.
+
+    That is their scratch folders, and image files that never got their record.
+    """
+    from secrun.image.rootfs.scratch import purge_folders
+
+    removed = purge_folders(layout)
+    for path in sorted(layout.rootfs.glob("*.erofs")):
+        record = path.with_suffix(".json")
+        if record.exists():
+            continue
+        try:
+            with held(_lock_path(layout, path.stem), blocking=False):
+                if not record.exists():
+                    path.unlink(missing_ok=True)
+                    removed.append(path)
+        except StateError:
+            # Its owner lives: between the two renames.
+            continue
+    return removed
 
 
 def _check_size(fd: int, facts: Facts) -> None:

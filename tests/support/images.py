@@ -30,7 +30,10 @@ _DOCKER_LAYER = {
 }
 
 BUSYBOX = Path("/bin/busybox")
-BUSYBOX_APPLETS = ("cat", "echo", "env", "false", "id", "ls", "mount", "ps", "sh", "sleep", "true", "wc")
+BUSYBOX_APPLETS = (
+    *("cat", "chmod", "dd", "echo", "env", "false", "id", "ls", "mkdir", "mount", "ps", "pwd", "readlink"),
+    *("rm", "sh", "sleep", "stat", "stty", "touch", "true", "wc"),
+)  # fmt: skip
 
 # One fixed second, so that the same test image has the same digest every day.
 MTIME = 1_700_000_000

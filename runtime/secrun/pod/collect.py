@@ -61,9 +61,9 @@ def conclude(pod: LockedPod, stage1_status: int) -> exits.PodExit:
     return result
 
 
-def _age(pod: LockedPod, now: float) -> float:
-    """Return the seconds since the pod's folder last changed; a rename of a pod touches its mtime."""
-    return now - pod.path.stat().st_mtime
+def _age(pod: LockedPod) -> float:
+    """Return the seconds since the pod's folder last changed, at least 0."""
+    return max(0.0, time.time() - pod.path.stat().st_mtime)
 
 
 def _mark(pod: LockedPod) -> None:
@@ -81,9 +81,9 @@ def _touch(pod: LockedPod) -> None:
     os.utime(pod.path)
 
 
-def _sweep_one(pod: LockedPod, plan: GcPlan, now: float) -> Outcome:
+def _sweep_one(pod: LockedPod, plan: GcPlan) -> Outcome:
     marked = False
-    expired = pod.folder is Folder.PREPARED and _age(pod, now) >= plan.expire_prepared_seconds
+    expired = pod.folder is Folder.PREPARED and _age(pod) >= plan.expire_prepared_seconds
     if pod.folder is Folder.PREPARED and not expired:
         return Outcome(uuid=pod.uuid, action=Action.KEPT, detail="prepared")
     if pod.folder not in (Folder.GARBAGE, Folder.EXITED_GARBAGE):
@@ -91,7 +91,7 @@ def _sweep_one(pod: LockedPod, plan: GcPlan, now: float) -> Outcome:
         marked = True
     if plan.mark_only:
         return Outcome(uuid=pod.uuid, action=Action.MARKED if marked else Action.KEPT)
-    if pod.folder is Folder.EXITED_GARBAGE and _age(pod, now) < plan.grace_seconds:
+    if pod.folder is Folder.EXITED_GARBAGE and _age(pod) < plan.grace_seconds:
         return Outcome(uuid=pod.uuid, action=Action.MARKED if marked else Action.KEPT, detail="grace period")
     flavour_cleanup(pod)
     delete(pod)
@@ -107,14 +107,13 @@ def flavour_cleanup(pod: LockedPod) -> None:
 
 def sweep(layout: Layout, plan: GcPlan) -> Iterator[Outcome]:
     """Mark and delete every pod that nobody works on; yields what was done to each."""
-    now = time.time()
     for found in list(walk(layout)):
         pod = lock(found, layout)
         if pod is None:
             continue
         with pod:
             try:
-                yield _sweep_one(pod, plan, now)
+                yield _sweep_one(pod, plan)
             except (SecrunError, OSError) as error:
                 # One damaged pod must not keep the others from being cleaned.
                 yield Outcome(uuid=found.uuid, action=Action.FAILED, detail=str(error))
@@ -136,7 +135,8 @@ def remove(found: Found, layout: Layout) -> None:
 
 def purge_store(layout: Layout) -> None:
     """Remove unfinished downloads and renderings whose owner has died."""
-    from secrun.image import rootfs, store
+    from secrun.image import rootfs
+    from secrun.image.store import purge_stale
 
     rootfs.purge_stale(layout)
-    store.purge_stale(layout)
+    purge_stale(layout)

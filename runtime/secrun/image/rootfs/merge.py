@@ -205,7 +205,7 @@ class MergedTree:
             node.layer = self._layer
             node = node.parent
 
-    def _walk(self, entry: TarEntry, parts: Sequence[bytes]) -> list[tuple[bytes, Node | None]]:
+    def _walk(self, asked: bytes, parts: Sequence[bytes]) -> list[tuple[bytes, Node | None]]:
         """Resolve `parts` inside the tree; a name that is not there stays as it is written, with None."""
         path: list[tuple[bytes, Node | None]] = [(b"", self.root)]
         todo = deque(parts)
@@ -226,7 +226,7 @@ class MergedTree:
             links += 1
             if links > limits.MAX_SYMLINKS:
                 raise ImageError(
-                    f"entry {entry.name[:200]!r} goes through more than {links - 1} symbolic links, "
+                    f"entry {asked[:200]!r} goes through more than {links - 1} symbolic links, "
                     "the limit MAX_SYMLINKS",
                     code="image-limit",
                 )
@@ -244,7 +244,7 @@ class MergedTree:
         if known is not None:
             return known
         folder = self.root
-        for name, node in self._walk(entry, parts)[1:]:
+        for name, node in self._walk(entry.name, parts)[1:]:
             if folder.kind is not FileKind.DIRECTORY:
                 raise _bad(entry, "its parent is not a folder")
             folder = node if node is not None else self._new(entry, FileKind.DIRECTORY, folder, name)
@@ -255,7 +255,7 @@ class MergedTree:
 
     def _link(self, entry: TarEntry, folder: Node, name: bytes) -> None:
         target = clean(entry.target)
-        place = self._walk(entry, target[:-1])[-1][1]
+        place = self._walk(entry.name, target[:-1])[-1][1]
         node = place.children.get(target[-1]) if place is not None and target else None
         if node is None:
             raise _bad(entry, f"hard link to {entry.target[:200]!r}, which is not there")
@@ -270,7 +270,7 @@ class MergedTree:
         self._linked.add((folder, name))
 
     def _whiteout(self, entry: TarEntry, parts: list[bytes], name: bytes) -> None:
-        folder = self._walk(entry, parts)[-1][1]
+        folder = self._walk(entry.name, parts)[-1][1]
         hidden = name[len(_WHITEOUT) :]
         if hidden in (b"", b".", b".."):
             raise _bad(entry, "a whiteout without the name it removes")
@@ -314,21 +314,11 @@ class MergedTree:
 
     def lookup(self, path: bytes) -> Node | None:
         """Return the file at `path`, following symbolic links inside the tree; None if it is not there."""
-        asked = TarEntry(
-            name=path,
-            kind=FileKind.FILE,
-            mode=0,
-            uid=0,
-            gid=0,
-            mtime_ns=0,
-            size=0,
-            offset=0,
-            extents=None,
-            target=b"",
-            rdev=(0, 0),
-            xattrs=(),
-        )
-        return self._walk(asked, path.split(b"/"))[-1][1]
+        try:
+            return self._walk(path, path.split(b"/"))[-1][1]
+        except ImageError:
+            # A loop: there is no such file.
+            return None
 
 
 def _tree_entry(path: bytes, node: Node) -> TreeEntry:

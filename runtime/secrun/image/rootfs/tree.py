@@ -87,7 +87,7 @@ def _check(entry: TreeEntry) -> None:
     name = entry.path.rpartition(b"/")[2]
     if len(entry.path) > limits.MAX_PATH_BYTES or len(name) > limits.MAX_NAME_BYTES:
         raise _bad(entry.path, "its path or name is too long")
-    if entry.path and (name in (b"", b".", b"..") or b"\0" in entry.path):
+    if entry.path and (name in (b"", b".", b"..") or entry.path[:1] == b"/" or b"\0" in entry.path):
         raise _bad(entry.path, "its path is not canonical")
     if not 0 <= entry.mode <= 0o7777:
         raise _bad(entry.path, f"mode {entry.mode:o} has more than permission bits")

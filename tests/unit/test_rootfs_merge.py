@@ -134,6 +134,11 @@ def test_missing_parents_are_made_plain() -> None:
     assert (made.kind, made.mode, made.uid, made.gid, made.mtime_ns) == (FileKind.DIRECTORY, 0o755, 0, 0, 0)
 
 
+def test_missing_parents_below_a_set_group_id_folder_inherit_group_and_bit() -> None:
+    tree = merge(tar(Member(name=b"g", type=b"5", mode=0o2755, gid=9), file(b"g/new/f")))
+    assert (tree[b"g/new"].mode, tree[b"g/new"].gid, tree[b"g/new/f"].gid) == (0o2755, 9, 0)
+
+
 def test_a_file_below_a_file_is_refused() -> None:
     assert "parent is not a folder" in refused(BASE, tar(file(b"z/below")))
     assert "parent is not a folder" in refused(BASE, tar(file(b"z/below/deeper")))

@@ -5,6 +5,7 @@ umoci in what comes first. Names are cleaned lexically and parents are resolved 
 can leave it.
 """
 
+import stat
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -236,7 +237,11 @@ class MergedTree:
         return path
 
     def _folder(self, entry: TarEntry, parts: list[bytes]) -> Node:
-        """Return the folder that an entry goes into, making what is missing (0755, 0:0, mtime 0)."""
+        """Return the folder that an entry goes into, making what is missing.
+
+        What is made is 0755, 0:0 with mtime 0, but below a set-group-ID folder it takes over group and bit,
+        as mkdir(2) has it.
+        """
         if not parts:
             return self.root
         key = b"/".join(parts)
@@ -247,11 +252,18 @@ class MergedTree:
         for name, node in self._walk(entry.name, parts)[1:]:
             if folder.kind is not FileKind.DIRECTORY:
                 raise _bad(entry, "its parent is not a folder")
-            folder = node if node is not None else self._new(entry, FileKind.DIRECTORY, folder, name)
+            folder = node if node is not None else self._implied(entry, folder, name)
         if folder.kind is not FileKind.DIRECTORY:
             raise _bad(entry, "its parent is not a folder")
         self._folders[key] = folder
         return folder
+
+    def _implied(self, entry: TarEntry, folder: Node, name: bytes) -> Node:
+        node = self._new(entry, FileKind.DIRECTORY, folder, name)
+        if folder.mode & stat.S_ISGID:
+            node.mode |= stat.S_ISGID
+            node.gid = folder.gid
+        return node
 
     def _link(self, entry: TarEntry, folder: Node, name: bytes) -> None:
         target = clean(entry.target)

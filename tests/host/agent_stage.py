@@ -106,8 +106,8 @@ def _namespaces(root: str, command: list[str], asked: int, answered: int) -> int
 
 def main() -> int:
     top, command = Path(sys.argv[1]), sys.argv[2:]
-    root = str(top / "root")
-    Path(root).mkdir(exist_ok=True)
+    # Any folder that everybody may search; the mount is private.
+    root = "/mnt"
     os.set_inheritable(0, True)
     _check(_libc.unshare(_NEWNS))
     _prepare_root(top, root)

@@ -101,6 +101,11 @@ impl Launch {
         Ok(launch)
     }
 
+    /// Whether the process gets a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.console.is_some()
+    }
+
     /// The path of one of its files.
     pub fn file(&self, kind: &str) -> PathBuf {
         self.prefix.with_extension(kind)
@@ -149,18 +154,18 @@ impl Launch {
         }
     }
 
-    /// Say why crun failed.
-    pub fn crun_failed(&self, rootfs: &Path, status: Status) -> Failure {
-        match self.log() {
-            text if text.is_empty() => Failure::own(format!("crun failed with status {}", status.code)),
-            text => self.diagnose(rootfs, &text),
+    /// Say why there was no process, or why it did not become the program: after success crun can only complain on
+    /// the standard error of the process, of which `said` is the beginning.
+    pub fn explain(&self, rootfs: &Path, started: bool, status: Status, said: &[u8]) -> Option<Failure> {
+        let said = String::from_utf8_lossy(said).trim().to_string();
+        if started {
+            let failed = status.code == 1 && said.starts_with(EXEC_FAILED);
+            return failed.then(|| self.diagnose(rootfs, said.lines().next().unwrap_or_default()));
         }
-    }
-
-    /// Say why the process failed to execute its program, if that is how it ended.
-    pub fn exec_failed(&self, rootfs: &Path) -> Option<Failure> {
-        let text = self.log();
-        text.contains(EXEC_FAILED).then(|| self.diagnose(rootfs, &text))
+        match [self.log(), said].into_iter().find(|text| !text.is_empty()) {
+            Some(text) => Some(self.diagnose(rootfs, &text)),
+            None => Some(Failure::own(format!("crun failed with status {}", status.code))),
+        }
     }
 
     fn log(&self) -> String {

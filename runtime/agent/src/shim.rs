@@ -26,6 +26,8 @@ const MAX_SESSIONS: usize = 32;
 const MAX_ORPHANS: usize = 64;
 /// After the app's end, peers other than the foreground one get this long to read what waits for them.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
+/// What is kept of the beginning of an output, for crun's last words.
+const MAX_SAID: usize = 512;
 /// The app is always the first session.
 const APP: usize = 0;
 
@@ -112,9 +114,39 @@ struct Session {
     emulated: Option<u8>,
     status: Option<Status>,
     failure: Option<Failure>,
+    /// The beginning of its output: crun's last words come there.
+    said: Vec<u8>,
 }
 
 impl Session {
+    fn new(launch: Launch, crun: Option<i32>, ends: Ends, size: Size) -> Self {
+        Session {
+            terminal: launch.has_terminal(),
+            launch,
+            crun,
+            pid: None,
+            ends,
+            pending: Queue::default(),
+            input_ended: false,
+            owner: None,
+            size,
+            signal: None,
+            emulated: None,
+            status: None,
+            failure: None,
+            said: Vec::new(),
+        }
+    }
+
+    /// How it ended, once it is over.
+    fn outcome(&mut self, rootfs: &Path) -> (Status, Option<Failure>) {
+        let status = self.status.unwrap_or(Status::exited(125));
+        let explain = || self.launch.explain(rootfs, self.pid.is_some(), status, &self.said);
+        let failure = self.failure.take().or_else(explain);
+        self.launch.clean();
+        (failure.as_ref().map_or(status, |failure| Status::exited(failure.status)), failure)
+    }
+
     fn is_over(&self) -> bool {
         self.crun.is_none() && self.status.is_some() && self.ends.outputs.iter().all(Option::is_none)
     }
@@ -302,6 +334,13 @@ impl Shim {
             self.kill_at = None;
             self.signal_session(APP, libc::SIGKILL);
         }
+        let app_ended = self.sessions[APP].as_ref().map_or(false, |app| app.status.is_some());
+        if self.stopping && app_ended && self.flush_until.is_none() {
+            self.flush_until = Some(Instant::now() + FLUSH_TIME);
+        } else if self.flush_until.map_or(false, |at| at <= Instant::now()) {
+            // A stop is not held up by a host that does not read.
+            self.peers.iter_mut().flatten().for_each(|peer| peer.pressure = false);
+        }
         self.settle();
         Ok(())
     }
@@ -324,7 +363,8 @@ impl Shim {
             }
         }
         for (index, session) in self.sessions.iter().enumerate() {
-            if let Some(session) = session {
+            // What the process says waits until its start has been told.
+            if let Some(session) = session.as_ref().filter(|session| session.crun.is_none()) {
                 for (stream, end) in session.ends.outputs.iter().enumerate() {
                     if let (Some(end), true) = (end, self.has_room(index)) {
                         poller.add(end, libc::POLLIN, Token::Output(index, stream));
@@ -360,39 +400,17 @@ impl Shim {
         let launch = Launch::new(self.run.join("run"), self.options.terminal, target)?;
         let bundle = format!("/pod/apps/{}", self.options.app);
         let words = ["run", "--no-new-keyring", "-b", &bundle];
-        let session = self.launch(launch, &words, self.options.terminal, self.options.stdin, size)?;
-        self.sessions[APP] = Some(session);
+        self.sessions[APP] = Some(self.launch(launch, &words, self.options.stdin, size)?);
         Ok(())
     }
 
-    fn launch(
-        &self,
-        launch: Launch,
-        words: &[&str],
-        terminal: bool,
-        stdin: bool,
-        size: Size,
-    ) -> io::Result<Session> {
-        let (streams, ends) = match terminal {
+    fn launch(&self, launch: Launch, words: &[&str], stdin: bool, size: Size) -> io::Result<Session> {
+        let (streams, ends) = match launch.has_terminal() {
             true => (None, Ends::default()),
             false => pipes(stdin).map(|(streams, ends)| (Some(streams), ends))?,
         };
-        let crun = Some(context(launch.start(words, &self.options.app, streams), "crun")?);
-        Ok(Session {
-            launch,
-            crun,
-            pid: None,
-            ends,
-            terminal,
-            pending: Queue::default(),
-            input_ended: false,
-            owner: None,
-            size,
-            signal: None,
-            emulated: None,
-            status: None,
-            failure: None,
-        })
+        let crun = context(launch.start(words, &self.options.app, streams), "crun")?;
+        Ok(Session::new(launch, Some(crun), ends, size))
     }
 
     fn take_signals(&mut self) -> io::Result<()> {
@@ -424,17 +442,16 @@ impl Shim {
 
     fn reaped(&mut self, pid: i32, status: Status) {
         let known = |session: &&mut Session| session.crun == Some(pid) || session.pid == Some(pid);
-        let rootfs = self.run.join("rootfs");
         match self.sessions.iter_mut().flatten().find(known) {
             Some(session) if session.crun == Some(pid) => {
                 session.crun = None;
-                session.created(status, &rootfs);
+                session.created(status);
                 let early = self.orphans.iter().find(|(pid, _)| session.pid == Some(*pid)).copied();
                 if let Some((_, status)) = early {
-                    session.process_ended(status, &rootfs);
+                    session.process_ended(status);
                 }
             }
-            Some(session) => session.process_ended(status, &rootfs),
+            Some(session) => session.process_ended(status),
             None if self.orphans.len() < MAX_ORPHANS => self.orphans.push((pid, status)),
             None => (),
         }
@@ -465,9 +482,7 @@ impl Shim {
     /// Once the app is over: write the record, tell the peers, and return the exit status.
     fn ended(&mut self) -> io::Result<Option<u8>> {
         let (status, failure) = match &mut self.sessions[APP] {
-            Some(app) if app.is_over() => {
-                (app.status.unwrap_or(Status::exited(125)), app.failure.take())
-            }
+            Some(app) if app.is_over() => app.outcome(&self.run.join("rootfs")),
             None if self.stopping => {
                 (Status::killed(libc::SIGTERM as u8), Some(Failure::own("stopped before it started".into())))
             }
@@ -491,16 +506,16 @@ impl Shim {
         }
     }
 
+    /// Whether no peer has anything left to read. The foreground one may take its time, as a pager does, unless
+    /// the pod is being stopped.
     fn all_flushed(&mut self) -> bool {
         self.settle();
-        let late = self.flush_until.map_or(false, |at| at <= Instant::now());
-        // The foreground peer may take its time, as a pager does, unless the pod is being stopped.
-        let waits = |peer: &&Peer| peer.closing && (!late || peer.foreground && !self.stopping);
-        let waiting = self.peers.iter().flatten().filter(waits).count();
-        if late && waiting > 0 {
+        if self.flush_until.map_or(false, |at| at <= Instant::now()) {
             self.flush_until = None;
+            let stopping = self.stopping;
+            self.peers.retain(|peer| peer.as_ref().map_or(false, |peer| peer.foreground && !stopping));
         }
-        waiting == 0
+        !self.peers.iter().flatten().any(|peer| peer.closing)
     }
 
     /// Finish what has ended: drain the outputs, answer, drop peers.
@@ -514,9 +529,8 @@ impl Shim {
                 continue;
             }
             if let Some(mut session) = self.sessions[index].take() {
-                session.launch.clean();
-                let status = session.status.unwrap_or(Status::exited(125));
-                self.finish_session(index, status, session.failure.take());
+                let (status, failure) = session.outcome(&self.run.join("rootfs"));
+                self.finish_session(index, status, failure);
             }
         }
         for index in 0..self.peers.len() {
@@ -572,6 +586,10 @@ impl Shim {
 
     fn distribute(&mut self, index: usize, stream: usize, count: usize) {
         let bytes = &self.scratch[..count];
+        if let Some(session) = &mut self.sessions[index] {
+            let room = MAX_SAID - session.said.len().min(MAX_SAID);
+            session.said.extend_from_slice(&bytes[..count.min(room)]);
+        }
         if index == APP {
             self.log.push(if stream == 0 { Stream::Out } else { Stream::Err }, bytes);
         }
@@ -754,22 +772,10 @@ impl Shim {
     /// The app could not even be handed to crun.
     fn fail_app(&mut self, failure: Failure) {
         if let Ok(launch) = Launch::new(self.run.join("run"), false, Target::default()) {
-            let status = Some(Status::exited(failure.status));
-            self.sessions[APP] = Some(Session {
-                launch,
-                crun: None,
-                pid: None,
-                ends: Ends::default(),
-                terminal: false,
-                pending: Queue::default(),
-                input_ended: false,
-                owner: None,
-                size: Size::default(),
-                signal: None,
-                emulated: None,
-                status,
-                failure: Some(failure),
-            });
+            let mut app = Session::new(launch, None, Ends::default(), Size::default());
+            app.status = Some(Status::exited(failure.status));
+            app.failure = Some(failure);
+            self.sessions[APP] = Some(app);
         }
     }
 
@@ -795,7 +801,7 @@ impl Shim {
             let file = launch.file("json");
             fs::write(&file, process)?;
             let words = ["exec", "--process", &file.display().to_string()];
-            self.launch(launch, &words, terminal, flags & flag::STDIN != 0, size)
+            self.launch(launch, &words, flags & flag::STDIN != 0, size)
         });
         let mut session = started.map_err(|error| format!("cannot start a command: {error}"))?;
         session.owner = Some(index);
@@ -842,15 +848,13 @@ impl Peer {
 }
 
 impl Session {
-    /// crun has ended: learn the process, or why there is none.
-    fn created(&mut self, status: Status, rootfs: &Path) {
-        let failure = match status.code {
-            0 => self.adopt().err().map(|error| Failure::own(format!("crun: {error}"))),
-            _ => Some(self.launch.crun_failed(rootfs, status)),
-        };
-        if let Some(failure) = failure {
-            self.status = Some(Status::exited(failure.status));
-            self.failure = Some(failure);
+    /// crun has ended: learn the process, if there is one.
+    fn created(&mut self, status: Status) {
+        if status.code != 0 {
+            self.status = Some(status);
+        } else if let Err(error) = self.adopt() {
+            self.status = Some(status);
+            self.failure = Some(Failure::own(format!("crun: {error}")));
         }
     }
 
@@ -867,17 +871,11 @@ impl Session {
         Ok(())
     }
 
-    fn process_ended(&mut self, status: Status, rootfs: &Path) {
+    fn process_ended(&mut self, status: Status) {
         self.status = Some(match self.emulated {
             Some(number) if status.signal == libc::SIGKILL as u8 => Status::killed(number),
             _ => status,
         });
-        if status.code != 0 {
-            self.failure = self.launch.exec_failed(rootfs);
-            if let Some(failure) = &self.failure {
-                self.status = Some(Status::exited(failure.status));
-            }
-        }
     }
 
     fn resize(&mut self, size: Size) {

@@ -237,7 +237,7 @@ def test_program_in_no_format(stage: Stage) -> None:
     stage.add_program("/bin/noise", b"\x00\x01\x02\x03" * 100)
     record = failing_start(stage, "noise")
     assert (record["code"], record["error_code"]) == (126, "invoke")
-    assert "xec format error" in str(record["error"])
+    assert "exec format error" in str(record["error"])
 
 
 def test_a_program_that_itself_exits_127_is_no_failure_of_ours(stage: Stage) -> None:
@@ -503,9 +503,7 @@ def test_command_that_is_missing(stage: Stage) -> None:
 def test_command_without_loader(stage: Stage) -> None:
     stage.add_program("/bin/dynamic", Path("/bin/ls").read_bytes())
     running(stage)
-    frames = stage.execute(["dynamic"]).rest()
-    print(frames)
-    code, _, error = exit_of(frames)
+    code, _, error = exit_of(stage.execute(["dynamic"]).rest())
     assert code == 127
     assert "loader" in error
 

@@ -17,8 +17,8 @@ const CRUN: &str = "/usr/bin/crun";
 const MAX_LOG: u64 = 4096;
 /// Scripts that name scripts: the kernel follows so many (fs/exec.c).
 const MAX_SCRIPTS: usize = 5;
-/// How crun begins the message of a failed execve, after it has reported success.
-const EXEC_FAILED: &str = "exec container process";
+/// How crun 1.8 begins its message when execve fails, for an app and for a command.
+const EXEC_FAILED: [&str; 2] = ["exec container process", "exec: "];
 
 /// What the diagnosis looks for: the first word of the command, and PATH.
 #[derive(Default, Clone)]
@@ -159,13 +159,15 @@ impl Launch {
     pub fn explain(&self, rootfs: &Path, started: bool, status: Status, said: &[u8]) -> Option<Failure> {
         let said = String::from_utf8_lossy(said).trim().to_string();
         if started {
-            let failed = status.code == 1 && said.starts_with(EXEC_FAILED);
-            return failed.then(|| self.diagnose(rootfs, said.lines().next().unwrap_or_default()));
+            let failed = status.code == 1 && EXEC_FAILED.iter().any(|words| said.starts_with(words));
+            return self.diagnose(rootfs, &said).filter(|_| failed);
         }
-        match [self.log(), said].into_iter().find(|text| !text.is_empty()) {
-            Some(text) => Some(self.diagnose(rootfs, &text)),
-            None => Some(Failure::own(format!("crun failed with status {}", status.code))),
-        }
+        let text = match [self.log(), said].into_iter().find(|text| !text.is_empty()) {
+            Some(text) => text,
+            None => return Some(Failure::own(format!("crun failed with status {}", status.code))),
+        };
+        let found = self.diagnose(rootfs, &text).filter(|_| text.contains("executable"));
+        found.or_else(|| Some(Failure::own(format!("crun: {text}"))))
     }
 
     fn log(&self) -> String {
@@ -177,18 +179,14 @@ impl Launch {
         String::from_utf8_lossy(&bytes).trim().to_string()
     }
 
-    fn diagnose(&self, rootfs: &Path, text: &str) -> Failure {
-        let executing = [EXEC_FAILED, "executable", "exec format", "exec user process"];
-        let about_program = executing.iter().any(|word| text.to_lowercase().contains(word));
-        let found = File::open(rootfs).ok().filter(|_| about_program && !self.target.program.is_empty());
-        match found.and_then(|root| examine(&root, &self.target)) {
-            Some(failure) => failure,
-            None if text.contains("Exec format error") => {
-                let program = String::from_utf8_lossy(&self.target.program);
-                Failure { status: 126, code: "invoke", text: format!("program {program}: {text}") }
-            }
-            None => Failure::own(format!("crun: {text}")),
-        }
+    fn diagnose(&self, rootfs: &Path, text: &str) -> Option<Failure> {
+        let found = examine(&File::open(rootfs).ok()?, &self.target);
+        let foreign = || {
+            let program = String::from_utf8_lossy(&self.target.program);
+            let text = format!("program {program} is in no format that this machine runs (exec format error)");
+            Failure { status: 126, code: "invoke", text }
+        };
+        found.or_else(|| text.contains("Exec format error").then(foreign))
     }
 }
 

@@ -188,11 +188,11 @@ class _Fetch:
 
         with self.store.importing() as scratch:
             stamp = _stamp(reference) if isinstance(reference, FileReference) else ""
-            source = open_source(reference, self.options, scratch)
-            root = source.root()
-            if known is not None and known.source_digest == root.digest:
-                return self.use(known, admission, str(reference), self.store.entries())
-            entry = self.bring(source, root, reference, admission, scratch=scratch, stamp=stamp)
+            with open_source(reference, self.options) as source:
+                root = source.root()
+                if known is not None and known.source_digest == root.digest:
+                    return self.use(known, admission, str(reference), self.store.entries())
+                entry = self.bring(source, root, reference, admission, scratch=scratch, stamp=stamp)
             return self.use(entry, admission, str(reference), self.store.entries())
 
     def bring(
@@ -229,7 +229,7 @@ class _Fetch:
             reference=str(reference),
             name=ref_name(reference.name.lstrip("/"), config.platform, platforms.host_platform()),
             source_digest=root.digest,
-            given=reference.tag if isinstance(reference, FileReference) else "",
+            given=source.given,
             stamp=stamp,
             imported_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             admission=canonical(admission.to_json()).decode(),

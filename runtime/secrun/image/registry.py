@@ -65,6 +65,11 @@ class RegistryClient:
 
     # What a pull reads.
 
+    @property
+    def given(self) -> str:
+        """Empty: the name in a registry is the reference itself."""
+        return ""
+
     def root(self) -> Document:
         """Return the manifest or index that the reference names; a digest in it is checked."""
         return self._manifest(self._reference.wanted, limits.MAX_MANIFEST_BYTES)

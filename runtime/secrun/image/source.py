@@ -45,6 +45,10 @@ class Document:
 class ImageSource(Protocol):
     """What a fetch reads; one image reference has been chosen already."""
 
+    @property
+    def given(self) -> str:
+        """What a layout or an archive calls the image; empty if nothing, and from a registry."""
+
     def root(self) -> Document:
         """Return the manifest or index that the reference names."""
 

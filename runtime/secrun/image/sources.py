@@ -1,17 +1,21 @@
 """Open the source that a reference names."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from secrun.errors import UsageError
 from secrun.image import auth, retry, wire
 from secrun.image.certs import CertificateDirs
+from secrun.image.dockerarchive import DockerArchiveSource
+from secrun.image.files import ArchiveFiles, FolderFiles, open_regular
 from secrun.image.layout import LayoutSource
 from secrun.image.options import FetchOptions
 from secrun.image.proxy import ProxySettings
 from secrun.image.reference import FileReference, RegistryReference, Transport
 from secrun.image.registry import RegistryClient
 from secrun.image.source import ImageSource
+from secrun.image.tarscan import Member, from_json, scan, to_json
 
 
 def _registry(reference: RegistryReference, options: FetchOptions) -> RegistryClient:
@@ -29,12 +33,44 @@ def _registry(reference: RegistryReference, options: FetchOptions) -> RegistryCl
     )
 
 
+def _members(fd: int) -> dict[str, Member]:
+    """Let the sandbox find the members of an archive."""
+    from secrun.image.rootfs.sandbox import Confined, run_confined
+    from secrun.syscalls import LinuxSyscalls
+
+    def prepare() -> None:
+        # Once confined, nothing can be imported any more.
+        import tarfile  # noqa: F401
+        import zlib  # noqa: F401
+
+    confined = Confined(body=lambda: to_json(scan(fd)), prepare=prepare, keep_fds=[fd])
+    return from_json(run_confined(confined, LinuxSyscalls()), file_size=os.fstat(fd).st_size)
+
+
+@contextmanager
+def _archive(reference: FileReference) -> Iterator[ArchiveFiles]:
+    what = f"{reference.transport}:{reference.path}"
+    fd = open_regular(Path(reference.path), what, follow=True)
+    try:
+        yield ArchiveFiles(fd, _members(fd), what)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
 def open_source(
-    reference: RegistryReference | FileReference, options: FetchOptions, scratch: Path
-) -> ImageSource:
-    """Return a source for `reference`; archives are taken apart below `scratch`."""
+    reference: RegistryReference | FileReference, options: FetchOptions
+) -> Iterator[ImageSource]:
+    """Yield a source for `reference`; an archive needs a process without other threads."""
     if isinstance(reference, RegistryReference):
-        return _registry(reference, options)
+        yield _registry(reference, options)
+        return
     if reference.transport is Transport.OCI:
-        return LayoutSource.of(reference)
-    raise UsageError(f"{reference.transport} is not supported yet")
+        folder = FolderFiles(Path(reference.path), f"oci:{reference.path}")
+        yield LayoutSource(folder, reference.tag, what=str(reference))
+        return
+    with _archive(reference) as files:
+        if reference.transport is Transport.OCI_ARCHIVE:
+            yield LayoutSource(files, reference.tag, what=str(reference))
+        else:
+            yield DockerArchiveSource(files, reference.tag, what=str(reference))

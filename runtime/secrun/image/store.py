@@ -55,7 +55,7 @@ def space_errors(what: str) -> Iterator[None]:
         raise HostError(
             f"no space left for {what}",
             hint="free space below --root (secrun image rm, secrun gc); nothing was left behind",
-            code="host-space",
+            code="host-disk-full",
         ) from error
 
 

@@ -1,0 +1,143 @@
+"""Named files of a folder or of an archive, read the same way."""
+
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from secrun.errors import ImageError
+from secrun.image import limits
+from secrun.image.blobs import BlobWriter
+from secrun.image.tarscan import Member, MemberKind
+
+# An old `docker save` links a layer to the same layer of another image, one step.
+_MAX_LINKS = 8
+
+
+class Files(Protocol):
+    """Where the parts of an image lie; every method raises ImageError for what is missing."""
+
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a whole file of at most `limit` bytes."""
+
+    def head(self, name: str, count: int) -> bytes:
+        """Return the first bytes of a file."""
+
+    def copy(self, name: str, writer: BlobWriter) -> None:
+        """Write a file into `writer`."""
+
+
+def _missing(what: str, name: str) -> ImageError:
+    return ImageError(f"{what} has no file {name}", code="image-layout")
+
+
+def _too_large(what: str, name: str, limit: int) -> ImageError:
+    return ImageError(f"{what}: {name} is larger than {limit} bytes", code="image-limit")
+
+
+def open_regular(path: Path, what: str, *, follow: bool = False) -> int:
+    """Open a regular file; a FIFO or a device would block or have no end, a link may lead anywhere."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, flags)
+    except FileNotFoundError as error:
+        raise ImageError(f"{what}: {path} does not exist", code="image-layout") from error
+    except OSError as error:
+        raise ImageError(f"{what}: {path}: {error.strerror}", code="image-layout") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ImageError(f"{what}: {path} is not a regular file", code="image-layout")
+    return fd
+
+
+class FolderFiles:
+    """The files below a folder."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self._folder = folder
+        self._what = what
+
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes."""
+        fd = open_regular(self._folder / name, self._what)
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a whole file of at most `limit` bytes."""
+        data = self.head(name, limit + 1)
+        if len(data) > limit:
+            raise _too_large(self._what, name, limit)
+        return data
+
+    def head(self, name: str, count: int) -> bytes:
+        """Return the first bytes of a file."""
+        with os.fdopen(open_regular(self._folder / name, self._what), "rb") as stream:
+            return stream.read(count)
+
+    def copy(self, name: str, writer: BlobWriter) -> None:
+        """Write a file into `writer`."""
+        fd = open_regular(self._folder / name, self._what)
+        try:
+            while chunk := os.read(fd, limits.CHUNK_BYTES):
+                writer.write(chunk)
+        finally:
+            os.close(fd)
+
+
+class ArchiveFiles:
+    """The members of an open archive, found by the sandbox."""
+
+    def __init__(self, fd: int, members: Mapping[str, Member], what: str) -> None:
+        self._fd = fd
+        self._members = members
+        self._what = what
+
+    def _find(self, name: str) -> Member:
+        """Follow links inside the archive; there is no outside."""
+        wanted = name
+        for _ in range(_MAX_LINKS):
+            member = self._members.get(wanted)
+            if member is None:
+                break
+            if member.kind is MemberKind.FILE:
+                return member
+            wanted = member.target
+        raise _missing(self._what, name)
+
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes."""
+        return self._find(name).size
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a whole file of at most `limit` bytes."""
+        member = self._find(name)
+        if member.size > limit:
+            raise _too_large(self._what, name, limit)
+        return self.head(name, member.size)
+
+    def head(self, name: str, count: int) -> bytes:
+        """Return the first bytes of a file."""
+        member = self._find(name)
+        return os.pread(self._fd, min(count, member.size), member.offset)
+
+    def copy(self, name: str, writer: BlobWriter) -> None:
+        """Write a file into `writer`."""
+        self.feed(name, writer.write)
+
+    def feed(self, name: str, sink: Callable[[bytes], None]) -> None:
+        """Hand a file to `sink` in pieces."""
+        member = self._find(name)
+        position, end = member.offset, member.offset + member.size
+        while position < end:
+            chunk = os.pread(self._fd, min(limits.CHUNK_BYTES, end - position), position)
+            if not chunk:
+                raise ImageError(f"{self._what} ends within {name}", code="image-tar")
+            sink(chunk)
+            position += len(chunk)

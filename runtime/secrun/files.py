@@ -19,6 +19,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = 
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as stream:
+            # The umask must not decide what others may read.
+            os.fchmod(fd, mode)
             stream.write(data)
             if durable:
                 stream.flush()

@@ -63,7 +63,7 @@ def _diff_ids(document: JsonObject, what: str) -> tuple[Digest, ...]:
     if fields.text(rootfs, "type", what, None) != "layers":
         raise ImageError(f"{what}: rootfs.type is not 'layers'", code="image-config")
     words = fields.texts(rootfs, "diff_ids", what, limit=limits.MAX_LAYERS)
-    return tuple(Digest.parse(word) for word in words)
+    return tuple(fields.parse_digest(word, what) for word in words)
 
 
 def parse(data: bytes, *, what: str) -> ImageConfig:

@@ -39,6 +39,8 @@ def parse_manifest_json(data: bytes, *, what: str) -> tuple[ArchivedImage, ...]:
     """Parse manifest.json; raises ImageError."""
     limit = limits.MAX_ARCHIVE_MANIFEST_BYTES
     document = parse_object(_WRAP % data, what=what, limit=limit + len(_WRAP))
+    if len(document) != 1:
+        raise ImageError(f"{what} is not one JSON list", code="image-json")
     return tuple(
         ArchivedImage(
             config=_path(fields.text(item, "Config", what, None)),

@@ -40,7 +40,15 @@ def integer(source: JsonObject, key: str, what: str, *, limit: int) -> int:
 
 def digest(source: JsonObject, key: str, what: str) -> Digest:
     """Return a field that is a content digest."""
-    return Digest.parse(text(source, key, what, None))
+    return parse_digest(text(source, key, what, None), what)
+
+
+def parse_digest(word: str, what: str) -> Digest:
+    """Parse a digest; the error names the document."""
+    try:
+        return Digest.parse(word)
+    except ImageError as error:
+        raise ImageError(f"{what}: {error.message}", hint=error.hint, code="image-digest-syntax") from error
 
 
 def mapping(source: JsonObject, key: str, what: str) -> JsonObject:

@@ -8,7 +8,7 @@ from typing import Self
 
 from secrun.errors import ImageError, UsageError
 
-_WORD = re.compile(r"[A-Za-z0-9_.]{1,64}\Z")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,63}\Z")
 # uname -m to GOARCH and variant, as the OCI image-spec lists them.
 _MACHINES = {
     "x86_64": ("amd64", ""),

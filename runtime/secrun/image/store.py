@@ -207,6 +207,9 @@ class ImageStore:
             self._write([*others, entry])
 
     def _write(self, entries: Sequence[Entry]) -> None:
+        """Replace index.json; the caller holds its lock, so unfinished ones belong to the dead."""
+        for path in self._images.glob(".index.json.*"):
+            path.unlink()
         write_atomic(self._images / "index.json", canonical(entries_module.to_json(entries)))
 
     # Removing.

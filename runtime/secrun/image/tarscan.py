@@ -57,8 +57,6 @@ def scan(fd: int) -> dict[str, Member]:
     try:
         with os.fdopen(os.dup(fd), "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             while (info := archive.next()) is not None:
-                # The class keeps every header it saw.
-                archive.members.clear()
                 count += 1
                 if count > limits.MAX_ARCHIVE_MEMBERS:
                     raise ImageError(

@@ -20,13 +20,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What to answer; `length` overrides Content-Length, `endless` sends the body again and again."""
+    """What to answer.
+
+    `length` overrides Content-Length, `endless` sends the body again and again, and `stall` keeps the
+    connection open after the body until it is set.
+    """
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     length: int | None = None
     endless: bool = False
+    stall: threading.Event | None = None
 
 
 class Hostile:
@@ -76,6 +81,8 @@ class _Handler(socketserver.BaseRequestHandler):
         lines = [f"HTTP/1.1 {reply.status} X", *(f"{name}: {value}" for name, value in fields.items())]
         with contextlib.suppress(OSError):
             self.request.sendall("\r\n".join(lines).encode("latin-1") + _END + reply.body)
+            if reply.stall is not None:
+                reply.stall.wait()
             while reply.endless:
                 self.request.sendall(reply.body)
 
@@ -116,3 +123,6 @@ class FakeClock:
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.now += seconds
+
+    def wake(self) -> None:
+        raise AssertionError("nobody aborts here")

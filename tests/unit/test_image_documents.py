@@ -269,6 +269,9 @@ class Documents:
     def copy_blob(self, descriptor, writer):
         raise AssertionError
 
+    def abort(self):
+        raise AssertionError
+
 
 def member(digest, *, media_type=OCI_INDEX, architecture="amd64"):
     where = {"os": "linux", "architecture": architecture}

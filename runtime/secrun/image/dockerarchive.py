@@ -146,6 +146,9 @@ class DockerArchiveSource:
         """Copy the config or a layer."""
         self._files.copy(self._blobs[descriptor.digest], writer)
 
+    def abort(self) -> None:
+        """Do nothing: files do not make anybody wait."""
+
 
 def _json(descriptor: Descriptor) -> JsonValue:
     return {

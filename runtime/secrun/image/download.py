@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from secrun.checkpoint import reached
 from secrun.image import limits
 from secrun.image.blobs import BlobWriter, CancelledError
 from secrun.image.manifest import Descriptor
@@ -41,7 +42,9 @@ def _bring(
                 writer.finish()
             finally:
                 os.close(fd)
+            reached("fetch-blob-written")
             store.adopt(path, descriptor.digest)
+            reached("fetch-blob-stored")
 
 
 def download(
@@ -76,6 +79,7 @@ def download(
             except BaseException:
                 # Also an interrupt: the threads stop at their next chunk; the block's end waits for them.
                 cancelled.set()
+                source.abort()
                 raise
     finally:
         progress.finish()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secrun.checkpoint import reached
 from secrun.digest import Digest
 from secrun.errors import DeniedError, ImageError, RegistryError
 from secrun.image import config as configs
@@ -190,6 +191,7 @@ class _Fetch:
             stamp = _stamp(reference) if isinstance(reference, FileReference) else ""
             with open_source(reference, self.options) as source:
                 root = source.root()
+                reached("fetch-resolved")
                 if known is not None and known.source_digest == root.digest:
                     return self.use(known, admission, str(reference), self.store.entries())
                 entry = self.bring(source, root, reference, admission, scratch=scratch, stamp=stamp)
@@ -218,6 +220,7 @@ class _Fetch:
         self.check_platform(config, what)
         download(self.store, source, manifest.layers, what=what, scratch=scratch, progress=progress)
         self.store.put(document.data, document.digest, scratch)
+        reached("fetch-manifest-stored")
         descriptor = Descriptor(
             media_type=str(manifest.media_type),
             digest=document.digest,
@@ -235,6 +238,7 @@ class _Fetch:
             admission=canonical(admission.to_json()).decode(),
         )
         self.store.add(entry)
+        reached("fetch-listed")
         return entry
 
     def check_platform(self, config: ImageConfig, what: str) -> None:

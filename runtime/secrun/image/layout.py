@@ -80,3 +80,6 @@ class LayoutSource:
     def copy_blob(self, descriptor: Descriptor, writer: BlobWriter) -> None:
         """Copy a blob."""
         self._files.copy(_blob(descriptor.digest), writer)
+
+    def abort(self) -> None:
+        """Do nothing: files do not make anybody wait."""

@@ -2,6 +2,7 @@
 
 import email.utils
 import random
+import threading
 import time
 from typing import Protocol
 
@@ -21,11 +22,17 @@ class Clock(Protocol):
         """Return seconds since 1970."""
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait, unless and until somebody calls `wake`."""
+
+    def wake(self) -> None:
+        """End every wait, now and from now on."""
 
 
 class SystemClock:
     """The clock of this machine."""
+
+    def __init__(self) -> None:
+        self._woken = threading.Event()
 
     def monotonic(self) -> float:
         """Return seconds that never go back."""
@@ -36,8 +43,12 @@ class SystemClock:
         return time.time()
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
-        time.sleep(seconds)
+        """Wait, unless and until somebody calls `wake`."""
+        self._woken.wait(seconds)
+
+    def wake(self) -> None:
+        """End every wait, now and from now on."""
+        self._woken.set()
 
 
 def parse_retry_after(text: str, now: float) -> float | None:

@@ -57,3 +57,6 @@ class ImageSource(Protocol):
 
     def copy_blob(self, descriptor: Descriptor, writer: BlobWriter) -> None:
         """Write a blob into `writer`, which checks size and digest."""
+
+    def abort(self) -> None:
+        """Make calls that wait in other threads fail soon; the source is of no use afterwards."""

@@ -62,6 +62,9 @@ class Answer(Protocol):
     def close(self) -> None:
         """Give the connection back, or drop it if the body was not read to its end."""
 
+    def interrupt(self) -> None:
+        """End a `read` that waits in another thread: it raises or returns what there is."""
+
 
 class HttpClient(Protocol):
     """Sends one request: no redirect followed, no retry, no credentials added."""
@@ -90,6 +93,11 @@ class _UrllibAnswer:
         if not self.response.closed:
             self.response.close()
         self.response.release_conn()
+
+    def interrupt(self) -> None:
+        # Closed meanwhile, or never connected: then nobody waits.
+        with contextlib.suppress(ValueError, RuntimeError, OSError):
+            self.response.shutdown()
 
 
 @contextlib.contextmanager

@@ -153,6 +153,6 @@ def test_a_digest_stands_for_the_tag_in_scopes():
 
 def test_scopes_of_files_are_their_folders_but_not_the_root():
     oci = FileReference(transport=Transport.OCI, path="/a/b", tag="t")
-    assert identity.file_scopes(oci) == ("/a/b:t", "/a/b", "/a")
+    assert identity.file_scopes(oci) == ("/a/b", "/a")
     archive = FileReference(transport=Transport.DOCKER_ARCHIVE, path="/a/b.tar", tag="t:1")
     assert identity.file_scopes(archive) == ()

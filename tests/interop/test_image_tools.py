@@ -1,0 +1,250 @@
+"""skopeo, umoci, buildah and podman read what secrun stores, and secrun stores what they make."""
+
+import json
+import os
+import subprocess
+import tempfile
+
+import pytest
+
+from secrun.digest import Digest
+from secrun.errors import UsageError
+from secrun.image import identity, reference
+from secrun.image.store import ImageStore
+from secrun.paths import Layout
+from secrun.trust import policy
+from secrun.trust.admission import Decision, decide
+from support import registry
+from support.images import BUSYBOX, Entry, LayoutWriter, busybox_image, symlink, tar_layer
+from support.secrun import Secrun
+
+ANY = "--insecure-options=image"
+
+
+def tool(*words):
+    """Run another tool; return its output, fail with its words."""
+    done = subprocess.run([os.fspath(word) for word in words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def secrun(tmp_path):
+    return Secrun(root=tmp_path / "root", run_root=tmp_path / "run")
+
+
+@pytest.fixture
+def busybox(tmp_path):
+    busybox_image(tmp_path / "busybox")
+    return f"oci:{tmp_path}/busybox:busybox"
+
+
+def fetched(secrun, *references):
+    """Fetch; return one JSON object per image."""
+    done = secrun("fetch", ANY, "--format=json", *references)
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+def entries(secrun):
+    return ImageStore(Layout(root=secrun.root, run_root=secrun.run_root)).entries()
+
+
+def diff_ids(secrun, image):
+    shown = json.loads(secrun("image", "inspect", "--format=json", image["id"]).out)["images"][0]
+    return [layer["diff_id"] for layer in shown["layers"]]
+
+
+# What secrun stores.
+
+
+@pytest.mark.parametrize("name", ["app:1.0", "a_b/c.d-e:T_1", "a__b/c---d:x--y", "a/b:_odd_"])
+def test_other_tools_read_the_store_under_every_kind_of_name(secrun, busybox, tmp_path, name):
+    with registry.running_registry(tmp_path / "registry") as running:
+        running.push(busybox, name)
+        (image,) = fetched(secrun, "--tls-verify=false", running.reference(name))
+    (entry,) = entries(secrun)
+    store = f"{secrun.root}/images:{entry.name}"
+    if "__" not in name and "---" not in name and "_odd_" not in name:
+        assert entry.name == f"{running.address}/{name}"
+    assert json.loads(tool("skopeo", "inspect", f"oci:{store}"))["Digest"] == image["id"]
+    tool("skopeo", "copy", "--insecure-policy", f"oci:{store}", f"oci:{tmp_path}/copy:x")
+    copied = json.loads((tmp_path / "copy/index.json").read_bytes())["manifests"][0]["digest"]
+    assert copied == image["id"]
+    tool("umoci", "unpack", "--image", store, tmp_path / "bundle")
+    assert (tmp_path / "bundle/rootfs/bin/busybox").read_bytes() == BUSYBOX.read_bytes()
+
+
+def test_other_tools_still_read_the_store_after_a_removal(secrun, busybox, tmp_path):
+    writer = LayoutWriter(tmp_path / "second")
+    writer.add_image("two", [tar_layer([Entry(name="x", data=b"x")])])
+    first, second = fetched(secrun, busybox, f"oci:{writer.path}:two")
+    secrun("image", "rm", first["id"])
+    assert tool("umoci", "ls", "--layout", secrun.root / "images").split() == [entries(secrun)[0].name]
+    tool("umoci", "gc", "--layout", secrun.root / "images")
+    assert fetched(secrun, second["id"], "--pull=never")[0]["id"] == second["id"]
+
+
+# What other tools make.
+
+
+@pytest.fixture
+def podman():
+    """The words of a podman command with a store of its own, at a path as short as podman wants it."""
+    with tempfile.TemporaryDirectory(prefix="podman-") as folder:
+        yield ("podman", f"--root={folder}/root", f"--runroot={folder}/run", "--storage-driver=vfs")
+
+
+def test_archives_of_skopeo_and_podman_are_one_image(secrun, busybox, tmp_path, podman):
+    tool("skopeo", "copy", "--insecure-policy", busybox, f"docker-archive:{tmp_path}/s.tar:localhost/one:1")
+    tool("skopeo", "copy", "--insecure-policy", busybox, f"oci-archive:{tmp_path}/so.tar:one")
+    number = tool(*podman, "pull", "-q", busybox).strip()
+    tool(*podman, "tag", number, "localhost/two:2")
+    tool(*podman, "save", "-q", "--format=docker-archive", "-o", tmp_path / "p.tar", "localhost/two:2")
+    tool(*podman, "save", "-q", "--format=oci-archive", "-o", tmp_path / "po.tar", "localhost/two:2")
+    images = fetched(
+        secrun,
+        busybox,
+        f"docker-archive:{tmp_path}/s.tar",
+        f"docker-archive:{tmp_path}/p.tar:localhost/two:2",
+        f"oci-archive:{tmp_path}/so.tar:one",
+        f"oci-archive:{tmp_path}/po.tar",
+    )
+    assert images[1]["id"] == images[2]["id"]
+    assert images[0]["id"] == images[3]["id"]
+    assert len({tuple(diff_ids(secrun, image)) for image in images}) == 1
+    assert len({image["config"] for image in images}) == 1
+    # All of them have one root file system.
+    assert len({image["tree"] for image in images}) == 1
+    assert fetched(secrun, "--pull=never", "localhost/two:2")[0]["id"] == images[2]["id"]
+
+
+def test_images_of_buildah_are_stored(secrun, tmp_path):
+    buildah = ("buildah", "--root", tmp_path / "b", "--runroot", tmp_path / "r", "--storage-driver=vfs")
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context/tool").write_bytes(BUSYBOX.read_bytes())
+    container = tool(*buildah, "from", "scratch").strip()
+    tool(*buildah, "add", container, tmp_path / "context", "/bin")
+    tool(*buildah, "config", "--cmd=/bin/tool", "--env=A=b c", "--user=7:8", container)
+    tool(*buildah, "commit", "-q", container, f"oci:{tmp_path}/built:tag")
+    tool(*buildah, "commit", "-q", container, f"docker-archive:{tmp_path}/built.tar:localhost/built:1")
+    tool(*buildah, "rm", container)
+    for image in fetched(secrun, f"oci:{tmp_path}/built:tag", f"docker-archive:{tmp_path}/built.tar"):
+        shown = json.loads(secrun("image", "inspect", "--format=json", image["id"]).out)["images"][0]
+        assert shown["config"]["cmd"] == ["/bin/tool"]
+        assert "A=b c" in shown["config"]["env"]
+        assert shown["config"]["user"] == "7:8"
+
+
+def test_images_of_umoci_are_stored(secrun, tmp_path):
+    name = f"{tmp_path}/made:x"
+    tool("umoci", "init", "--layout", tmp_path / "made")
+    tool("umoci", "new", "--image", name)
+    tool("umoci", "unpack", "--image", name, tmp_path / "bundle")
+    (tmp_path / "bundle/rootfs/file").write_text("content")
+    tool("umoci", "repack", "--image", name, tmp_path / "bundle")
+    tool("umoci", "config", "--image", name, "--config.cmd=/file")
+    (image,) = fetched(secrun, f"oci:{name}")
+    assert image["id"] == json.loads(tool("skopeo", "inspect", f"oci:{name}"))["Digest"]
+    assert len(diff_ids(secrun, image)) == 1
+
+
+def test_an_old_docker_archive_with_linked_layers_is_stored(secrun, tmp_path):
+    layer = tar_layer([Entry(name="hello", data=b"hello\n")])
+    config = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers"}}
+    config["rootfs"]["diff_ids"] = [str(Digest.of(layer))] * 2
+    listing = [{"Config": "c.json", "RepoTags": None, "Layers": ["a/layer.tar", "b/layer.tar"]}]
+    archive = tar_layer(
+        [
+            Entry(name="a/layer.tar", data=layer),
+            symlink("b/layer.tar", "../a/layer.tar"),
+            Entry(name="c.json", data=json.dumps(config).encode()),
+            Entry(name="manifest.json", data=json.dumps(listing).encode()),
+        ]
+    )
+    (tmp_path / "old.tar").write_bytes(archive)
+    (image,) = fetched(secrun, "--platform=linux/amd64", f"docker-archive:{tmp_path}/old.tar")
+    assert diff_ids(secrun, image) == [str(Digest.of(layer))] * 2
+
+
+def test_a_hostile_archive_is_read_without_rights_and_refused(secrun, tmp_path):
+    (tmp_path / "bad.tar").write_bytes(tar_layer([symlink("manifest.json", "/etc/passwd")]))
+    done = secrun("fetch", ANY, f"docker-archive:{tmp_path}/bad.tar", code=125)
+    assert "has no file manifest.json" in done.err
+    (tmp_path / "cut.tar").write_bytes(tar_layer([Entry(name="x", data=b"y" * 5000)])[:3000])
+    assert "[image-tar]" in secrun("fetch", ANY, f"oci-archive:{tmp_path}/cut.tar", code=125).err
+    assert list((secrun.root / "scratch").iterdir()) == []
+
+
+# Policies: containers/image is the judge.
+
+
+ACCEPT, REJECT = [{"type": "insecureAcceptAnything"}], [{"type": "reject"}]
+POLICIES = {
+    "default": {},
+    "registry": {"docker": {"REGISTRY": ACCEPT}},
+    "repository": {"docker": {"REGISTRY/a/b": ACCEPT}},
+    "namespace": {"docker": {"REGISTRY/a": ACCEPT}},
+    "part of a name": {"docker": {"REGISTRY/a/": ACCEPT, "REGISTRY/a/bc": ACCEPT}},
+    "tag": {"docker": {"REGISTRY/a/b:1": ACCEPT}},
+    "other tag": {"docker": {"REGISTRY/a/b:2": ACCEPT}},
+    "tag over repository": {"docker": {"REGISTRY/a/b:1": REJECT, "REGISTRY/a/b": ACCEPT}},
+    "repository over registry": {"docker": {"REGISTRY/a/b": ACCEPT, "REGISTRY": REJECT}},
+    "transport": {"docker": {"": ACCEPT}},
+    "registry over transport": {"docker": {"REGISTRY": REJECT, "": ACCEPT}},
+    "wildcard": {"docker": {"*.0.0.1": ACCEPT}},
+    "short wildcard": {"docker": {"*.1": ACCEPT}},
+    "wildcard with port": {"docker": {"*.0.0.1:PORT": ACCEPT}},
+    "other transport": {"oci": {"": ACCEPT}},
+    "layout": {"oci": {"LAYOUT": ACCEPT}},
+    "layout and tag": {"oci": {"LAYOUT:busybox": ACCEPT}},
+    "folder": {"oci": {"FOLDER": ACCEPT}},
+    "folder beside": {"oci": {"FOLDER/busy": ACCEPT}},
+    "bad field": {"docker": {"": [{"type": "reject", "x": 1}]}},
+    "bad type": {"docker": {"": [{"type": "maybe"}]}},
+    "bad path": {"oci": {"relative": ACCEPT}},
+    "empty": {"docker": {"": []}},
+}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A registry and a layout that have the same image."""
+    folder = tmp_path_factory.mktemp("judged")
+    busybox_image(folder / "busybox")
+    with registry.running_registry(folder / "registry") as running:
+        running.push(f"oci:{folder}/busybox:busybox", "a/b:1")
+        yield folder, running
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("default", [ACCEPT, REJECT], ids=["accept", "reject"])
+def test_secrun_and_skopeo_judge_alike(judged, tmp_path, name, default):
+    folder, running = judged
+    words = {
+        "REGISTRY": running.address,
+        "PORT": str(running.port),
+        "LAYOUT": str(folder / "busybox"),
+        "FOLDER": str(folder),
+    }
+    text = json.dumps({"default": default, "transports": POLICIES[name]})
+    for word, value in words.items():
+        text = text.replace(word, value)
+    path = tmp_path / "policy.json"
+    path.write_text(text)
+    for source in (running.reference("a/b:1"), f"oci:{folder}/busybox:busybox"):
+        done = subprocess.run(
+            ["skopeo", "--policy", path, "copy", "--src-tls-verify=false", source, f"dir:{tmp_path}/out"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode == 0) == accepts(path, source), (source, done.stderr)
+
+
+def accepts(path, source):
+    parsed = reference.localize(reference.parse(source))
+    try:
+        found = policy.parse(path.read_bytes(), source=str(path))
+    except UsageError:
+        return False
+    return decide(found, identity.subject(parsed)).decision is Decision.ACCEPT

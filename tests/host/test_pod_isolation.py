@@ -42,9 +42,9 @@ def test_an_app_sees_only_its_own_processes(secrun: Secrun):
 
 def test_kernel_secrets_are_masked_and_settings_cannot_be_written(secrun: Secrun):
     writes = "echo 1 > /proc/sys/kernel/panic; echo b > /proc/sysrq-trigger"
-    script = f"wc -c < /proc/kcore; cat /proc/keys | wc -c; {writes}"
+    script = f"cat /proc/kcore /proc/keys /proc/kallsyms /proc/timer_list 2>/dev/null | wc -c; {writes}"
     result = secrun.run("sh", "-c", script, code=None)
-    assert result.out.split() == ["0", "0"]
+    assert result.out.split() == ["0"]
     assert result.err.count("Read-only file system") + result.err.count("Permission denied") >= 2
 
 
@@ -78,18 +78,16 @@ def test_an_entered_command_is_confined_like_the_app(secrun: Secrun):
         assert status["Seccomp"] == "2"
         assert int(status["CapBnd"], 16) & ~PODMAN == 0
         assert status["Uid"].split()[0] == "1000"
-        mine = secrun("enter", uuid, "--", "readlink", *(f"/proc/self/ns/{kind}" for kind in NAMESPACES)).out
-        apps = secrun("enter", uuid, "--", "readlink", *(f"/proc/1/ns/{kind}" for kind in NAMESPACES)).out
+        show = "for kind in net ipc uts mnt pid user cgroup; do readlink /proc/$1/ns/$kind; done"
+        mine, apps = (secrun("enter", uuid, "--", "sh", "-c", show, "sh", pid).out for pid in ("self", "1"))
         assert mine == apps
+        assert len(mine.split()) == 7
         assert secrun("enter", uuid, "--", "cat", "/proc/self/cgroup").out == (
             secrun("enter", uuid, "--", "cat", "/proc/1/cgroup").out
         )
         assert secrun("enter", "--user=0", uuid, "--", "id", "-u").out == "0\n"
     finally:
         secrun.discard(uuid)
-
-
-NAMESPACES = ("net", "ipc", "uts", "mnt", "pid", "user", "cgroup")
 
 
 def test_the_apps_processes_run_in_the_pods_cgroup_on_the_host(secrun: Secrun):

@@ -311,7 +311,7 @@ impl Waiter {
 
     fn interrupt(&mut self) {
         self.interrupts += 1;
-        let running = self.remotes.iter().any(|remote| remote.started);
+        let running = self.remotes.iter().any(|remote| remote.greeted);
         match self.interrupts {
             1 if running => self.broadcast(&Message::Signal(libc::SIGINT as u8)),
             1 | 2 => self.stop(),

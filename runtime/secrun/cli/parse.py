@@ -32,8 +32,6 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         metavar=option.metavar or None,
         choices=option.choices or None,
         type=int if option.kind is Kind.INTEGER else str,
-        nargs="?" if option.kind is Kind.OPTIONAL_TEXT else None,
-        const=option.const if option.kind is Kind.OPTIONAL_TEXT else None,
         help=option.help,
     )
 
@@ -55,8 +53,20 @@ def make_parser(prog: str, verb: Verb, options: Iterable[Option]) -> argparse.Ar
     return parser
 
 
-def _values(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, Value]:
-    known: dict[str, Value] = vars(parser.parse_intermixed_args(list(words)))
+def _spell_out(words: Sequence[str], options: Iterable[Option]) -> list[str]:
+    """Give a bare `--wait` its value, so that it never swallows the word after it."""
+    bare = {
+        flag: f"{flag}={option.const}"
+        for option in options
+        if option.kind is Kind.OPTIONAL_TEXT
+        for flag in option.flags
+    }
+    return [bare.get(word, word) for word in words]
+
+
+def _values(prog: str, verb: Verb, options: Sequence[Option], words: Sequence[str]) -> dict[str, Value]:
+    parser = make_parser(prog, verb, options)
+    known: dict[str, Value] = vars(parser.parse_intermixed_args(_spell_out(words, options)))
     return known
 
 
@@ -82,13 +92,13 @@ def parse_verb(prog: str, verb: Verb, words: Sequence[str]) -> Arguments:
     """Parse the words after the verb; raises UsageError."""
     if not verb.takes_apps:
         head, trailing = _split_command(words) if verb.takes_command else (list(words), ())
-        return Arguments(_values(make_parser(prog, verb, verb.options), head), trailing)
+        return Arguments(_values(prog, verb, verb.options, head), trailing)
     first, *others = split_apps(words)
     head, trailing = _split_command(first)
-    values = _values(make_parser(prog, verb, verb.options), head)
+    values = _values(prog, verb, verb.options, head)
     apps = [Arguments(values, trailing)]
     app_options = [option for option in verb.options if option.scope is Scope.APP]
     for segment in others:
         head, trailing = _split_command(segment)
-        apps.append(Arguments(_values(make_parser(f"{prog} ... ---", verb, app_options), head), trailing))
+        apps.append(Arguments(_values(f"{prog} ... ---", verb, app_options, head), trailing))
     return Arguments(values, (), tuple(apps))

@@ -158,6 +158,7 @@ def _write_config(files: PodFiles, plan: _Plan) -> None:
     """Write what the pod sees at /pod; world readable there, but behind a 0700 folder on the host."""
     manifest = plan.manifest
     contents = {f"units/{name}": text.encode() for name, text in units.render(manifest).items()}
+    contents["system.conf"] = units.manager_text(manifest).encode()
     contents |= {f"apps/{name}/config.json": data for name, data in plan.bundles.items()}
     contents |= {
         f"etc/{name}": data for name, data in _etc_files(manifest.hostname, manifest.network).items()

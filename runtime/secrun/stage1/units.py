@@ -76,12 +76,21 @@ def _target_text(pod: PodManifest) -> str:
     return f"[Unit]\nDescription=secrun pod\nDefaultDependencies=no\nWants={' '.join(wants)}\n"
 
 
+def manager_text(pod: PodManifest) -> str:
+    """Return systemd-system.conf(5) of the pod: a quiet manager that waits as long as the slowest app may need."""
+    seconds = max(app.stop_timeout_seconds for app in pod.apps) + 2
+    return (
+        "[Manager]\nLogLevel=err\nShowStatus=no\nDumpCore=no\nCrashShell=no\n"
+        "DefaultStandardOutput=null\nDefaultStandardError=null\n"
+        f"DefaultTimeoutStopSec={seconds}s\n"
+    )
+
+
 def _done_text(pod: PodManifest) -> str:
     after = " ".join(app_unit(app.name) for app in pod.apps)
     return (
         "[Unit]\nDescription=end of the pod\nDefaultDependencies=no\nSuccessAction=exit-force\n"
-        f"After={after}\n\n[Service]\nType=oneshot\nExecStart={places.AGENT} version\n"
-        "StandardOutput=null\n"
+        f"After={after}\n\n[Service]\nType=oneshot\n"
     )
 
 

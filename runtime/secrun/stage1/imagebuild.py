@@ -5,7 +5,8 @@ A fingerprint of the inputs decides whether to build; the contents decide what t
 
 import hashlib
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,6 +180,21 @@ def _found(layout: Layout, agent: Path, recipe: str) -> Stage1Image | None:
         return load_stage1(layout, inputs.digest)
     except SecrunError:
         return None  # damaged or removed: building again is the cure, and says so if it cannot
+
+
+def remove_unused(layout: Layout, keep: Collection[Digest]) -> list[Digest]:
+    """Remove the images that are neither current nor in `keep`, those of pods; return their digests."""
+    removed = list[Digest]()
+    with held(layout.locks / "stage1.lock"):
+        wanted = {digest.hex for digest in keep}
+        if (used := current(layout)) is not None:
+            wanted.add(used.hex)
+        for folder in sorted(layout.stage1.glob(f"{_PREFIX}*/")):
+            name = folder.name.removeprefix(_PREFIX)
+            if name not in wanted:
+                shutil.rmtree(folder)
+                removed.append(Digest("sha256", name))
+    return removed
 
 
 def ensure_stage1(layout: Layout, agent: Path | None = None) -> Stage1Image:

@@ -1,6 +1,7 @@
 """What is kept beside a stage1 image: its manifest, and what the inputs looked like when it was built."""
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,11 +121,18 @@ def manifest_json(manifest: Manifest) -> JsonObject:
     }
 
 
+def _mode(fields: Fields) -> int:
+    text = fields.text("mode")
+    if not re.fullmatch("[0-7]{4}", text):
+        fields.unexpected("mode", text, "four octal digits")
+    return int(text, 8)
+
+
 def _file(fields: Fields) -> ImageFile:
     result = ImageFile(
         path=fields.text("path"),
         kind=fields.text("kind"),
-        mode=int(fields.text("mode"), 8),
+        mode=_mode(fields),
         size=fields.integer("size"),
         sha256=fields.text("sha256"),
         target=fields.text("target"),

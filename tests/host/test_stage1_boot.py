@@ -1,0 +1,212 @@
+"""The stage1 image of this host: what is in it, as the kernel sees it, and that it boots and ends."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secrun.digest import Digest
+from secrun.launch import Completed, run
+from secrun.paths import Layout
+from secrun.stage1.imagebuild import Stage1Image, ensure_stage1, load_manifest
+from secrun.syscalls import MS_RDONLY, LinuxSyscalls
+
+BASE = 0x70010000
+# What would give somebody who got into stage1 a hold.
+UNWANTED = {
+    "sh", "bash", "dash", "busybox", "apt", "apt-get", "dpkg", "perl", "python3", "mount", "umount",
+    "systemctl", "journalctl", "systemd-journald", "dbus-daemon", "udevadm", "systemd-udevd", "login", "su",
+    "sudo", "ip", "nc", "curl", "wget", "awk", "sed", "vi", "cat", "ls", "cp", "mv", "env", "setpriv",
+}  # fmt: skip
+UNITS = {
+    "pod.target": "[Unit]\nDefaultDependencies=no\nWants=app.service\n",
+    "app.service": (
+        "[Unit]\nDefaultDependencies=no\nSuccessAction=exit-force\nFailureAction=exit-force\n"
+        "[Service]\nType=oneshot\nExecStart=/usr/bin/secrun-agent --version\nStandardOutput=append:/rw/out\n"
+        "StandardError=append:/rw/out\n"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    top = tmp_path_factory.mktemp("stage1")
+    return Layout(root=top / "root", run_root=top / "run")
+
+
+@pytest.fixture(scope="module")
+def image(layout: Layout) -> Stage1Image:
+    return ensure_stage1(layout)
+
+
+@pytest.fixture
+def mounted(image: Stage1Image) -> Iterator[Path]:
+    # The mapped users of a pod have to reach it: pytest's own folders are closed to them.
+    folder = Path(tempfile.mkdtemp(prefix="secrun-stage1-", dir="/run"))
+    folder.chmod(0o755)
+    call = LinuxSyscalls()
+    (folder / "mnt").mkdir()
+    call.mount(str(image.path), str(folder / "mnt"), "erofs", MS_RDONLY)
+    try:
+        yield folder / "mnt"
+    finally:
+        call.umount(str(folder / "mnt"))
+        shutil.rmtree(folder)
+
+
+def test_there_is_nothing_to_work_with_in_it(layout, image):
+    names = {Path(item.path).name for item in load_manifest(layout, image.digest).files}
+    assert names & UNWANTED == set()
+    programs = {
+        item.path
+        for item in load_manifest(layout, image.digest).files
+        if item.kind == "file" and item.mode & 0o111 and ".so" not in item.path
+    }
+    assert programs == {
+        "/usr/bin/crun",
+        "/usr/bin/secrun-agent",
+        "/usr/lib/systemd/systemd",
+        "/usr/lib/systemd/systemd-shutdown",
+    }
+
+
+def test_nothing_in_it_is_privileged_or_writable(layout, image):
+    for item in load_manifest(layout, image.digest).files:
+        assert item.kind in ("dir", "file", "link")
+        assert item.kind == "link" or item.mode in (0o755, 0o644), item.path
+
+
+def test_every_file_of_the_host_has_a_package(layout, image):
+    found = [item for item in load_manifest(layout, image.digest).files if item.source]
+    assert len(found) > 20
+    assert [item.path for item in found if not (item.package and item.version)] == []
+
+
+def test_the_manifest_is_what_the_kernel_shows(layout, image, mounted):
+    kinds = {0o040000: "dir", 0o100000: "file", 0o120000: "link"}
+    seen = {}
+    for folder, folders, files in os.walk(mounted):
+        for name in [".", *folders, *files] if folder == str(mounted) else [*folders, *files]:
+            path = Path(folder) / name
+            facts = path.lstat()
+            kind = kinds[facts.st_mode & 0o170000]
+            digest = Digest.of(path.read_bytes()).hex if kind == "file" else ""
+            target = os.readlink(path) if kind == "link" else ""
+            assert (facts.st_uid, facts.st_gid, facts.st_mtime_ns) == (0, 0, 0)
+            inside = "/" + os.path.normpath(path.relative_to(mounted))
+            seen[inside.replace("/.", "/", 1) if inside == "/." else inside] = (
+                kind,
+                facts.st_mode & 0o7777,
+                digest,
+                target,
+            )
+    listed = {
+        item.path: (item.kind, item.mode, item.sha256, item.target)
+        for item in load_manifest(layout, image.digest).files
+    }
+    assert seen == listed
+
+
+def test_fsck_accepts_it(image):
+    run(["fsck.erofs", image.path])
+
+
+def test_finding_it_again_takes_milliseconds(layout, image):
+    best = min(_seconds(lambda: ensure_stage1(layout)) for _ in range(5))
+    assert best < 0.02, "the inputs were read or the image was built again"
+
+
+def _seconds(action) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+class Pod:
+    """One boot of the image: private mounts, a pure cgroup2, a control group of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.top = root.parent
+        self.config = self.top / "pod"
+        (self.config / "units").mkdir(parents=True)
+        self.rw = self.top / "rw"
+        self.rw.mkdir()
+        os.chown(self.rw, BASE, BASE)
+
+    def write(self, units: dict[str, str], settings: str = "") -> None:
+        for name, text in units.items():
+            (self.config / "units" / name).write_text(text)
+        (self.config / "system.conf").write_text(f"[Manager]\n{settings}")
+
+    def boot(self, *options: str) -> Completed:
+        unified = Path("/sys/fs/cgroup/unified")
+        group = (
+            unified if unified.exists() else Path("/sys/fs/cgroup")
+        ) / f"secrun-stage1-test-{os.getpid()}"
+        group.mkdir()
+        nspawn = [
+            *("systemd-nspawn", "--quiet", f"--directory={self.root}", "--read-only"),
+            *(f"--private-users={BASE}:65536", "--private-users-ownership=map"),
+            *(f"--machine=stage1-test-{os.getpid()}", "--register=no", "--keep-unit", "--console=pipe"),
+            *("--link-journal=no", "--resolv-conf=off", "--timezone=off", "--private-network"),
+            *("--setenv=SYSTEMD_UNIT_PATH=/pod/units", f"--bind-ro={self.config}:/pod:idmap"),
+            *(f"--bind={self.rw}:/rw", *options, "--boot", "--", "--unit=pod.target"),
+        ]
+        script = (
+            'echo $$ > "$1/cgroup.procs" && shift && mount -t cgroup2 cgroup2 /sys/fs/cgroup && '
+            "mount -t tmpfs tmpfs /run/systemd/nspawn && "
+            'exec "$@"'
+        )
+        Path("/run/systemd/nspawn").mkdir(parents=True, exist_ok=True)
+        try:
+            return run(
+                ["unshare", "--mount", "sh", "-c", script, "sh", str(group), *nspawn],
+                check=False,
+                timeout=60,
+            )
+        finally:
+            for folder, _, _ in os.walk(group, topdown=False):
+                Path(folder).rmdir()
+
+
+def test_it_boots_runs_a_unit_and_ends(mounted):
+    pod = Pod(mounted)
+    pod.write(UNITS)
+    done = pod.boot("--no-new-privileges=yes", "--drop-capability=CAP_SYS_BOOT,CAP_MKNOD,CAP_NET_RAW")
+    assert done.returncode == 0, done.stderr
+    assert (pod.rw / "out").read_text().startswith("secrun-agent ")
+
+
+def test_the_status_of_a_failed_unit_comes_out(mounted):
+    pod = Pod(mounted)
+    failing = UNITS["app.service"].replace("--version", "nonsense")
+    pod.write({**UNITS, "app.service": failing})
+    assert pod.boot().returncode not in (0, 125)
+
+
+def test_the_pods_own_setting_limits_how_long_its_end_takes(mounted):
+    """Without it systemd would wait 90 s for a process that ignores SIGTERM."""
+    pod = Pod(mounted)
+    shutil.copy("/bin/busybox", pod.config / "busybox")
+    stubborn = (
+        "[Unit]\nDefaultDependencies=no\n[Service]\n"
+        "ExecStart=/pod/busybox sh -c \"trap '' TERM; echo up >/rw/up; while :; do /pod/busybox sleep 1; done\"\n"
+    )
+    ending = UNITS["app.service"].replace(
+        "ExecStart=", "ExecStart=/pod/busybox sh -c 'until [ -e /rw/up ]; do :; done'\nExecStart="
+    )
+    target = "[Unit]\nDefaultDependencies=no\nWants=app.service stubborn.service\n"
+    units = {"pod.target": target, "app.service": ending, "stubborn.service": stubborn}
+    pod.write(units, "DefaultTimeoutStopSec=2s\n")
+    assert 2 <= _seconds(pod.boot) < 30
+
+
+def test_the_manifest_is_canonical_json(image):
+    data = image.manifest_path.read_bytes()
+    assert json.dumps(json.loads(data), sort_keys=True, separators=(",", ":")).encode() == data

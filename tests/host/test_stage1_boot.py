@@ -196,7 +196,8 @@ def test_the_pods_own_setting_limits_how_long_its_end_takes(mounted):
     shutil.copy("/bin/busybox", pod.config / "busybox")
     stubborn = (
         "[Unit]\nDefaultDependencies=no\n[Service]\n"
-        "ExecStart=/pod/busybox sh -c \"trap '' TERM; echo up >/rw/up; while :; do /pod/busybox sleep 1; done\"\n"
+        "ExecStart=/pod/busybox sh -c "
+        "\"trap '' TERM; echo up >/rw/up; while :; do /pod/busybox sleep 1; done\"\n"
     )
     ending = UNITS["app.service"].replace(
         "ExecStart=", "ExecStart=/pod/busybox sh -c 'until [ -e /rw/up ]; do :; done'\nExecStart="

@@ -11,9 +11,9 @@ from enum import StrEnum
 from secrun_policies import capabilities, outer, paths
 from secrun_policies.errors import PolicyError, near
 from secrun_policies.jsonvalue import JsonObject, canonical
-from secrun_policies.oci import linux_fields, process_fields
+from secrun_policies.oci import linux_fields, process_fields, seccomp_section
 from secrun_policies.outer import NetworkMode
-from secrun_policies.seccomp import MACHINES, SeccompProfile
+from secrun_policies.seccomp import DEFAULT_PROFILE, MACHINES, SeccompProfile
 from secrun_policies.seccomp_resolve import SeccompFilter, resolve
 
 # getrlimit(2); what crun accepts.
@@ -110,9 +110,15 @@ class Confinement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodConfinement:
-    """The policy of a pod: its apps' and the outer one around them all."""
+    """The policy of a pod: its apps' and the outer one around them all.
+
+    `outer_filter` belongs on the process that executes systemd-nspawn, together with `nspawn_environment`;
+    None leaves the filter to nspawn: an app without the default profile may need what the default refuses.
+    """
 
     apps: tuple[Confinement, ...]
+    outer_filter: SeccompFilter | None
+    nspawn_environment: tuple[tuple[str, str], ...]
     nspawn_arguments: tuple[str, ...]
     relaxations: tuple[Relaxation, ...]
     digest: str
@@ -164,7 +170,7 @@ def _relaxations(app: AppFacts, granted: capabilities.Granted) -> tuple[Relaxati
                 reason="the app has no system call filter; only the pod's stays",
             )
         )
-    elif app.seccomp.name != "default":
+    elif app.seccomp.name != DEFAULT_PROFILE:
         result.append(
             Relaxation(
                 kind=RelaxationKind.SECCOMP_PROFILE,
@@ -250,17 +256,44 @@ def compile_pod(pod: PodFacts, host: HostFacts) -> PodConfinement:
     if len(set(names)) != len(names):
         raise PolicyError("two apps of the pod have one name", code="policy-app")
     apps = tuple(compile_app(pod, app, host) for app in pod.apps)
+    known = capabilities.of_host(host.last_capability)
+    granted = frozenset(name for app in apps for name in app.capabilities.bounding)
+    needed = outer.capabilities_of_pod(pod.network, granted) & known
     arguments = outer.nspawn_arguments(
-        network=pod.network,
-        granted=frozenset(name for app in apps for name in app.capabilities.bounding),
-        known=capabilities.of_host(host.last_capability),
+        needed=needed,
+        known=known,
         filters=tuple(app.seccomp for app in apps),
         no_new_privileges=all(app.no_new_privileges for app in apps),
     )
-    fields: JsonObject = {"apps": {app.app: app.digest for app in apps}, "nspawn": list(arguments)}
+    outer_filter = _outer_filter(pod, host, apps, needed)
+    fields: JsonObject = {
+        "apps": {app.app: app.digest for app in apps},
+        "nspawn": list(arguments),
+        "filter": seccomp_section(outer_filter) if outer_filter else None,
+    }
     return PodConfinement(
         apps=apps,
+        outer_filter=outer_filter,
+        nspawn_environment=(("SYSTEMD_SECCOMP", "0"),) if outer_filter else (),
         nspawn_arguments=arguments,
         relaxations=tuple(item for app in apps for item in app.relaxations),
         digest=_digest(fields),
+    )
+
+
+def _outer_filter(
+    pod: PodFacts, host: HostFacts, apps: tuple[Confinement, ...], needed: frozenset[str]
+) -> SeccompFilter | None:
+    """Return the pod's own filter where every app runs under the default profile."""
+    profile = pod.apps[0].seccomp if pod.apps else None
+    if profile is None or profile.name != DEFAULT_PROFILE:
+        return None
+    if any(app.seccomp != profile for app in pod.apps):
+        return None
+    return outer.pod_filter(
+        profile,
+        needed=needed,
+        filters=tuple(app.seccomp for app in apps),
+        table=MACHINES[host.architecture],
+        kernel=host.kernel,
     )

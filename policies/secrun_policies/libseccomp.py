@@ -1,6 +1,6 @@
 """The rim towards libseccomp: it knows the names, and it compiles what the runtime will load."""
 
-import tempfile
+import os
 from typing import TYPE_CHECKING
 
 from secrun_policies.errors import PolicyError
@@ -65,7 +65,7 @@ def compile_bpf(filter_: SeccompFilter) -> bytes:
             ]
             for name in rule.names:
                 program.add_rule(verdict(rule.action, rule.errno), name, *arguments)
-        with tempfile.TemporaryFile() as stream:
+        with os.fdopen(os.memfd_create("seccomp", os.MFD_CLOEXEC), "w+b") as stream:
             program.export_bpf(stream)
             stream.seek(0)
             return stream.read()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from secrun_policies.errors import PolicyError
 from secrun_policies.jsonvalue import MAX_PROFILE_BYTES
-from secrun_policies.seccomp import SeccompProfile, parse_profile
+from secrun_policies.seccomp import DEFAULT_PROFILE, SeccompProfile, parse_profile
 
 
 def default_profile_path() -> Path:
@@ -24,10 +24,10 @@ def load_profile(path: Path, *, name: str = "") -> SeccompProfile:
         raise PolicyError(
             f"cannot read the seccomp profile {path}: {error.strerror}", code="policy-seccomp"
         ) from error
-    return parse_profile(data, name=name or str(path))
+    return parse_profile(data, name=name or str(path.absolute()))
 
 
 @lru_cache(maxsize=1)
 def default_profile() -> SeccompProfile:
     """Return the shipped default profile, read once per process."""
-    return load_profile(default_profile_path(), name="default")
+    return load_profile(default_profile_path(), name=DEFAULT_PROFILE)

@@ -64,6 +64,9 @@ class Architecture(StrEnum):
     AARCH64 = "SCMP_ARCH_AARCH64"
 
 
+# The name of the shipped profile; any other name is a relaxation. Files are named by their path.
+DEFAULT_PROFILE = "default"
+
 # uname(2) machine -> table, and the Go names that profiles use in includes.arches.
 MACHINES = {"x86_64": Architecture.X86_64, "aarch64": Architecture.AARCH64}
 _GO_ARCHES = {"amd64": Architecture.X86_64, "arm64": Architecture.AARCH64}
@@ -120,7 +123,7 @@ class SeccompProfile:
     default_errno: int | None
     architectures: tuple[Architecture, ...]
     rules: tuple[Rule, ...]
-    name: str = "default"
+    name: str
 
 
 def _enum_value(value: JsonValue, kind: type[Action] | type[Operator], what: str) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,26 +10,17 @@ from pathlib import Path
 import pytest
 
 from secrun.digest import Digest
-from secrun.launch import Completed, run
+from secrun.launch import run
 from secrun.paths import Layout
 from secrun.stage1.imagebuild import Stage1Image, ensure_stage1, load_manifest
-from secrun.syscalls import MS_RDONLY, LinuxSyscalls
+from support.stage1pod import UNITS, Pod, mounted_image
 
-BASE = 0x70010000
 # What would give somebody who got into stage1 a hold.
 UNWANTED = {
     "sh", "bash", "dash", "busybox", "apt", "apt-get", "dpkg", "perl", "python3", "mount", "umount",
     "systemctl", "journalctl", "systemd-journald", "dbus-daemon", "udevadm", "systemd-udevd", "login", "su",
     "sudo", "ip", "nc", "curl", "wget", "awk", "sed", "vi", "cat", "ls", "cp", "mv", "env", "setpriv",
 }  # fmt: skip
-UNITS = {
-    "pod.target": "[Unit]\nDefaultDependencies=no\nWants=app.service\n",
-    "app.service": (
-        "[Unit]\nDefaultDependencies=no\nSuccessAction=exit-force\nFailureAction=exit-force\n"
-        "[Service]\nType=oneshot\nExecStart=/usr/bin/secrun-agent --version\nStandardOutput=append:/rw/out\n"
-        "StandardError=append:/rw/out\n"
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +36,8 @@ def image(layout: Layout) -> Stage1Image:
 
 @pytest.fixture
 def mounted(image: Stage1Image) -> Iterator[Path]:
-    # The mapped users of a pod have to reach it: pytest's own folders are closed to them.
-    folder = Path(tempfile.mkdtemp(prefix="secrun-stage1-", dir="/run"))
-    folder.chmod(0o755)
-    call = LinuxSyscalls()
-    (folder / "mnt").mkdir()
-    call.mount(str(image.path), str(folder / "mnt"), "erofs", MS_RDONLY)
-    try:
-        yield folder / "mnt"
-    finally:
-        call.umount(str(folder / "mnt"))
-        shutil.rmtree(folder)
+    with mounted_image(image) as folder:
+        yield folder
 
 
 def test_there_is_nothing_to_work_with_in_it(layout, image):
@@ -125,54 +106,6 @@ def _seconds(action) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
-
-
-class Pod:
-    """One boot of the image: private mounts, a pure cgroup2, a control group of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.top = root.parent
-        self.config = self.top / "pod"
-        (self.config / "units").mkdir(parents=True)
-        self.rw = self.top / "rw"
-        self.rw.mkdir()
-        os.chown(self.rw, BASE, BASE)
-
-    def write(self, units: dict[str, str], settings: str = "") -> None:
-        for name, text in units.items():
-            (self.config / "units" / name).write_text(text)
-        (self.config / "system.conf").write_text(f"[Manager]\n{settings}")
-
-    def boot(self, *options: str) -> Completed:
-        unified = Path("/sys/fs/cgroup/unified")
-        group = (
-            unified if unified.exists() else Path("/sys/fs/cgroup")
-        ) / f"secrun-stage1-test-{os.getpid()}"
-        group.mkdir()
-        nspawn = [
-            *("systemd-nspawn", "--quiet", f"--directory={self.root}", "--read-only"),
-            *(f"--private-users={BASE}:65536", "--private-users-ownership=map"),
-            *(f"--machine=stage1-test-{os.getpid()}", "--register=no", "--keep-unit", "--console=pipe"),
-            *("--link-journal=no", "--resolv-conf=off", "--timezone=off", "--private-network"),
-            *("--setenv=SYSTEMD_UNIT_PATH=/pod/units", f"--bind-ro={self.config}:/pod:idmap"),
-            *(f"--bind={self.rw}:/rw", *options, "--boot", "--", "--unit=pod.target"),
-        ]
-        script = (
-            'echo $$ > "$1/cgroup.procs" && shift && mount -t cgroup2 cgroup2 /sys/fs/cgroup && '
-            "mount -t tmpfs tmpfs /run/systemd/nspawn && "
-            'exec "$@"'
-        )
-        Path("/run/systemd/nspawn").mkdir(parents=True, exist_ok=True)
-        try:
-            return run(
-                ["unshare", "--mount", "sh", "-c", script, "sh", str(group), *nspawn],
-                check=False,
-                timeout=60,
-            )
-        finally:
-            for folder, _, _ in os.walk(group, topdown=False):
-                Path(folder).rmdir()
 
 
 def test_it_boots_runs_a_unit_and_ends(mounted):

@@ -19,7 +19,8 @@ from secrun_policies import (
     read_host,
     to_oci,
 )
-from secrun_policies.seccomp import parse_profile
+from secrun_policies.libseccomp import compile_bpf
+from secrun_policies.seccomp import Action, parse_profile
 
 HOST = HostFacts(architecture="x86_64", kernel=(6, 1), last_capability=40, seccomp=True)
 
@@ -209,3 +210,38 @@ def test_this_host_can_be_read():
 def test_a_host_that_says_nothing_is_refused(tmp_path):
     with pytest.raises(PolicyError, match="highest capability"):
         read_host(tmp_path)
+
+
+def test_the_pods_own_filter_lets_the_machinery_work_and_no_more():
+    result = compile_pod(pod(app()), HOST)
+    assert result.outer_filter is not None
+    assert dict(result.nspawn_environment) == {"SYSTEMD_SECCOMP": "0"}
+    names = {
+        action: {name for rule in result.outer_filter.rules if rule.action is action for name in rule.names}
+        for action in Action
+    }
+    assert {"mount", "umount2", "pivot_root", "clone", "unshare", "setns", "chroot"} <= names[Action.ALLOW]
+    refused = {"bpf", "ptrace", "io_uring_setup", "keyctl", "perf_event_open", "userfaultfd", "reboot"}
+    assert refused <= names[Action.ERRNO]
+    assert not refused & names[Action.ALLOW]
+    assert compile_bpf(result.outer_filter)
+
+
+def test_what_an_app_may_do_passes_the_outer_filter():
+    result = compile_pod(pod(app(), app(name="gdb", cap_add=("sys_ptrace", "sys_time"))), HOST)
+    inner = {
+        name for rule in result.apps[1].seccomp.rules if rule.action is Action.ALLOW for name in rule.names
+    }
+    outer = {
+        name for rule in result.outer_filter.rules if rule.action is Action.ALLOW for name in rule.names
+    }
+    assert {"ptrace", "clock_settime"} <= inner <= outer
+
+
+@pytest.mark.parametrize(
+    "seccomp", [None, parse_profile(b'{"defaultAction": "SCMP_ACT_ALLOW"}', name="/etc/own.json")]
+)
+def test_an_app_without_the_default_profile_leaves_the_outer_filter_to_nspawn(seccomp):
+    result = compile_pod(pod(app(), app(name="own", seccomp=seccomp)), HOST)
+    assert result.outer_filter is None
+    assert result.nspawn_environment == ()

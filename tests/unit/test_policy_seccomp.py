@@ -213,7 +213,7 @@ def program(default):
     return compile_bpf(default)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(["ioctl", "socket", "clone", "unshare", "personality", "mount", "read", "clone3"]),
     st.lists(ARGUMENT, min_size=6, max_size=6),
@@ -248,7 +248,7 @@ def overlapping(draw):
     return result
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(overlapping(), st.tuples(BITS, BITS, BITS))
 def test_the_first_matching_rule_decides(rules, values):
     try:

@@ -2,11 +2,10 @@
 
 import errno
 import json
-import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from secrun_policies import PolicyError, default_profile
@@ -16,6 +15,7 @@ from secrun_policies.libseccomp import compile_bpf, validate_with_libseccomp
 from secrun_policies.profiles import default_profile_path, load_profile
 from secrun_policies.seccomp import Action, Architecture, Comparison, parse_profile
 from secrun_policies.seccomp_resolve import MAX_PIECES, SeccompFilter, matches, resolve
+from support.bpf import run_bpf
 
 X86 = Architecture.X86_64
 ALLOW = (Action.ALLOW, None)
@@ -154,29 +154,6 @@ def test_libseccomp_compiles_the_default_profile(table, caps):
     assert compile_bpf(resolved(default_profile(), caps, table))
 
 
-def run_bpf(program: bytes, number: int, args: tuple[int, ...]) -> int:
-    """Run a classic BPF program on a struct seccomp_data (linux/filter.h, linux/seccomp.h)."""
-    data = struct.pack("<iIQ6Q", number, 0xC000003E, 0, *args)
-    code = list(struct.iter_unpack("<HBBI", program))
-    accumulator = position = 0
-    while True:
-        op, jump_true, jump_false, k = code[position]
-        position += 1
-        if op == 0x20:
-            (accumulator,) = struct.unpack_from("<I", data, k)
-        elif op == 0x54:
-            accumulator &= k
-        elif op == 0x05:
-            position += k
-        elif op in (0x15, 0x25, 0x35):
-            true = {0x15: accumulator == k, 0x25: accumulator > k, 0x35: accumulator >= k}[op]
-            position += jump_true if true else jump_false
-        elif op == 0x06:
-            return k
-        else:
-            raise AssertionError(f"unknown BPF operation {op:#x}")
-
-
 INTERESTING = st.sampled_from(
     [
         0,
@@ -213,7 +190,6 @@ def program(default):
     return compile_bpf(default)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(["ioctl", "socket", "clone", "unshare", "personality", "mount", "read", "clone3"]),
     st.lists(ARGUMENT, min_size=6, max_size=6),
@@ -248,7 +224,6 @@ def overlapping(draw):
     return result
 
 
-@settings(max_examples=150, deadline=None)
 @given(overlapping(), st.tuples(BITS, BITS, BITS))
 def test_the_first_matching_rule_decides(rules, values):
     try:

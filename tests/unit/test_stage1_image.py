@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from secrun.digest import Digest
 from secrun.errors import HostError, ImageError, SecrunError, StateError
+from secrun.image import rootfs
 from secrun.paths import Layout
 from secrun.stage1 import agent, content, imagebuild, provenance
 from secrun.stage1.elf import closure, read_elf
@@ -261,6 +263,29 @@ def test_a_failed_build_leaves_nothing(layout, tmp_path, monkeypatch):
     assert "apt install" in caught.value.hint
     assert list_stage1(layout) == []
     assert not any(layout.scratch.glob("*"))
+
+
+def test_a_killed_build_leaves_only_what_gc_removes(layout, agent_file, monkeypatch):
+    started, go = os.pipe()
+
+    def pack(scratch, *_):
+        (scratch / "image").mkdir()
+        os.write(go, b"x")
+        signal.pause()
+
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(imagebuild, "_pack", pack)
+        ensure_stage1(layout, agent_file)
+        os._exit(1)
+    os.read(started, 1)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(list(layout.scratch.iterdir())) == 1
+    assert list_stage1(layout) == []
+    assert len(rootfs.purge_stale(layout)) == 1
+    assert list(layout.scratch.iterdir()) == []
+    assert ensure_stage1(layout, agent_file).path.exists()
 
 
 def test_unused_images_go_and_used_ones_stay(layout, agent_file):

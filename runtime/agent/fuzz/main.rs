@@ -1,1 +1,85 @@
-fn main(){}
+//! Feeds each input of standard input (u32 little endian length, then the bytes) to every parser and checks what must
+//! hold for any bytes. A broken promise is a panic, which aborts the process.
+
+use std::io::Read;
+
+use secrun_agent::elf::{inspect, Program};
+use secrun_agent::frame::{decode, encode, Reader, MAX_PAYLOAD};
+use secrun_agent::log::{Lines, Stream, MAX_LINE};
+
+fn main() {
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).expect("standard input is readable");
+    let (mut rest, mut count) = (&bytes[..], 0);
+    while let Some((head, tail)) = (rest.len() >= 4).then(|| rest.split_at(4)) {
+        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let (input, next) = tail.split_at(length.min(tail.len()));
+        frames(input);
+        program(input);
+        lines(input);
+        (rest, count) = (next, count + 1);
+    }
+    println!("{count}");
+}
+
+/// However a stream is cut, the same frames come out; what decodes encodes to the same bytes.
+fn frames(input: &[u8]) {
+    let read = |size: usize| {
+        let (mut reader, mut found) = (Reader::default(), Vec::new());
+        for piece in input.chunks(size) {
+            reader.feed(piece);
+            loop {
+                match reader.next_frame() {
+                    Ok(Some(frame)) => found.push(frame),
+                    Ok(None) => break,
+                    Err(_) => return found,
+                }
+            }
+        }
+        found
+    };
+    let whole = read(input.len().max(1));
+    assert_eq!(whole, read(3));
+    for (kind, payload) in whole {
+        assert!(payload.len() <= MAX_PAYLOAD);
+        if let Ok(message) = decode(kind, &payload) {
+            let mut again = Vec::new();
+            encode(&message, &mut again);
+            assert_eq!(again[0], kind);
+            assert_eq!(&again[5..], &payload[..]);
+        }
+    }
+}
+
+/// Interpreters are non-empty and bounded, and no offset in the file makes it read far.
+fn program(input: &[u8]) {
+    let read = |offset: u64, buffer: &mut [u8]| {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(input.len());
+        let count = buffer.len().min(input.len() - start);
+        buffer[..count].copy_from_slice(&input[start..start + count]);
+        count
+    };
+    match inspect(&read) {
+        Program::Elf { interpreter: Some(path), .. } => assert!(!path.is_empty() && path.len() < 4096),
+        Program::Script(path) => assert!(!path.is_empty() && path.len() <= 254),
+        _ => (),
+    }
+}
+
+/// Entries are single lines of bounded length, and their texts together are the input.
+fn lines(input: &[u8]) {
+    let (mut lines, mut text) = (Lines::default(), Vec::new());
+    let mut sink = |entry: &[u8]| {
+        assert_eq!(entry.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let entry = entry.strip_prefix(b"T stdout ").expect("an entry begins with stamp and stream");
+        let body = &entry[2..entry.len() - 1];
+        assert!(body.len() <= MAX_LINE);
+        text.extend_from_slice(body);
+        text.extend((entry[0] == b'F').then_some(b'\n'));
+    };
+    for piece in input.chunks(7777) {
+        lines.push(Stream::Out, piece, "T", &mut sink);
+    }
+    lines.finish("T", &mut sink);
+    assert_eq!(text, input);
+}

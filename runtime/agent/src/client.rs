@@ -50,11 +50,15 @@ fn run(mut words: Words) -> Result<End, String> {
             _ => return words.unknown(),
         }
     }
-    let inherited = |fd: Option<RawFd>| sys::inherited(fd.ok_or("--conn-fd and --request-fd are needed")?)
-        .map_err(|error| error.to_string());
+    let inherited = |fd: Option<RawFd>| {
+        sys::inherited(fd.ok_or("--conn-fd and --request-fd are needed")?).map_err(|error| error.to_string())
+    };
     let mut bytes = Vec::new();
     let limit = (MAX_PAYLOAD + 2) as u64;
-    File::from(inherited(request)?).take(limit).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    File::from(inherited(request)?)
+        .take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|error| error.to_string())?;
     let stream = UnixStream::from(inherited(conn)?);
     let mut session = Session::new(stream, &bytes, tty, stdin)?;
     let end = session.run();
@@ -80,7 +84,9 @@ impl Session {
         let text = |error: std::io::Error| error.to_string();
         let mut remote = Remote::new(stream).map_err(text)?;
         remote.flags = match message {
-            Message::Attach { flags, .. } | Message::Exec { flags, .. } => flags | crate::frame::flag::STDOUT | crate::frame::flag::STDERR,
+            Message::Attach { flags, .. } | Message::Exec { flags, .. } => {
+                flags | crate::frame::flag::STDOUT | crate::frame::flag::STDERR
+            }
             _ => return Err("the request is neither ATTACH nor EXEC".into()),
         };
         let mut bytes = Vec::with_capacity(HEADER + payload.len());

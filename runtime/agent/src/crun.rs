@@ -129,7 +129,9 @@ impl Launch {
     /// After crun has succeeded: the process that it left to us.
     pub fn pid(&self) -> io::Result<i32> {
         let text = fs::read_to_string(self.file("pid"))?;
-        text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "crun wrote no process id"))
+        text.trim()
+            .parse()
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "crun wrote no process id"))
     }
 
     /// After crun has succeeded: the terminal that it opened in the container, if it was asked to.
@@ -183,7 +185,8 @@ impl Launch {
         let found = examine(&File::open(rootfs).ok()?, &self.target);
         let foreign = || {
             let program = String::from_utf8_lossy(&self.target.program);
-            let text = format!("program {program} is in no format that this machine runs (exec format error)");
+            let text =
+                format!("program {program} is in no format that this machine runs (exec format error)");
             Failure { status: 126, code: "invoke", text }
         };
         found.or_else(|| text.contains("Exec format error").then(foreign))
@@ -211,8 +214,12 @@ pub fn examine(root: &File, target: &Target) -> Option<Failure> {
         let path = String::from_utf8_lossy(&needed).into_owned();
         match open_program(root, &needed) {
             Found::Program(next) => file = next,
-            Found::NotExecutable(why) => return Some(refused(&format!("cannot run: its {role} {path} {why}"))),
-            Found::Nothing => return Some(missing(format!("{what} cannot run: its {role} {path} is missing"))),
+            Found::NotExecutable(why) => {
+                return Some(refused(&format!("cannot run: its {role} {path} {why}")))
+            }
+            Found::Nothing => {
+                return Some(missing(format!("{what} cannot run: its {role} {path} is missing")))
+            }
         }
         if role == "loader" {
             return None;
@@ -234,7 +241,8 @@ fn search(root: &File, target: &Target) -> Found {
     }
     let mut best = Found::Nothing;
     for folder in target.path.split(|byte| *byte == b':') {
-        let path = Path::new(std::ffi::OsStr::from_bytes(folder)).join(std::ffi::OsStr::from_bytes(&target.program));
+        let path = Path::new(std::ffi::OsStr::from_bytes(folder))
+            .join(std::ffi::OsStr::from_bytes(&target.program));
         match open_program(root, path.as_os_str().as_bytes()) {
             Found::Nothing => (),
             Found::NotExecutable(why) => best = Found::NotExecutable(why),

@@ -69,7 +69,9 @@ impl Layout {
 
 fn elf(head: &[u8], read: &ReadAt) -> Option<Program> {
     let layout = match head.get(..6)? {
-        [0x7f, b'E', b'L', b'F', class @ 1..=2, data @ 1..=2] => Layout { wide: *class == 2, big: *data == 2 },
+        [0x7f, b'E', b'L', b'F', class @ 1..=2, data @ 1..=2] => {
+            Layout { wide: *class == 2, big: *data == 2 }
+        }
         _ => return None,
     };
     let machine = layout.number(head, 18, 2)? as u16;
@@ -100,7 +102,8 @@ fn path_at(offset: u64, size: u64, read: &ReadAt) -> Option<Vec<u8>> {
         return None;
     }
     let mut path = vec![0; size as usize];
-    if read(offset, &mut path) < path.len() || path.pop() != Some(0) || path.contains(&0) || path.is_empty() {
+    if read(offset, &mut path) < path.len() || path.pop() != Some(0) || path.contains(&0) || path.is_empty()
+    {
         return None;
     }
     Some(path)

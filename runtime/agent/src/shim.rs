@@ -384,14 +384,14 @@ impl Shim {
         let (upper, work) = (self.keep.join("upper"), self.keep.join("work"));
         let rootfs = self.run.join("rootfs");
         for path in [&upper, &work] {
-            context(DirBuilder::new().recursive(true).mode(0o755).create(path), &path.display().to_string())?;
+            context(
+                DirBuilder::new().recursive(true).mode(0o755).create(path),
+                &path.display().to_string(),
+            )?;
         }
         let lower = &self.options.lower;
-        let data = format!(
-            "lowerdir={lower},upperdir={},workdir={},userxattr",
-            upper.display(),
-            work.display()
-        );
+        let data =
+            format!("lowerdir={lower},upperdir={},workdir={},userxattr", upper.display(), work.display());
         context(
             sys::mount("overlay", &rootfs.display().to_string(), libc::MS_NODEV, &data),
             &format!("overlay over {lower}"),
@@ -597,7 +597,8 @@ impl Shim {
             0 => (flag::STDOUT, Message::Stdout(bytes)),
             _ => (flag::STDERR, Message::Stderr(bytes)),
         };
-        let takes = |peer: &&mut Peer| peer.session == Some(index) && !peer.closing && peer.flags & wanted != 0;
+        let takes =
+            |peer: &&mut Peer| peer.session == Some(index) && !peer.closing && peer.flags & wanted != 0;
         for peer in self.peers.iter_mut().flatten().filter(takes) {
             if !peer.pressure && peer.conn.out.is_full() {
                 peer.lost += count as u64;
@@ -639,8 +640,15 @@ impl Shim {
     fn greet(&mut self, stream: UnixStream, foreground: bool) -> io::Result<()> {
         let mut conn = Conn::new(stream)?;
         conn.send(&Message::Hello { version: VERSION, app: &self.options.app });
-        let peer =
-            Peer { conn, session: None, flags: 0, pressure: foreground, foreground, lost: 0, closing: false };
+        let peer = Peer {
+            conn,
+            session: None,
+            flags: 0,
+            pressure: foreground,
+            foreground,
+            lost: 0,
+            closing: false,
+        };
         place(&mut self.peers, peer);
         Ok(())
     }

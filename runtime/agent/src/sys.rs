@@ -109,7 +109,8 @@ impl<T: Copy> Poller<T> {
     pub fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Vec<(T, c_short)>> {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         // Rounded up: a wake-up before the deadline would only be followed by another.
-        let timeout = left.map_or(-1, |left| (left + Duration::from_micros(999)).as_millis().min(60_000) as c_int);
+        let timeout =
+            left.map_or(-1, |left| (left + Duration::from_micros(999)).as_millis().min(60_000) as c_int);
         // SAFETY: the pointer and the length describe the vector.
         let count = unsafe { libc::poll(self.fds.as_mut_ptr(), self.fds.len() as libc::nfds_t, timeout) };
         match check(count) {

@@ -208,7 +208,9 @@ impl Remote {
             Message::Started { .. } if !self.started => self.started = true,
             Message::Stdout(bytes) if self.flags & flag::STDOUT != 0 => self.show(0, bytes, station),
             Message::Stderr(bytes) if self.flags & flag::STDERR != 0 => self.show(1, bytes, station),
-            Message::Credit(count) if self.credit + count as usize <= WINDOW => self.credit += count as usize,
+            Message::Credit(count) if self.credit + count as usize <= WINDOW => {
+                self.credit += count as usize
+            }
             Message::Exit { code, error, .. } => self.end = Some(End { code, error: plain(error) }),
             Message::Error(text) => self.end = Some(End { code: 125, error: plain(text) }),
             Message::Lost(count) => station.put(1, format!("secrun: {count} bytes lost\n").as_bytes()),
@@ -234,7 +236,9 @@ impl Remote {
     pub fn pass_input(&mut self, scratch: &mut [u8], station: &mut Station) {
         let room = scratch.len().min(self.credit);
         match station.input.read(&mut scratch[..room]) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => (),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                ()
+            }
             Ok(0) | Err(_) => {
                 station.input_open = false;
                 self.conn.send(&Message::Stdin(&[]));

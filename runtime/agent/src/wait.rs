@@ -131,7 +131,8 @@ pub fn main(words: Vec<OsString>) -> u8 {
 
 impl Waiter {
     fn start(options: Options) -> std::io::Result<Self> {
-        let named = [options.attach, options.control, options.procs, options.kill, options.log, options.ready];
+        let named =
+            [options.attach, options.control, options.procs, options.kill, options.log, options.ready];
         let mut fds: Vec<RawFd> = named.into_iter().flatten().collect();
         fds.extend(&options.keep);
         sys::keep_only(&fds)?;

@@ -1,0 +1,86 @@
+"""Random and mutated bytes through the agent's parsers; SECRUN_FUZZ_SECONDS sets the budget (default 10)."""
+
+import os
+import random
+import select
+import struct
+import time
+from pathlib import Path
+
+from host.agent_kit import Running, built_agent, pack
+
+BUDGET_SECONDS = float(os.environ.get("SECRUN_FUZZ_SECONDS", "10"))
+BATCH = 400
+MAX_INPUT = 100_000
+
+
+def seeds() -> list[bytes]:
+    """Valid examples of everything that is parsed."""
+    frames = [pack(kind, bytes(size)) for kind in (*range(1, 10), *range(0x81, 0x87)) for size in (0, 2, 5, 8)]
+    hello = pack(1, b"\x01\x00web") + pack(2, bytes(8)) + pack(3, b"out\n") + pack(6, b"\x07\x00")
+    execute = pack(0x85, b"\x04\x18\x00\x50\x00\x02\x00sh\x04\x00/bin{}")
+    programs = [Path(path).read_bytes()[:65536] for path in ("/bin/dash", "/bin/busybox")]
+    scripts = [b"#!/bin/sh\necho\n", b"#! \t/usr/bin/env -S python3\n", b"#!" + b"x" * 300]
+    lines = [b"line\n" * 50, b"x" * 40_000 + b"\n", b"\n" * 500, b"a" * 16_384 + b"\nb"]
+    return [*frames, hello, execute, *programs, *scripts, *lines, pack(3, bytes(65_536)), b""]
+
+
+def mutate(data: bytes, chance: random.Random, pool: list[bytes]) -> bytes:
+    """Change a few places: flipped bytes, numbers at the edges, cuts, repeats, splices."""
+    changed = bytearray(data)
+    for _ in range(chance.randint(1, 6)):
+        at = chance.randrange(len(changed) + 1)
+        match chance.randrange(6):
+            case 0 if changed:
+                changed[at % len(changed)] = chance.randrange(256)
+            case 1:
+                edge = chance.choice([0, 1, 0x7F, 0xFF, 65_535, 65_536, 65_537, 2**31, 2**32 - 1, 2**63])
+                changed[at : at + 8] = edge.to_bytes(8, chance.choice(["little", "big"]))
+            case 2:
+                del changed[at:]
+            case 3:
+                changed[at:at] = chance.randbytes(chance.randrange(64))
+            case 4:
+                changed += changed[: at % 5000]
+            case _:
+                changed[at:at] = chance.choice(pool)[: chance.randrange(1, 5000)]
+    return bytes(changed[:MAX_INPUT])
+
+
+def drive(inputs: list[bytes]) -> bool:
+    """Give one process all inputs; whether it kept every promise."""
+    read, write = os.pipe()
+    answer, answer_end = os.pipe()
+    process = Running([built_agent().with_name("agent-fuzz")], stdin=read, stdout=answer_end)
+    os.close(read)
+    os.close(answer_end)
+    data = memoryview(b"".join(struct.pack("<I", len(each)) + each for each in inputs))
+    try:
+        while data:
+            select.select([], [write], [])
+            data = data[os.write(write, data[:65_536]) :]
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(write)
+    told = os.read(answer, 100)
+    os.close(answer)
+    return process.wait() == 0 and told == b"%d\n" % len(inputs)
+
+
+def smallest(inputs: list[bytes]) -> bytes:
+    """The one input of a failing batch that fails alone, or all of them."""
+    return next((each for each in inputs if not drive([each])), b"".join(inputs))
+
+
+def test_parsers_keep_their_promises() -> None:
+    seed = int(os.environ.get("SECRUN_FUZZ_SEED", str(time.time_ns())))
+    chance, pool = random.Random(seed), seeds()
+    assert drive(pool), f"a valid example fails: {smallest(pool)[:200]!r}"
+    deadline, count = time.monotonic() + BUDGET_SECONDS, 0
+    while time.monotonic() < deadline:
+        batch = [mutate(chance.choice(pool), chance, pool) for _ in range(BATCH)]
+        assert drive(batch), f"seed {seed}, after {count} inputs: {smallest(batch)[:2000]!r}"
+        count += len(batch)
+    print(f"{count} inputs")
+    assert count >= BATCH

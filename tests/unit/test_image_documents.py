@@ -194,6 +194,16 @@ def test_a_config_without_layers_is_refused(rootfs):
         config_of(rootfs=rootfs)
 
 
+@pytest.mark.parametrize("name", ["os", "architecture", "variant"])
+def test_a_platform_that_would_write_on_the_terminal_is_refused(name):
+    with pytest.raises(ImageError) as caught:
+        config_of(**{name: "x\x1b[2J"})
+    assert "\x1b" not in caught.value.message
+    where = {"os": "linux", "architecture": "amd64", name: "a b"}
+    with pytest.raises(ImageError):
+        parse({"schemaVersion": 2, "manifests": [{**CONFIG, "platform": where}]})
+
+
 def test_a_config_must_have_as_many_layers_as_the_manifest():
     with pytest.raises(ImageError, match=r"1 diff_ids.*2 layers"):
         config.check_against(config_of(), 2, what="it")
@@ -341,7 +351,7 @@ ARCHIVED = [
         "RepoTags": ["docker.io/library/one:1", "r.example/two:latest"],
         "Layers": ["./x/layer.tar"],
     },
-    {"Config": "b.json", "RepoTags": None, "Layers": []},
+    {"Config": "b.json", "RepoTags": ["evil\x1b[2J:1"], "Layers": []},
 ]
 
 
@@ -363,8 +373,10 @@ def test_an_archived_image_is_chosen_by_name_or_position(tag, config_name):
 @pytest.mark.parametrize("tag", ["", "one:2", "two", "@2"])
 def test_a_choice_that_is_not_one_image_lists_the_names(tag):
     images = dockerarchive.parse_manifest_json(json.dumps(ARCHIVED).encode(), what="it")
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         dockerarchive.choose(images, tag, what="it")
+    assert "one:1" in caught.value.message or tag.startswith("@")
+    assert "\x1b" not in caught.value.message
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'[],"x":[]', b'[{"Layers": []}]', b"[" * 9999])

@@ -12,6 +12,7 @@ import pytest
 from secrun import locks
 from secrun.digest import Digest
 from secrun.errors import DeniedError, ImageError, RegistryError, StateError, UsageError
+from secrun.image import view
 from secrun.image.fetch import FetchOptions, PullPolicy, ensure_image
 from secrun.image.platform import Platform, host_platform
 from secrun.image.progress import NullProgress
@@ -287,6 +288,18 @@ def test_a_word_that_means_two_images_is_refused(layout, options, writer, tmp_pa
     with pytest.raises(UsageError) as caught:
         ensure_image(layout, "one", options)
     assert caught.value.code == "usage-ambiguous"
+
+
+def test_an_image_that_would_write_on_the_terminal_is_shown_escaped(layout, options, writer):
+    writer.add_image(
+        "evil", [LAYER], architecture=ARCH, config={"User": "x\x1b[2J", "Labels": {"l": "\x9b2J"}}
+    )
+    image = ensure_image(layout, reference(writer, "evil"), options)
+    assert image.config.user == "x\x1b[2J"
+    store = ImageStore(layout)
+    text = view.inspect_text(view.inspect_json(store, store.entries()))
+    assert all(line.isprintable() for line in text.splitlines())
+    assert 'config.user="x\\u001b[2J"' in text
 
 
 # Admission.

@@ -71,9 +71,9 @@ def parse(data: bytes, *, what: str) -> ImageConfig:
     document = parse_object(data, what=what, limit=limits.MAX_CONFIG_BYTES)
     process = fields.mapping(document, "config", what)
     return ImageConfig(
-        architecture=fields.text(document, "architecture", what),
-        os=fields.text(document, "os", what),
-        variant=fields.text(document, "variant", what),
+        architecture=fields.word(document, "architecture", what),
+        os=fields.word(document, "os", what),
+        variant=fields.word(document, "variant", what),
         created=fields.text(document, "created", what),
         entrypoint=fields.texts(process, "Entrypoint", what, limit=_MAX_WORDS),
         cmd=fields.texts(process, "Cmd", what, limit=_MAX_WORDS),

@@ -47,10 +47,15 @@ def parse_manifest_json(data: bytes, *, what: str) -> tuple[ArchivedImage, ...]:
             layers=tuple(
                 _path(name) for name in fields.texts(item, "Layers", what, limit=limits.MAX_LAYERS)
             ),
-            tags=fields.texts(item, "RepoTags", what, limit=_MAX_TAGS),
+            # A name that cannot be written in a reference is no name.
+            tags=tuple(filter(_is_word, fields.texts(item, "RepoTags", what, limit=_MAX_TAGS))),
         )
         for item in fields.objects(document, "images", what, limit=_MAX_IMAGES)
     )
+
+
+def _is_word(name: str) -> bool:
+    return name.isprintable() and " " not in name
 
 
 def _path(name: str) -> str:

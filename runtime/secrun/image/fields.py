@@ -18,6 +18,14 @@ def checked_text(text: str, what: str, key: str) -> str:
     return text
 
 
+def word(source: JsonObject, key: str, what: str) -> str:
+    """Return a string that is fit to be shown: printable and without blanks; missing is empty."""
+    value = text(source, key, what)
+    if not value.isprintable() or " " in value:
+        raise ImageError(f"{what}: field {key!r} is {value[:80]!r}, expected one word", code="image-field")
+    return value
+
+
 def text(source: JsonObject, key: str, what: str, default: str | None = "") -> str:
     """Return a string field; a missing or null field is `default`, or an error if that is None."""
     value = source.get(key)

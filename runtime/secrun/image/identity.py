@@ -27,8 +27,8 @@ def registry_scopes(reference: RegistryReference) -> tuple[str, ...]:
 def file_scopes(reference: FileReference) -> tuple[str, ...]:
     """Return the scopes of a layout or archive: its path and the folders above, but not `/`.
 
-    The tag is no part of it: DIR:TAG and DIR may be the same image, and one must not be judged other than the
-    other. containers/image does the same, although containers-policy.json(5) also names DIR:TAG.
+    The tag is no part of it: DIR:TAG and DIR may be the same image, and both must be judged alike.
+    containers/image does the same, although containers-policy.json(5) also names DIR:TAG.
     """
     if reference.transport is Transport.DOCKER_ARCHIVE:
         return ()

@@ -35,7 +35,7 @@ def _entries(document: JsonObject, what: str) -> list[tuple[str, Descriptor]]:
     members = fields.objects(document, "manifests", what, limit=limits.MAX_ARCHIVE_MEMBERS)
     for number, item in enumerate(members):
         where = f"{what}, manifests[{number}]"
-        name = fields.text(fields.mapping(item, "annotations", where), _REF_NAME, where)
+        name = fields.word(fields.mapping(item, "annotations", where), _REF_NAME, where)
         result.append((name, parse_descriptor(item, where, limit=limits.MAX_MANIFEST_BYTES)))
     return result
 

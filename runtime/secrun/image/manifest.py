@@ -75,9 +75,9 @@ def _platform(source: JsonObject, what: str) -> Platform | None:
         return None
     words = fields.mapping(source, "platform", what)
     return Platform(
-        os=fields.text(words, "os", what),
-        architecture=fields.text(words, "architecture", what),
-        variant=fields.text(words, "variant", what),
+        os=fields.word(words, "os", what),
+        architecture=fields.word(words, "architecture", what),
+        variant=fields.word(words, "variant", what),
     )
 
 

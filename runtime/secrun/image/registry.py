@@ -233,7 +233,7 @@ class RegistryClient:
         if not location or not allowed or not parts.hostname or "@" in parts.netloc:
             # Query strings of storage URLs are signed and count as secrets.
             raise RegistryError(
-                f"registry {self._registry} redirects to {parts.scheme[:20]}://{parts.netloc[-100:]}"
+                f"registry {self._registry} redirects to {target.partition('?')[0][:200]!r}"
                 if "@" not in parts.netloc
                 else f"registry {self._registry} redirects to an address with a password",
                 hint="only https is followed, and http only with --tls-verify=false",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from secrun import locks
 from secrun.digest import Digest
@@ -19,9 +19,11 @@ from secrun.image import entries as entries_module
 from secrun.image import limits
 from secrun.image.entries import Entry
 from secrun.image.manifest import Descriptor, parse_manifest
-from secrun.image.reachable import Reachable, reachable
 from secrun.jsonio import canonical
 from secrun.paths import Layout
+
+if TYPE_CHECKING:
+    from secrun.image.reachable import Reachable
 
 _HEX = re.compile(r"[0-9a-f]{64,128}\Z")
 _LAYOUT_VERSION = b'{"imageLayoutVersion":"1.0.0"}'
@@ -239,6 +241,8 @@ class ImageStore:
 
         Raises StateError while something is being fetched.
         """
+        from secrun.image.reachable import reachable
+
         with locks.held(self._lock("images-sweep"), blocking=False):
             self.purge_stale()
             keep = reachable(self.entries(), in_use, self._manifest_bytes)
@@ -251,7 +255,7 @@ class ImageStore:
         except FileNotFoundError:
             return None
 
-    def _sweep_blobs(self, keep: Reachable) -> int:
+    def _sweep_blobs(self, keep: "Reachable") -> int:
         freed = 0
         for directory in (self._images / "blobs").iterdir():
             for path in directory.iterdir():
@@ -260,7 +264,7 @@ class ImageStore:
                     path.unlink()
         return freed
 
-    def _sweep_rootfs(self, keep: Reachable) -> int:
+    def _sweep_rootfs(self, keep: "Reachable") -> int:
         freed = 0
         for path in self.layout.rootfs.iterdir() if self.layout.rootfs.is_dir() else ():
             # Only finished files: what is in the making has a name of another form.

@@ -120,6 +120,8 @@ def inspect_text(image: JsonObject) -> str:
     for name, value in image.items():
         nested = value.items() if isinstance(value, dict) else [("", value)]
         for inner, item in nested:
-            shown = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+            # What an image says of itself must not reach the terminal as it is.
+            plain = isinstance(item, str) and item.isprintable()
+            shown = item if plain else json.dumps(item)
             lines.append(f"{name}{'.' if inner else ''}{inner}={shown}")
     return "".join(f"{line}\n" for line in lines)

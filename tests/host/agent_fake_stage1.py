@@ -1,7 +1,6 @@
-"""A stage1 for the waiter's tests: reads steps from its arguments and plays them.
+"""A stage1 for the waiter's tests: each argument after the attach socket is a step, or the value of one.
 
-Steps: `connect NAME`, `send HEX`, `frame KIND TEXT`, `recv KIND`, `echo`, `flood BYTES`, `close`, `term`, `ignore-term`,
-`many COUNT`, `touch PATH`, `spawn SECONDS`, `print TEXT`, `exit CODE`. Several shims: the latest connection is used.
+Each function of STEPS is a step; several shims may be played, the latest connection is used.
 """
 
 import os
@@ -10,6 +9,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ATTACH = sys.argv[1]
@@ -41,84 +41,100 @@ def connect() -> None:
     peers[-1].connect(ATTACH)
 
 
-def play(step: str) -> None:
-    match step:
-        case "connect":
-            connect()
-            frame(0x01, struct.pack("<H", 1) + next(steps).encode())
-        case "open":
-            connect()
-        case "send":
-            peers[-1].sendall(bytes.fromhex(next(steps)))
-        case "frame":
-            frame(int(next(steps), 16), next(steps).encode())
-        case "started":
-            frame(0x02, struct.pack("<Q", 1))
-        case "ended":
-            frame(0x06, bytes([int(next(steps)), 0]))
-        case "recv":
-            kind, payload = receive()
-            assert kind == int(next(steps), 16), (kind, payload)
-        case "tell":
-            # Shows what came as output of the app.
-            kind, payload = receive()
-            frame(0x03, f"<{kind:02x} {payload.hex()}>\n".encode())
-        case "echo":
-            while (got := receive())[1]:
-                frame(0x03, got[1])
-                frame(0x05, struct.pack("<I", len(got[1])))
-        case "flood":
-            left = int(next(steps))
-            number = 0
-            while left > 0:
-                piece = b"".join(b"%09d\n" % n for n in range(number, number + 1600))
-                number += 1600
-                frame(0x03, piece[:left])
-                left -= len(piece[:left])
-        case "closed":
-            # The waiter must have ended the connection.
-            peers[-1].settimeout(10)
-            try:
-                while peers[-1].recv(65536):
-                    pass
-            except ConnectionResetError:
-                pass
-        case "close":
-            peers.pop().close()
-        case "many":
-            for _ in range(int(next(steps))):
-                connect()
-                peers[-1].close()
-                peers.pop()
-        case "term":
-            signal.sigwait([signal.SIGTERM])
-        case "ignore-term":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        case "touch":
-            Path(next(steps)).touch()
-        case "until":
-            path = Path(next(steps))
-            while not path.exists():
-                time.sleep(0.01)
-        case "spawn":
-            if os.fork() == 0:
-                os.setsid()
-                os.execlp("sleep", "sleep", next(steps))
-            next(steps)
-        case "print":
-            print(next(steps), flush=True)
-        case "fds":
-            print("fds", *sorted(os.listdir("/proc/self/fd"), key=int), flush=True)
-        case "forever":
-            signal.pause()
-        case "exit":
-            sys.exit(int(next(steps)))
-        case _:
-            raise SystemExit(f"unknown step {step}")
+def value() -> str:
+    return next(steps)
 
+
+def greet() -> None:
+    connect()
+    frame(0x01, struct.pack("<H", 1) + value().encode())
+
+
+def expect() -> None:
+    kind, payload = receive()
+    assert kind == int(value(), 16), (kind, payload)
+
+
+def tell() -> None:
+    """Show what came as output of the app."""
+    kind, payload = receive()
+    frame(0x03, f"<{kind:02x} {payload.hex()}>\n".encode())
+
+
+def echo() -> None:
+    while (got := receive())[1]:
+        frame(0x03, got[1])
+        frame(0x05, struct.pack("<I", len(got[1])))
+
+
+def flood() -> None:
+    left, number = int(value()), 0
+    while left > 0:
+        piece = b"".join(b"%09d\n" % n for n in range(number, number + 1600))[:left]
+        number += 1600
+        frame(0x03, piece)
+        left -= len(piece)
+
+
+def closed() -> None:
+    """Wait until the waiter has ended the connection."""
+    peers[-1].settimeout(10)
+    try:
+        while peers[-1].recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+
+
+def many() -> None:
+    for _ in range(int(value())):
+        connect()
+        peers.pop().close()
+
+
+def ignore_term() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def until() -> None:
+    path = Path(value())
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def spawn() -> None:
+    seconds = value()
+    if os.fork() == 0:
+        os.setsid()
+        os.execlp("sleep", "sleep", seconds)
+
+
+STEPS: dict[str, Callable[[], object]] = {
+    "connect": greet,
+    "open": connect,
+    "send": lambda: peers[-1].sendall(bytes.fromhex(value())),
+    "frame": lambda: frame(int(value(), 16), value().encode()),
+    "started": lambda: frame(0x02, struct.pack("<Q", 1)),
+    "ended": lambda: frame(0x06, bytes([int(value()), 0])),
+    "recv": expect,
+    "tell": tell,
+    "echo": echo,
+    "flood": flood,
+    "closed": closed,
+    "close": lambda: peers.pop().close(),
+    "many": many,
+    "term": lambda: signal.sigwait([signal.SIGTERM]),
+    "ignore-term": ignore_term,
+    "touch": lambda: Path(value()).touch(),
+    "until": until,
+    "spawn": spawn,
+    "print": lambda: print(value(), flush=True),
+    "fds": lambda: print("fds", *sorted(os.listdir("/proc/self/fd"), key=int), flush=True),
+    "forever": signal.pause,
+    "exit": lambda: sys.exit(int(value())),
+}
 
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 for each in steps:
-    if each == "ignore-term":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    play(each)
+    STEPS[each]()

@@ -1,4 +1,4 @@
-"""What the agent's tests share: its build, its frames in Python, a stage for the shim, and running processes."""
+"""What the agent's tests share: its build, its frames in Python, a stage for the shim, running processes."""
 
 import fcntl
 import functools
@@ -65,7 +65,11 @@ def pack(kind: int, payload: bytes = b"") -> bytes:
 
 
 def exec_payload(
-    argv: Sequence[str], *, flags: int = 0, size: tuple[int, int] = (0, 0), env: Sequence[str] = ("PATH=/bin",)
+    argv: Sequence[str],
+    *,
+    flags: int = 0,
+    size: tuple[int, int] = (0, 0),
+    env: Sequence[str] = ("PATH=/bin",),
 ) -> bytes:
     process = {
         "terminal": bool(flags & WANT_TTY),
@@ -246,7 +250,21 @@ class Stage:
         shutil.copy(built_agent(), top / "agent" / "secrun-agent")
         (self.image / "bin").mkdir()
         shutil.copy("/bin/busybox", self.image / "bin" / "busybox")
-        for name in ("sh", "cat", "sleep", "true", "echo", "stty", "tty", "id", "dd", "head", "wc", "env", "yes"):
+        for name in (
+            "sh",
+            "cat",
+            "sleep",
+            "true",
+            "echo",
+            "stty",
+            "tty",
+            "id",
+            "dd",
+            "head",
+            "wc",
+            "env",
+            "yes",
+        ):
             (self.image / "bin" / name).symlink_to("busybox")
         self._running: list[Running] = []
         self._sockets: list[socket.socket] = []
@@ -272,7 +290,12 @@ class Stage:
             "root": {"path": f"/run/secrun/apps/{self.app}/rootfs", "readonly": False},
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+                {
+                    "destination": "/dev",
+                    "type": "tmpfs",
+                    "source": "tmpfs",
+                    "options": ["nosuid", "mode=755"],
+                },
                 {
                     "destination": "/dev/pts",
                     "type": "devpts",

@@ -1,7 +1,7 @@
 """Run a command in a stand-in for stage1: own user, mount, pid, net, ipc and uts namespaces, own root.
 
-`python agent_stage.py TOP COMMAND...`: TOP holds the folders pod, images, rw, host and agent, which appear as /pod and
-so on. It exits with the command's status. The command is not PID 1, as in a pod.
+`python agent_stage.py TOP COMMAND...`: TOP holds the folders pod, images, rw, host and agent, which appear
+as /pod and so on. It exits with the command's status. The command is not PID 1, as in a pod.
 """
 
 import ctypes

@@ -88,7 +88,14 @@ class Host:
         self.out = self.top / "out"
         out = os.open(self.out, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if stdout is None else stdout
         words: list[str | os.PathLike[str]] = [built_agent(), "wait"]
-        words += ["--attach-fd", str(attach.fileno()), "--control-fd", str(control.fileno()), "--log-fd", str(log)]
+        words += [
+            "--attach-fd",
+            str(attach.fileno()),
+            "--control-fd",
+            str(control.fileno()),
+            "--log-fd",
+            str(log),
+        ]
         for app in apps:
             words += ["--app", app]
         words += options
@@ -163,7 +170,16 @@ def test_a_killed_stage1_is_reported_as_a_signal(host: Host) -> None:
 
 def test_finish_that_cannot_be_executed(host: Host) -> None:
     process = Running(
-        [built_agent(), "wait", "--attach-fd", str(host.listener("attach").fileno()), "--finish", "/none", "--", "/bin/true"],
+        [
+            built_agent(),
+            "wait",
+            "--attach-fd",
+            str(host.listener("attach").fileno()),
+            "--finish",
+            "/none",
+            "--",
+            "/bin/true",
+        ],
         fds=[host.sockets[0].fileno()],
     )
     assert process.wait() == 125
@@ -209,7 +225,9 @@ def test_stage1_runs_in_the_cgroup_and_is_killed_with_it(host: Host) -> None:
     procs = os.open(host.top / "procs", os.O_RDWR | os.O_CREAT)
     kill = os.open(host.top / "kill", os.O_RDWR | os.O_CREAT)
     options = ["--cgroup-procs-fd", str(procs), "--cgroup-kill-fd", str(kill)]
-    process = host.wait(["ignore-term", "touch", str(host.top / "up"), "forever"], *options, fds=[procs, kill])
+    process = host.wait(
+        ["ignore-term", "touch", str(host.top / "up"), "forever"], *options, fds=[procs, kill]
+    )
     eventually((host.top / "up").exists)
     assert (host.top / "procs").read_text() == "0"
     assert (host.top / "kill").read_text() == ""
@@ -287,7 +305,16 @@ def test_unknown_control_words_are_refused(host: Host) -> None:
 
 
 def test_interrupts_climb(host: Host) -> None:
-    steps = [*APP, "touch", str(host.top / "up"), "tell", "touch", str(host.top / "one"), "ignore-term", "forever"]
+    steps = [
+        *APP,
+        "touch",
+        str(host.top / "up"),
+        "tell",
+        "touch",
+        str(host.top / "one"),
+        "ignore-term",
+        "forever",
+    ]
     process = host.wait(steps, "--foreground")
     eventually((host.top / "up").exists)
     process.signal(signal.SIGINT)
@@ -403,7 +430,9 @@ def test_a_slow_reader_loses_nothing_at_the_end(host: Host) -> None:
 def test_a_reader_that_goes_away_does_not_end_the_pod(host: Host) -> None:
     read, write = os.pipe()
     done = host.top / "done"
-    process = host.wait(go(host, "flood", "1000000", "touch", str(done)), "--foreground", stdout=write, finish="exit 6")
+    process = host.wait(
+        go(host, "flood", "1000000", "touch", str(done)), "--foreground", stdout=write, finish="exit 6"
+    )
     os.close(write)
     os.close(read)
     assert process.wait() == 6
@@ -500,7 +529,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
 def test_violations_end_the_connection_not_the_pod(host: Host, data: str) -> None:
-    process = host.wait(["open", "send", data, "closed", "close", *go(host, "frame", "03", "fine\n")], "--foreground")
+    process = host.wait(
+        ["open", "send", data, "closed", "close", *go(host, "frame", "03", "fine\n")], "--foreground"
+    )
     process.wait()
     assert host.output().startswith("fine\nfinish --stage1-status=0")
 
@@ -516,7 +547,15 @@ def test_violations_end_the_connection_not_the_pod(host: Host, data: str) -> Non
         pack(EXIT, b"\x00\x00") + pack(STDOUT, b"after the end"),
         pack(ATTACH, bytes(5)),
     ],
-    ids=["started twice", "credit", "more credit", "hello twice", "long text", "after the end", "host frame"],
+    ids=[
+        "started twice",
+        "credit",
+        "more credit",
+        "hello twice",
+        "long text",
+        "after the end",
+        "host frame",
+    ],
 )
 def test_violations_after_the_greeting(host: Host, data: bytes) -> None:
     process = host.wait([*APP, "send", data.hex(), "closed", "exit", "0"], "--foreground")
@@ -612,7 +651,9 @@ def on_terminal(host: Host, terminal: Terminal, *steps: str) -> Running:
 
 def test_terminal_is_raw_and_restored(host: Host, terminal: Terminal) -> None:
     before = terminal.settings()
-    process = on_terminal(host, terminal, "frame", "03", "up\n", "tell", "tell", "until", str(host.top / "go"))
+    process = on_terminal(
+        host, terminal, "frame", "03", "up\n", "tell", "tell", "until", str(host.top / "go")
+    )
     terminal.until(b"up\n")
     assert terminal.is_raw()
     os.write(terminal.ours, b"\x03")
@@ -650,7 +691,9 @@ def test_terminal_is_restored_after_a_kill(host: Host, terminal: Terminal) -> No
 
 
 def test_a_lost_terminal_stops_the_pod(host: Host, terminal: Terminal) -> None:
-    process = on_terminal(host, terminal, "touch", str(host.top / "up"), "term", "touch", str(host.top / "stopped"))
+    process = on_terminal(
+        host, terminal, "touch", str(host.top / "up"), "term", "touch", str(host.top / "stopped")
+    )
     eventually((host.top / "up").exists)
     os.close(terminal.theirs)
     os.close(terminal.ours)
@@ -670,7 +713,9 @@ class Shim:
     process: Running
 
 
-def client(host: Host, request: bytes, *options: str, stdin: int | None = None, stdout: int | None = None) -> Shim:
+def client(
+    host: Host, request: bytes, *options: str, stdin: int | None = None, stdout: int | None = None
+) -> Shim:
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
     os.write(write, request)

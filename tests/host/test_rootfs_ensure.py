@@ -21,7 +21,7 @@ from secrun.image.rootfs.sandbox import Confined, run_confined
 from secrun.jsonio import JsonObject
 from secrun.launch import run
 from secrun.paths import Layout
-from secrun.syscalls import LinuxSyscalls
+from secrun.syscalls import CLONE_NEWUSER, LinuxSyscalls
 from support.erofs_judges import mounted, walk
 from support.layers import Member, file, folder, pax, store_layers, symlink, tar
 
@@ -268,6 +268,26 @@ def confined(body: Callable[[], JsonObject], *keep_fds: int) -> JsonObject:
     return run_confined(Confined(body=body, prepare=prepare, keep_fds=keep_fds), LinuxSyscalls())
 
 
+def test_a_layer_whose_thread_dies_is_not_an_empty_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secrun.image.rootfs import render
+
+    plain = render.expand
+
+    def defect(blob_fd: int, out_fd: int, **options: object) -> int:
+        if options["size"] == len(LAYERS[1]):
+            raise ZeroDivisionError
+        return plain(blob_fd, out_fd, **options)
+
+    monkeypatch.setattr(render, "expand", defect)
+    layout = layout_in(tmp_path)
+    with pytest.raises(ImageError) as caught:
+        rootfs.ensure(layout, store_layers(tmp_path / "blobs", LAYERS))
+    assert caught.value.code == "image-worker"
+    assert list(layout.rootfs.iterdir()) == []
+
+
 class TestSandbox:
     def test_kernel_shows_no_rights(self) -> None:
         reader, writer = os.pipe()
@@ -339,6 +359,18 @@ class TestSandbox:
 
         assert LinuxSyscalls().landlock_abi(), "this kernel has no Landlock"
         assert confined(body) == {"refused": 7}
+
+    def test_no_new_namespace_brings_capabilities_back(self) -> None:
+        calls = LinuxSyscalls()
+
+        def body() -> JsonObject:
+            try:
+                calls.unshare(CLONE_NEWUSER)
+            except PermissionError:
+                return {"refused": True}
+            return {}
+
+        assert confined(body) == {"refused": True}
 
     def test_no_signal_reaches_anybody(self) -> None:
         target = os.getpid()

@@ -46,7 +46,7 @@ class _Expander:
         self._todo.reverse()
         self._budget = Budget()
         self._lock = threading.Lock()
-        self.sizes = [0] * len(layers)
+        self.sizes: list[int | None] = [None] * len(layers)
         self.errors: list[BaseException] = []
 
     def work(self) -> None:
@@ -80,7 +80,11 @@ def _expand_all(layers: Sequence[OpenLayer], threads: int) -> list[int]:
         helper.join()
     if expander.errors:
         raise expander.errors[0]
-    return expander.sizes
+    sizes = [size for size in expander.sizes if size is not None]
+    if len(sizes) != len(layers):
+        # A thread died of a defect: its layer must not pass for an empty one.
+        raise RuntimeError("a layer was not decompressed")
+    return sizes
 
 
 def render(

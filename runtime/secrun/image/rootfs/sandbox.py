@@ -195,7 +195,8 @@ def _parse(data: bytes, exit_code: int) -> JsonObject:
         how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit status {exit_code}"
         raise ImageError(
             f"the process that renders the image was ended by {how}",
-            hint="the image may be hostile, or the host is short of memory",
+            hint="the image may be hostile (rendering may take "
+            f"{limits.WORKER_CPU_SECONDS} s of processor time), or the host is short of memory",
             code="image-worker",
         )
     answer = parse_object(data, what="answer of the rendering process", limit=limits.MAX_ANSWER_BYTES)

@@ -203,14 +203,17 @@ def _check_size(fd: int, facts: Facts) -> None:
 
 def verify_file(image: RootfsImage) -> None:
     """Read the whole image file and hash it against its verity root; raises ImageError if a byte differs."""
-    from secrun.image.rootfs import verity
+    import threading
 
+    from secrun.image.rootfs import forks, verity
+
+    processes = forks.processors() if threading.active_count() == 1 else 1
     fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size = os.fstat(fd).st_size
         good = size == image.file_size
         if good:
-            root, hashes = verity.compute(fd, image.data_size, processes=1)
+            root, hashes = verity.compute(fd, image.data_size, processes=processes)
             good = root == image.verity_root and os.pread(fd, len(hashes) + 1, image.data_size) == hashes
     finally:
         os.close(fd)

@@ -9,22 +9,28 @@ from pathlib import Path
 from bench_field import Bench
 
 from secrun.paths import Layout
-from secrun.stage1 import cgroups
+from secrun.stage1 import cgroups, places
 from secrun.stage1.imagebuild import ensure_stage1
 
-# The unit ends the boot as soon as it is reached. The tree has no /bin/true; crun is small enough.
-UNIT = """[Unit]
+# The unit ends the boot as soon as it is reached. The tree has no /bin/true; the agent is small enough.
+UNIT = f"""[Unit]
 DefaultDependencies=no
 SuccessAction=exit-force
 FailureAction=exit-force
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/crun --version
+ExecStart={places.AGENT} --version
+StandardOutput=null
+StandardError=null
 """
 # A range that secrun's own allocation cannot reach.
 BASE_UID = 0x7FFF_0000
 ENVIRONMENT = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_LOCK": "0"}
 GROUP = "bare-bench"
+OPTIONS = (
+    "--private-users-ownership=map", "--register=no", "--keep-unit", "--private-network", "--console=pipe",
+    "--link-journal=no", "--resolv-conf=off", "--timezone=off", f"--setenv=SYSTEMD_UNIT_PATH={places.UNITS}",
+)  # fmt: skip
 
 
 def _hold_namespace(script: str) -> subprocess.Popen[str]:
@@ -39,7 +45,8 @@ def bare_nspawn(bench: Bench) -> Iterator[tuple[Sequence[str], Path]]:
     image = ensure_stage1(Layout(root=bench.base / "secrun", run_root=bench.base / "secrun-run"))
     tree = bench.base / "bare"
     tree.mkdir()
-    unit = bench.base / "bare.service"
+    unit = bench.base / "bare-pod/units/bare.service"
+    unit.parent.mkdir(parents=True)
     unit.write_text(UNIT)
     hierarchy = cgroups.host()
     script = f"mount -t erofs -o ro {image.path} {tree}\nmount -t tmpfs tmpfs /run/systemd/nspawn\n"
@@ -53,20 +60,9 @@ def bare_nspawn(bench: Bench) -> Iterator[tuple[Sequence[str], Path]]:
             group = hierarchy.mount / cgroups.PARENT / GROUP
             boot = f"echo $$ > {group}/cgroup.procs && exec nsenter --mount=/proc/{holder.pid}/ns/mnt"
             words = ["sh", "-c", f'{boot} -- "$@"', "sh", "systemd-nspawn", "--quiet", f"--directory={tree}"]
-            words += ["--read-only", f"--private-users={BASE_UID}:65536", "--private-users-ownership=map"]
-            words += [
-                "--register=no",
-                "--keep-unit",
-                "--private-network",
-                "--console=pipe",
-                "--link-journal=no",
-            ]
-            words += [
-                "--resolv-conf=off",
-                "--timezone=off",
-                f"--bind-ro={unit}:/run/systemd/system/bare.service",
-            ]
-            yield [*words, "--boot", "--", "--unit=bare.service", "--log-level=err"], group
+            words += ["--read-only", f"--private-users={BASE_UID}:65536", *OPTIONS]
+            words += [f"--bind-ro={unit.parent.parent}:{places.POD}", "--boot", "--", f"--unit={unit.name}"]
+            yield words, group
         finally:
             with contextlib.suppress(BrokenPipeError):
                 holder.communicate()

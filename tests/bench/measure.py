@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# PYTHONDONTWRITEBYTECODE and its like would have every start compile secrun anew.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
@@ -64,7 +67,7 @@ def run_once(argv: Sequence[str], expected: Sequence[int], environment: Mapping[
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            env={**os.environ, **environment},
+            env={**_ENVIRONMENT, **environment},
         )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.monotonic() - begin

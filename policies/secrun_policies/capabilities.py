@@ -72,13 +72,21 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def grant(add: Iterable[str], drop: Iterable[str], *, uid: int, known: frozenset[str]) -> Granted:
+def grant(
+    add: Iterable[str],
+    drop: Iterable[str],
+    *,
+    uid: int,
+    known: frozenset[str],
+    withheld: frozenset[str] = frozenset(),
+) -> Granted:
     """Decide an app's sets: (default, or none after `drop` all) + `add` - `drop`.
 
     A named `add` wins over `drop` all and a named `drop` over `add` all, so `--cap-drop=all --cap-add=X`
     and `--cap-add=all --cap-drop=X` mean what they say. Under no_new_privs a process of another user
     than 0 can never gain a capability, so it gets only what was asked for by name, as ambient ones.
-    Raises PolicyError for unknown names, for a name both added and dropped, and for one the host lacks.
+    `withheld` are those that the pod as a whole cannot have. Raises PolicyError for unknown names, for a
+    name both added and dropped, and for one that the host lacks or the pod withholds.
     """
     add, drop = tuple(add), tuple(drop)
     added, dropped = parse_set(add, known), parse_set(drop, known)
@@ -89,7 +97,14 @@ def grant(add: Iterable[str], drop: Iterable[str], *, uid: int, known: frozenset
         raise PolicyError(
             f"this kernel does not know {', '.join(sorted(missing))}", code="policy-capability"
         )
-    base = DEFAULT if uid == 0 else frozenset[str]()
+    if denied := named_add & withheld:
+        raise PolicyError(
+            f"{', '.join(sorted(denied))} cannot be had in a pod that uses the host's network",
+            hint="the network belongs to the host's user namespace; give the pod one of its own",
+            code="policy-capability",
+        )
+    added -= withheld
+    base = DEFAULT - withheld if uid == 0 else frozenset[str]()
     bounding = ((base | added) - (dropped - named_add)) - named_drop
     wanted = bounding & added
     return Granted(

@@ -225,7 +225,8 @@ def compile_app(pod: PodFacts, app: AppFacts, host: HostFacts) -> Confinement:
     if app not in pod.apps:
         raise PolicyError(f"app {app.name} is not part of the pod", code="policy-app")
     known = capabilities.of_host(host.last_capability)
-    granted = capabilities.grant(app.cap_add, app.cap_drop, uid=app.uid, known=known)
+    withheld = outer.WITHHELD[pod.network]
+    granted = capabilities.grant(app.cap_add, app.cap_drop, uid=app.uid, known=known, withheld=withheld)
     seccomp = _filter(app, granted, host)
     rlimits = _rlimits(app)
     relaxations = _relaxations(app, granted)

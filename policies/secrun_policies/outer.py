@@ -19,6 +19,12 @@ class NetworkMode(StrEnum):
     HOST = "host"
 
 
+# A pod's root has no right over a network of the host; systemd-nspawn takes this one away by itself.
+WITHHELD = {
+    NetworkMode.NONE: frozenset[str](),
+    NetworkMode.HOST: frozenset({"CAP_NET_BIND_SERVICE"}),
+}
+
 # systemd-nspawn 252, --capability=: what it leaves without being asked.
 NSPAWN_DEFAULT = frozenset({
     "CAP_AUDIT_CONTROL", "CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH",

@@ -138,9 +138,7 @@ def test_a_pod_of_several_apps_ends_well_when_all_have(secrun: Secrun):
 
 
 def test_apps_of_one_pod_share_network_and_ipc_but_not_files(secrun: Secrun):
-    show = (
-        "readlink /proc/self/ns/net /proc/self/ns/ipc /proc/self/ns/uts /proc/self/ns/mnt /proc/self/ns/pid"
-    )
+    show = "for kind in net ipc uts mnt pid; do readlink /proc/self/ns/$kind; done"
     apps = [
         *("--name", "a", secrun.image, "--", "sh", "-c", f"touch /mine; {show}", "---"),
         *("--name", "b", secrun.image, "--", "sh", "-c", f"sleep 0.3; ls /mine 2>&1; {show}"),

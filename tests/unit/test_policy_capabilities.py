@@ -82,3 +82,11 @@ def test_an_unknown_name_is_refused_with_its_neighbours():
 def test_odd_names_are_refused(text):
     with pytest.raises(PolicyError):
         parse_name(text)
+
+
+def test_a_pod_on_the_hosts_network_cannot_have_its_ports():
+    withheld = frozenset({"CAP_NET_BIND_SERVICE"})
+    assert "CAP_NET_BIND_SERVICE" not in grant((), (), uid=0, known=HOST, withheld=withheld).bounding
+    assert "CAP_NET_BIND_SERVICE" not in grant(("all",), (), uid=0, known=HOST, withheld=withheld).bounding
+    with pytest.raises(PolicyError, match="host's network"):
+        grant(("net_bind_service",), (), uid=0, known=HOST, withheld=withheld)

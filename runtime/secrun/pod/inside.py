@@ -16,7 +16,10 @@ def open_path(base: Path, *parts: str, flags: int = os.O_RDONLY) -> int | None:
     Raises StateError if a part is a link or not what it should be. O_NONBLOCK keeps a planted FIFO from
     hanging the reader.
     """
-    fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
     try:
         for part in parts[:-1]:
             step = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)

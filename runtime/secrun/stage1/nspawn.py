@@ -18,6 +18,7 @@ from secrun.paths import Layout
 from secrun.stage1 import cgroups, places, units
 from secrun.stage1.contract import Launch, PodOnDisk, Problem
 from secrun.stage1.imagebuild import Stage1Image, ensure_stage1, load_stage1
+from secrun.stage1.imagemount import mount_image
 from secrun.stage1.manifest import Network, PodManifest, Volume
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE, acquire
@@ -26,7 +27,6 @@ from secrun.syscalls import (
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
-    MS_RDONLY,
     MS_REC,
     MS_SLAVE,
     LinuxSyscalls,
@@ -188,11 +188,11 @@ class NspawnFlavour:
             rootfs.verify_file(image)
             target = files.image_mount(app.name)
             target.mkdir(parents=True, exist_ok=True)
-            self._syscalls.mount(str(image.path), str(target), "erofs", MS_RDONLY | MS_NODEV | MS_NOSUID)
+            mount_image(self._syscalls, image.path, target, MS_NOSUID)
 
     def _mount_stage1(self, image: Stage1Image, files: PodFiles) -> None:
         files.stage1_mount.mkdir(parents=True, exist_ok=True)
-        self._syscalls.mount(str(image.path), str(files.stage1_mount), "erofs", MS_RDONLY | MS_NODEV)
+        mount_image(self._syscalls, image.path, files.stage1_mount)
 
     def cleanup(self, uuid: str) -> None:
         """Kill and remove the pod's cgroup; all else ends with the pod's processes."""

@@ -77,7 +77,7 @@ def _target_text(pod: PodManifest) -> str:
 
 
 def manager_text(pod: PodManifest) -> str:
-    """Return systemd-system.conf(5) of the pod: a quiet manager that waits as long as the slowest app may need."""
+    """Return the pod's systemd-system.conf(5): quiet, and as patient as the slowest app needs."""
     seconds = max(app.stop_timeout_seconds for app in pod.apps) + 2
     return (
         "[Manager]\nLogLevel=err\nShowStatus=no\nDumpCore=no\nCrashShell=no\n"

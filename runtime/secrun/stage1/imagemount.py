@@ -1,0 +1,67 @@
+"""Mount an EROFS image file read-only: from the file itself where the kernel can, else by a loop device."""
+
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from secrun.errors import HostError
+from secrun.syscalls import MS_NODEV, MS_RDONLY, Syscalls
+
+# linux/loop.h
+_LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CONFIGURE = 0x4C0A
+_LO_FLAGS_READ_ONLY = 1
+_LO_FLAGS_AUTOCLEAR = 4
+# struct loop_config: fd, block_size, loop_info64 (52 bytes, lo_flags, the rest), reserved.
+_LOOP_CONFIG = struct.Struct("=II 52xI 176x 64x")
+# Another process may take the device between the two calls.
+_ATTEMPTS = 64
+
+
+def _configure_loop(image_fd: int) -> int:
+    """Return an open loop device on `image_fd`; it frees itself with its last user (loop(4), autoclear)."""
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(_ATTEMPTS):
+            number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+            device = os.open(f"/dev/loop{number}", os.O_RDONLY | os.O_CLOEXEC)
+            config = _LOOP_CONFIG.pack(image_fd, 4096, _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR)
+            try:
+                fcntl.ioctl(device, _LOOP_CONFIGURE, config)
+            except OSError as error:
+                os.close(device)
+                if error.errno != errno.EBUSY:
+                    raise
+                continue
+            return device
+    finally:
+        os.close(control)
+    raise HostError(f"no free loop device after {_ATTEMPTS} attempts", code="host-loop")
+
+
+def mount_image(call: Syscalls, image: Path, target: Path, flags: int = 0) -> None:
+    """Mount the EROFS file `image` on `target`; raises OSError or HostError.
+
+    Kernels before 6.12, and file systems that cannot serve it, answer ENOTBLK to a file; the bytes and the
+    rights of a loop mount are the same.
+    """
+    flags |= MS_RDONLY | MS_NODEV
+    try:
+        call.mount(str(image), str(target), "erofs", flags)
+    except OSError as error:
+        if error.errno != errno.ENOTBLK:
+            raise
+    else:
+        return
+    image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        device = _configure_loop(image_fd)
+    finally:
+        os.close(image_fd)
+    try:
+        call.mount(f"/proc/self/fd/{device}", str(target), "erofs", flags)
+    finally:
+        # The mount holds the device from now on.
+        os.close(device)

@@ -1,27 +1,28 @@
 //! The main process of an app's unit: runs the app through crun, keeps its log, serves its peers, reports its end.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::io::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::args::Words;
-use crate::conn::{Conn, Queue, CHUNK};
+use crate::conn::CHUNK;
 use crate::crun::{pipes, Ends, Failure, Launch, Target};
-use crate::frame::{decode, flag, Message, Size, Violation, VERSION, WINDOW};
+use crate::frame::{flag, Message, Size};
 use crate::log::{Log, Stream, MIN_LIMIT};
+use crate::peers::Peer;
+use crate::report::{now_ns, write_record};
+use crate::session::{is_unhandled, Session};
 use crate::sys::{self, Poller, Status};
 
 const ATTACH_SOCKET: &str = "/host/attach.sock";
 /// Peers beyond these wait in the backlog.
 const MAX_PEERS: usize = 32;
-/// Commands whose clients may have gone count too.
-const MAX_SESSIONS: usize = 32;
 /// Ends of unknown processes that are remembered while crun is at work.
 const MAX_ORPHANS: usize = 64;
 /// After the app's end, peers other than the foreground one get this long to read what waits for them.
@@ -29,17 +30,17 @@ const FLUSH_TIME: Duration = Duration::from_secs(2);
 /// What is kept of the beginning of an output, for crun's last words.
 const MAX_SAID: usize = 512;
 /// The app is always the first session.
-const APP: usize = 0;
+pub(crate) const APP: usize = 0;
 
-struct Options {
-    app: String,
-    lower: String,
-    terminal: bool,
-    stdin: bool,
-    log_max: u64,
-    stop_signal: i32,
-    stop_timeout: Duration,
-    target: Target,
+pub(crate) struct Options {
+    pub app: String,
+    pub lower: String,
+    pub terminal: bool,
+    pub stdin: bool,
+    pub log_max: u64,
+    pub stop_signal: i32,
+    pub stop_timeout: Duration,
+    pub target: Target,
 }
 
 fn parse(mut words: Words) -> Result<Options, String> {
@@ -86,72 +87,6 @@ fn parse(mut words: Words) -> Result<Options, String> {
     Ok(options)
 }
 
-struct Peer {
-    conn: Conn,
-    session: Option<usize>,
-    flags: u8,
-    /// Its queue holds up the process instead of losing output.
-    pressure: bool,
-    foreground: bool,
-    lost: u64,
-    closing: bool,
-}
-
-/// A process with its streams: the app, or a command executed beside it.
-struct Session {
-    launch: Launch,
-    crun: Option<i32>,
-    pid: Option<i32>,
-    ends: Ends,
-    terminal: bool,
-    pending: Queue,
-    input_ended: bool,
-    owner: Option<usize>,
-    size: Size,
-    /// A signal to send as soon as the process is known.
-    signal: Option<i32>,
-    /// The signal whose default action was carried out by SIGKILL.
-    emulated: Option<u8>,
-    status: Option<Status>,
-    failure: Option<Failure>,
-    /// The beginning of its output: crun's last words come there.
-    said: Vec<u8>,
-}
-
-impl Session {
-    fn new(launch: Launch, crun: Option<i32>, ends: Ends, size: Size) -> Self {
-        Session {
-            terminal: launch.has_terminal(),
-            launch,
-            crun,
-            pid: None,
-            ends,
-            pending: Queue::default(),
-            input_ended: false,
-            owner: None,
-            size,
-            signal: None,
-            emulated: None,
-            status: None,
-            failure: None,
-            said: Vec::new(),
-        }
-    }
-
-    /// How it ended, once it is over.
-    fn outcome(&mut self, rootfs: &Path) -> (Status, Option<Failure>) {
-        let status = self.status.unwrap_or(Status::exited(125));
-        let explain = || self.launch.explain(rootfs, self.pid.is_some(), status, &self.said);
-        let failure = self.failure.take().or_else(explain);
-        self.launch.clean();
-        (failure.as_ref().map_or(status, |failure| Status::exited(failure.status)), failure)
-    }
-
-    fn is_over(&self) -> bool {
-        self.crun.is_none() && self.status.is_some() && self.ends.outputs.iter().all(Option::is_none)
-    }
-}
-
 #[derive(Clone, Copy)]
 enum Token {
     Signal,
@@ -161,23 +96,23 @@ enum Token {
     Input(usize),
 }
 
-struct Shim {
-    options: Options,
-    run: PathBuf,
-    keep: PathBuf,
-    signals: OwnedFd,
-    listener: Option<UnixListener>,
-    peers: Vec<Option<Peer>>,
-    sessions: Vec<Option<Session>>,
-    commands: u64,
-    log: Log,
-    log_warned: bool,
-    orphans: Vec<(i32, Status)>,
-    started_ns: u64,
-    kill_at: Option<Instant>,
-    flush_until: Option<Instant>,
-    stopping: bool,
-    scratch: Box<[u8; CHUNK]>,
+pub(crate) struct Shim {
+    pub options: Options,
+    pub run: PathBuf,
+    pub keep: PathBuf,
+    pub signals: OwnedFd,
+    pub listener: Option<UnixListener>,
+    pub peers: Vec<Option<Peer>>,
+    pub sessions: Vec<Option<Session>>,
+    pub commands: u64,
+    pub log: Log,
+    pub log_warned: bool,
+    pub orphans: Vec<(i32, Status)>,
+    pub started_ns: u64,
+    pub kill_at: Option<Instant>,
+    pub flush_until: Option<Instant>,
+    pub stopping: bool,
+    pub scratch: Box<[u8; CHUNK]>,
 }
 
 /// Run the mode; returns the exit status.
@@ -204,63 +139,12 @@ pub fn main(words: Vec<OsString>) -> u8 {
     }
 }
 
-fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
-}
-
 fn context<T>(result: io::Result<T>, what: &str) -> io::Result<T> {
     result.map_err(|error| io::Error::new(error.kind(), format!("{what}: {error}")))
 }
 
 fn folder(path: &Path) -> io::Result<()> {
     context(DirBuilder::new().recursive(true).mode(0o700).create(path), &path.display().to_string())
-}
-
-/// Write the exit record, whole or not at all.
-fn write_record(keep: &Path, status: Status, failure: Option<&Failure>, started_ns: u64) -> io::Result<()> {
-    let (code, text) = failure.map_or(("", ""), |failure| (failure.code, failure.text.as_str()));
-    let line = format!(
-        "{{\"code\":{},\"error\":{},\"error_code\":\"{code}\",\"finished_ns\":{},\"signal\":{},\"started_ns\":{started_ns}}}",
-        status.code,
-        quoted(text),
-        now_ns(),
-        status.signal
-    );
-    fs::write(keep.join("exit.new"), line)?;
-    fs::rename(keep.join("exit.new"), keep.join("exit"))
-}
-
-/// A JSON string in the one spelling of RFC 8785.
-fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for char in text.chars() {
-        match char {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            char if char < ' ' => out.push_str(&format!("\\u{:04x}", char as u32)),
-            char => out.push(char),
-        }
-    }
-    out + "\""
-}
-
-/// Put into the first free place.
-fn place<T>(slots: &mut Vec<Option<T>>, item: T) -> usize {
-    match slots.iter().position(Option::is_none) {
-        Some(index) => {
-            slots[index] = Some(item);
-            index
-        }
-        None => {
-            slots.push(Some(item));
-            slots.len() - 1
-        }
-    }
 }
 
 impl Shim {
@@ -298,11 +182,11 @@ impl Shim {
     }
 
     fn run(mut self) -> io::Result<u8> {
-        if Path::new(ATTACH_SOCKET).exists() {
-            let stream = context(UnixStream::connect(ATTACH_SOCKET), ATTACH_SOCKET)?;
-            self.greet(stream, true)?;
-        } else {
-            self.start_app(Size::default())?;
+        match UnixStream::connect(ATTACH_SOCKET) {
+            Ok(stream) => self.greet(stream, true)?,
+            // Only a host that made no socket wants none; one that cannot be reached is an error.
+            Err(error) if error.kind() == ErrorKind::NotFound => self.start_app(Size::default())?,
+            Err(error) => return context(Err(error), ATTACH_SOCKET),
         }
         let mut ended = None;
         loop {
@@ -380,7 +264,7 @@ impl Shim {
 
     // --- the app
 
-    fn start_app(&mut self, size: Size) -> io::Result<()> {
+    pub fn start_app(&mut self, size: Size) -> io::Result<()> {
         let (upper, work) = (self.keep.join("upper"), self.keep.join("work"));
         let rootfs = self.run.join("rootfs");
         for path in [&upper, &work] {
@@ -404,7 +288,7 @@ impl Shim {
         Ok(())
     }
 
-    fn launch(&self, launch: Launch, words: &[&str], stdin: bool, size: Size) -> io::Result<Session> {
+    pub fn launch(&self, launch: Launch, words: &[&str], stdin: bool, size: Size) -> io::Result<Session> {
         let (streams, ends) = match launch.has_terminal() {
             true => (None, Ends::default()),
             false => pipes(stdin).map(|(streams, ends)| (Some(streams), ends))?,
@@ -426,7 +310,7 @@ impl Shim {
     }
 
     /// End the app in order; `told` if SIGTERM has already been sent to every process of the pod.
-    fn stop(&mut self, told: bool) {
+    pub fn stop(&mut self, told: bool) {
         if self.stopping {
             return;
         }
@@ -473,7 +357,7 @@ impl Shim {
         }
     }
 
-    fn signal_session(&mut self, index: usize, number: i32) {
+    pub fn signal_session(&mut self, index: usize, number: i32) {
         if let Some(session) = self.sessions.get_mut(index).and_then(Option::as_mut) {
             session.deliver(number, index == APP);
         }
@@ -551,8 +435,8 @@ impl Shim {
     // --- streams
 
     fn has_room(&self, session: usize) -> bool {
-        let full = |peer: &Peer| peer.session == Some(session) && peer.pressure && peer.conn.out.is_full();
-        !self.peers.iter().flatten().any(full)
+        let holds = |peer: &&Peer| peer.session == Some(session) && peer.pressure && !peer.closing;
+        !self.peers.iter().flatten().filter(holds).any(|peer| peer.conn.out.is_full())
     }
 
     /// Copy what a process wrote to the log and to its peers.
@@ -610,7 +494,7 @@ impl Shim {
     }
 
     /// Hand waiting input to a process, and let its sender send as much again.
-    fn feed(&mut self, index: usize) {
+    pub fn feed(&mut self, index: usize) {
         let session = match self.sessions[index].as_mut() {
             Some(session) => session,
             None => return,
@@ -635,150 +519,8 @@ impl Shim {
         }
     }
 
-    // --- peers
-
-    fn greet(&mut self, stream: UnixStream, foreground: bool) -> io::Result<()> {
-        let mut conn = Conn::new(stream)?;
-        conn.send(&Message::Hello { version: VERSION, app: &self.options.app });
-        let peer = Peer {
-            conn,
-            session: None,
-            flags: 0,
-            pressure: foreground,
-            foreground,
-            lost: 0,
-            closing: false,
-        };
-        place(&mut self.peers, peer);
-        Ok(())
-    }
-
-    fn accept(&mut self) -> io::Result<()> {
-        match self.listener.as_ref().map(UnixListener::accept) {
-            Some(Ok((stream, _))) => self.greet(stream, false),
-            // The peer has gone again, or descriptors are short: the next round tries again.
-            _ => Ok(()),
-        }
-    }
-
-    fn serve(&mut self, index: usize, events: i16) {
-        let peer = match self.peers[index].as_mut() {
-            Some(peer) => peer,
-            None => return,
-        };
-        if peer.closing || events & !libc::POLLOUT == 0 {
-            return;
-        }
-        let open = matches!(peer.conn.fill(&mut self.scratch[..]), Ok(true));
-        loop {
-            let frame = match self.peers[index].as_mut() {
-                Some(peer) if !peer.closing => peer.conn.next_frame(),
-                _ => return,
-            };
-            let handled = match frame {
-                Ok(None) => break,
-                Ok(Some((kind, payload))) => {
-                    decode(kind, &payload).and_then(|message| self.handle(index, &message))
-                }
-                Err(violation) => Err(violation),
-            };
-            if let Err(Violation(text)) = handled {
-                self.refuse(index, &format!("protocol: {text}"));
-            }
-        }
-        if !open {
-            self.drop_peer(index);
-        }
-    }
-
-    fn refuse(&mut self, index: usize, text: &str) {
-        if let Some(peer) = self.peers[index].as_mut() {
-            peer.conn.send(&Message::Error(text));
-            peer.closing = true;
-        }
-    }
-
-    fn drop_peer(&mut self, index: usize) {
-        let peer = self.peers[index].take();
-        for (id, session) in self.sessions.iter_mut().enumerate() {
-            if let Some(session) = session {
-                if session.owner == Some(index) {
-                    session.owner = None;
-                }
-                let was_here = peer.as_ref().map_or(false, |peer| peer.session == Some(id));
-                if id != APP && was_here && session.status.is_none() {
-                    // As when a terminal line drops; a command that ignores it runs on.
-                    session.deliver(libc::SIGHUP, false);
-                }
-            }
-        }
-    }
-
-    fn handle(&mut self, index: usize, message: &Message) -> Result<(), Violation> {
-        let session = self.peers[index].as_ref().and_then(|peer| peer.session);
-        match (*message, session) {
-            (Message::Attach { flags, size }, None) => self.attach(index, flags, size),
-            (Message::Exec { flags, size, program, path, process }, None) => {
-                let target = Target { program: program.to_vec(), path: path.to_vec() };
-                if let Err(text) = self.exec(index, flags, size, target, process) {
-                    self.refuse(index, &text);
-                }
-            }
-            (Message::Stdin(bytes), Some(session)) => self.input(index, session, bytes)?,
-            (Message::Signal(number @ 1..=64), session) => {
-                self.signal_session(session.unwrap_or(APP), i32::from(number));
-            }
-            (Message::Resize(size), session) => {
-                if let Some(session) = self.sessions[session.unwrap_or(APP)].as_mut() {
-                    session.resize(size);
-                }
-            }
-            (Message::Stop, _) => self.stop(false),
-            (Message::StatsRequest, _) => {
-                let text = stats();
-                if let Some(peer) = self.peers[index].as_mut() {
-                    peer.conn.send(&Message::Stats(&text));
-                }
-            }
-            _ => return Err(Violation("a frame out of place")),
-        }
-        Ok(())
-    }
-
-    fn attach(&mut self, index: usize, flags: u8, size: Size) {
-        let foreground = self.peers[index].as_ref().map_or(false, |peer| peer.foreground);
-        if self.sessions[APP].is_none() && foreground && !self.stopping {
-            if let Err(error) = self.start_app(size) {
-                self.fail_app(Failure::own(error.to_string()));
-            }
-        }
-        let app = match self.sessions[APP].as_mut() {
-            Some(app) => app,
-            None => return self.refuse(index, "the app has not started"),
-        };
-        if flags & flag::STDIN != 0 {
-            if !(self.options.stdin || self.options.terminal) {
-                return self.refuse(index, "the app was started without standard input");
-            }
-            if app.owner.is_some() || app.input_ended {
-                return self.refuse(index, "the app's standard input is taken");
-            }
-            app.owner = Some(index);
-        }
-        if size != Size::default() {
-            app.resize(size);
-        }
-        if let Some(peer) = self.peers[index].as_mut() {
-            peer.session = Some(APP);
-            peer.flags = flags;
-            if self.started_ns != 0 {
-                peer.conn.send(&Message::Started { ns: self.started_ns });
-            }
-        }
-    }
-
     /// The app could not even be handed to crun.
-    fn fail_app(&mut self, failure: Failure) {
+    pub fn fail_app(&mut self, failure: Failure) {
         if let Ok(launch) = Launch::new(self.run.join("run"), false, Target::default()) {
             let mut app = Session::new(launch, None, Ends::default(), Size::default());
             app.status = Some(Status::exited(failure.status));
@@ -786,170 +528,9 @@ impl Shim {
             self.sessions[APP] = Some(app);
         }
     }
-
-    fn exec(
-        &mut self,
-        index: usize,
-        flags: u8,
-        size: Size,
-        target: Target,
-        process: &[u8],
-    ) -> Result<(), String> {
-        let runs = |app: &Session| app.pid.is_some() && app.status.is_none();
-        if !self.sessions[APP].as_ref().map_or(false, runs) {
-            return Err("the app is not running".into());
-        }
-        if self.sessions.iter().flatten().count() > MAX_SESSIONS {
-            return Err(format!("the app already has {MAX_SESSIONS} commands running"));
-        }
-        let terminal = flags & flag::TTY != 0;
-        self.commands += 1;
-        let prefix = self.run.join(format!("exec-{}", self.commands));
-        let started = Launch::new(prefix, terminal, target).and_then(|launch| {
-            let file = launch.file("json");
-            fs::write(&file, process)?;
-            let words = ["exec", "--process", &file.display().to_string()];
-            self.launch(launch, &words, flags & flag::STDIN != 0, size)
-        });
-        let mut session = started.map_err(|error| format!("cannot start a command: {error}"))?;
-        session.owner = Some(index);
-        let id = place(&mut self.sessions, session);
-        if let Some(peer) = self.peers[index].as_mut() {
-            peer.session = Some(id);
-            peer.flags = flag::STDOUT | flag::STDERR | flags & flag::STDIN;
-            peer.pressure = true;
-        }
-        Ok(())
-    }
-
-    fn input(&mut self, index: usize, id: usize, bytes: &[u8]) -> Result<(), Violation> {
-        let allowed = self.peers[index].as_ref().map_or(false, |peer| peer.flags & flag::STDIN != 0);
-        let session = match self.sessions[id].as_mut() {
-            Some(session) if allowed && !session.input_ended => session,
-            _ => return Err(Violation("STDIN out of place")),
-        };
-        if session.pending.len() + bytes.len() > WINDOW {
-            return Err(Violation("more STDIN than was allowed"));
-        }
-        if !bytes.is_empty() {
-            session.pending.tail().extend_from_slice(bytes);
-        } else if session.terminal {
-            // A terminal has no end of file but its character.
-            session.pending.tail().push(4);
-        } else {
-            session.input_ended = true;
-        }
-        if session.crun.is_none() {
-            self.feed(id);
-        }
-        Ok(())
-    }
-}
-
-impl Peer {
-    fn report_loss(&mut self) {
-        if self.lost > 0 {
-            self.conn.send(&Message::Lost(self.lost));
-            self.lost = 0;
-        }
-    }
-}
-
-impl Session {
-    /// crun has ended: learn the process, if there is one.
-    fn created(&mut self, status: Status) {
-        if status.code != 0 {
-            self.status = Some(status);
-        } else if let Err(error) = self.adopt() {
-            self.status = Some(status);
-            self.failure = Some(Failure::own(format!("crun: {error}")));
-        }
-    }
-
-    fn adopt(&mut self) -> io::Result<()> {
-        self.pid = Some(self.launch.pid()?);
-        if let Some(master) = self.launch.terminal()? {
-            self.ends.input = Some(File::from(master.try_clone()?));
-            self.ends.outputs[0] = Some(File::from(master));
-            self.resize(self.size);
-        }
-        if let Some(number) = self.signal.take() {
-            self.deliver(number, true);
-        }
-        Ok(())
-    }
-
-    fn process_ended(&mut self, status: Status) {
-        self.status = Some(match self.emulated {
-            Some(number) if status.signal == libc::SIGKILL as u8 => Status::killed(number),
-            _ => status,
-        });
-    }
-
-    fn resize(&mut self, size: Size) {
-        self.size = size;
-        if let (true, Some(master)) = (self.terminal && size != Size::default(), &self.ends.outputs[0]) {
-            // A terminal that has just gone needs no size.
-            let _ = sys::set_size(master, size);
-        }
-    }
-
-    /// Send a signal; to the first process of a container also one that it neither catches nor ignores.
-    fn deliver(&mut self, number: i32, first: bool) {
-        let pid = match self.pid {
-            Some(pid) if self.status.is_none() => pid,
-            Some(_) => return,
-            None => {
-                self.signal = Some(number);
-                return;
-            }
-        };
-        let mut sent = number;
-        if first && ends_by_default(number) && is_unhandled(pid, number) {
-            // The kernel shields PID 1 of a namespace from default actions; outside it would have ended.
-            self.emulated = Some(number as u8);
-            sent = libc::SIGKILL;
-        }
-        // A process that is about to be reaped needs no signal.
-        let _ = sys::kill(pid, sent);
-    }
-}
-
-fn ends_by_default(number: i32) -> bool {
-    use libc::{SIGCHLD, SIGCONT, SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH};
-    ![SIGCHLD, SIGCONT, SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH].contains(&number)
-}
-
-/// Whether a process neither catches, ignores nor blocks a signal (proc(5), status).
-fn is_unhandled(pid: i32, number: i32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let masks = status.lines().filter_map(|line| {
-        let (key, value) = line.split_once(':')?;
-        let mask = u64::from_str_radix(value.trim(), 16).ok()?;
-        ["SigBlk", "SigIgn", "SigCgt"].contains(&key).then_some(mask)
-    });
-    let masks: Vec<u64> = masks.collect();
-    masks.len() == 3 && masks.iter().all(|mask| mask >> (number - 1) & 1 == 0)
 }
 
 /// Whether systemd-shutdown has taken over as PID 1: it sends SIGTERM to every process, the app included.
 fn is_shutting_down() -> bool {
-    fs::read_to_string("/proc/1/comm").map_or(false, |name| name.starts_with("systemd-shutdow"))
-}
-
-/// What the unit's own cgroup says, one `name value` a line; a controller that is missing has no line.
-fn stats() -> String {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    let read = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup{path}/{file}")).unwrap_or_default();
-    let mut text = String::new();
-    for file in ["memory.current", "memory.peak", "pids.current"] {
-        if let Some(value) = read(file).lines().next() {
-            text += &format!("{file} {value}\n");
-        }
-    }
-    for line in read("cpu.stat").lines() {
-        text += &format!("cpu.{line}\n");
-    }
-    text
+    std::fs::read_to_string("/proc/1/comm").map_or(false, |name| name.starts_with("systemd-shutdow"))
 }

@@ -149,7 +149,7 @@ pub fn next_signal(fd: &OwnedFd) -> Option<c_int> {
         let mut info: libc::signalfd_siginfo = std::mem::zeroed();
         let size = std::mem::size_of_val(&info);
         let got = libc::read(fd.as_raw_fd(), std::ptr::addr_of_mut!(info).cast(), size);
-        (got == size as isize).then(|| info.ssi_signo as c_int)
+        (got == size as isize).then_some(info.ssi_signo as c_int)
     }
 }
 

@@ -234,11 +234,10 @@ impl Remote {
 
     /// Standard input is readable: pass on what the shim allows.
     pub fn pass_input(&mut self, scratch: &mut [u8], station: &mut Station) {
+        use io::ErrorKind::{Interrupted, WouldBlock};
         let room = scratch.len().min(self.credit);
         match station.input.read(&mut scratch[..room]) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                ()
-            }
+            Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => (),
             Ok(0) | Err(_) => {
                 station.input_open = false;
                 self.conn.send(&Message::Stdin(&[]));

@@ -1,8 +1,11 @@
 """Whatever is killed, whenever: `secrun gc` restores a clean host."""
 
+import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -116,33 +119,47 @@ def test_killing_any_process_of_a_running_pod_ends_it(secrun: Secrun, victim):
     assert_nothing_is_left(secrun, before, uuids)
 
 
-def test_a_full_disk_stops_the_preparation_and_loses_nothing(secrun: Secrun, tmp_path):
-    """The pods' folder on a tiny file system: ENOSPC is told, the store and other pods are untouched."""
-    pods = secrun.root / "pods" / "preparing"
-    pods.mkdir(parents=True, exist_ok=True)
-    clean_up(secrun)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", pods], check=True)
+@pytest.fixture
+def small(secrun: Secrun, tmp_path: Path) -> Iterator[Secrun]:
+    """A root on a file system of 64 MB that holds the busybox image and a stage1, and little else."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
     try:
-        result = secrun("run", *RELAXED, secrun.image, "--", "true", code=125)
-        assert "No space left" in result.err
-        assert list(pods.iterdir()) == []
-    finally:
-        subprocess.run(["umount", pods], check=True)
-    assert secrun.run("echo", "still works").out == "still works\n"
-
-
-def test_an_app_that_fills_its_disk_gets_an_error_and_the_pod_can_be_removed(secrun: Secrun, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", small], check=True)
-    try:
-        other = Secrun(root=small / "root", run_root=small / "run")
+        other = Secrun(root=disk / "root", run_root=disk / "run")
         layout = secrun.root.parent / "layout"
         image = other("fetch", "--insecure-options=image", f"oci:{layout}:busybox").out.split()[-1]
-        command = ("sh", "-c", "cat /dev/zero > /big; echo code $?")
-        result = other("run", *RELAXED, image, "--", *command, code=None)
-        assert "No space left" in result.err
-        other("gc", "--grace-period=0s")
-        assert other.pods() == []
+        other("stage1", "build")
+        yield dataclasses.replace(other, image=image)
     finally:
-        subprocess.run(["umount", "-l", small], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk: Path) -> Path:
+    filler = disk / "filler"
+    with filler.open("wb") as stream, contextlib.suppress(OSError):
+        while True:
+            os.write(stream.fileno(), bytes(65536))
+    with filler.open("ab") as stream, contextlib.suppress(OSError):
+        while True:
+            os.write(stream.fileno(), bytes(4096))
+    return filler
+
+
+def test_a_full_disk_stops_the_preparation_and_loses_nothing(small: Secrun):
+    filler = fill(small.root.parent)
+    result = small("run", *RELAXED, small.image, "--", "true", code=125)
+    assert "No space left" in result.err
+    assert small.pods() == []
+    filler.unlink()
+    assert small.run("echo", "works again").out == "works again\n"
+
+
+def test_an_app_that_fills_the_disk_is_told_and_can_be_removed(small: Secrun):
+    command = ("sh", "-c", "cat /dev/zero > /big; echo code $?")
+    result = small("run", *RELAXED, small.image, "--", *command, code=None)
+    assert "No space left" in result.err
+    assert "code 1" in result.out
+    small("gc", "--grace-period=0s")
+    assert small.pods() == []
+    assert small.run("echo", "works again").out == "works again\n"

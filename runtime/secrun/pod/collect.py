@@ -1,9 +1,10 @@
 """Garbage collection: whatever a dead secrun left behind, in any state, is cleaned here."""
 
+import errno
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from secrun import checkpoint
@@ -56,7 +57,15 @@ def conclude(pod: LockedPod, stage1_status: int) -> exits.PodExit:
     if stored is not None:
         return stored
     result = exits.collect(files, manifest, stage1_status, time.time_ns())
-    write_atomic(files.exit, result.to_bytes())
+    try:
+        write_atomic(files.exit, result.to_bytes())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # A full disk must keep nobody from learning the code, nor gc from making room.
+        return replace(
+            result, error=f"{result.error} the exit record is not stored: {error.strerror}".strip()
+        )
     checkpoint.reached("exit-written")
     return result
 

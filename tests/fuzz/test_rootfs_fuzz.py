@@ -217,6 +217,7 @@ def test_random_layers_against_umoci(fuzz_scale: int, tmp_path_factory: pytest.T
             assert difference(random_layers(seed), Path(work))[1] == "", f"seed {seed}"
 
 
+@pytest.mark.timeout(3600)
 def test_generated_trees_against_kernel_and_tools(
     fuzz_scale: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

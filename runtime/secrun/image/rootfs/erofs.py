@@ -8,6 +8,7 @@ import struct
 from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from secrun.errors import ImageError
 from secrun.image.rootfs import limits
@@ -268,13 +269,22 @@ def _chunk_table(inode: Inode) -> bytes:
     return struct.pack(f"<{len(table)}I", *table)
 
 
+@cache
+def _crc32c_table() -> tuple[int, ...]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # noqa: PLW2901 - shifted out bit by bit
+        table.append(value)
+    return tuple(table)
+
+
 def crc32c(data: bytes) -> int:
     """Return the Castagnoli checksum of `data` as EROFS wants it: seed all ones, not inverted at the end."""
+    table = _crc32c_table()
     value = 0xFFFFFFFF
     for byte in data:
-        value ^= byte
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        value = value >> 8 ^ table[(value ^ byte) & 0xFF]
     return value
 
 

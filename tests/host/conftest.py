@@ -12,7 +12,18 @@ from support.images import busybox_image
 from support.leaks import Footprint, footprint, leaks_since
 from support.secrun import Secrun
 
-NEEDED_PROGRAMS = ("systemd-nspawn", "crun", "docker-registry", "skopeo", "umoci", "buildah", "fsck.erofs")
+NEEDED_PROGRAMS = (
+    "systemd-nspawn",
+    "crun",
+    "docker-registry",
+    "skopeo",
+    "umoci",
+    "buildah",
+    "podman",
+    "fsck.erofs",
+    "veritysetup",
+    "openssl",
+)
 
 BEFORE = pytest.StashKey[Footprint]()
 

@@ -116,6 +116,15 @@ def test_every_link_of_the_docs_leads_to_a_file(repository):
     assert dead == []
 
 
+def test_the_index_of_the_docs_names_every_page(repository):
+    linked = set(re.findall(r"\]\(([^)#:\s]+\.md)\)", (repository / "docs/README.md").read_text()))
+    docs = repository / "docs"
+    assert {str(page.relative_to(docs)) for page in pages(repository) if docs in page.parents} == {
+        *linked,
+        "README.md",
+    }
+
+
 def test_every_target_of_the_makefile_says_what_it_does(repository):
     text = (repository / "Makefile").read_text()
     targets = re.findall(r"^([a-z]+):(.*)$", text, re.MULTILINE)

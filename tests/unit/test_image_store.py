@@ -280,6 +280,18 @@ def test_an_image_is_found_by_the_name_its_layout_gave_and_by_its_id(layout, opt
         assert f"docker.io/library/{word}" in caught.value.hint
 
 
+def test_an_archive_cannot_pass_its_image_off_as_a_registrys(layout, options, writer):
+    never = replace(options, pull=PullPolicy.NEVER)
+    for name in ("localhost/app:1", "registry.example/app:1"):
+        writer.add_image(name, [LAYER], architecture=ARCH)
+        ensure_image(layout, reference(writer, name), options)
+    assert ensure_image(layout, "localhost/app:1", never).reference == reference(writer, "localhost/app:1")
+    for name in ("docker://localhost/app:1", "registry.example/app:1"):
+        with pytest.raises(StateError) as caught:
+            ensure_image(layout, name, never)
+        assert caught.value.code == "state-image-missing"
+
+
 def test_a_word_that_means_two_images_is_refused(layout, options, writer, tmp_path):
     second = LayoutWriter(tmp_path / "second")
     second.add_image("one", [OTHER], architecture=ARCH)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import threading
 from urllib.parse import parse_qs, urlsplit
 
@@ -395,3 +396,70 @@ def test_a_cancelled_download_stops_at_the_next_chunk(server, clock, tmp_path):
     server.replies[BLOB_PATH] = [Reply(body=b"x" * 65536, length=1 << 40, endless=True)]
     with pytest.raises(CancelledError):
         fetch_blob(server, clock, tmp_path, cancelled=cancelled)
+
+
+# With TLS: a client that never touches the network.
+
+
+class ScriptedAnswer:
+    def __init__(self, status, headers=None, body=b""):
+        self.status = status
+        self.headers = headers or {}
+        self.body = io.BytesIO(body)
+
+    def header(self, name):
+        return self.headers.get(name, "")
+
+    def read(self, amount):
+        return self.body.read(amount)
+
+    def close(self):
+        pass
+
+    def interrupt(self):
+        raise AssertionError
+
+
+class Recorder:
+    """Answers every request in the same way and remembers the URLs and headers."""
+
+    def __init__(self, status, headers=None, body=b""):
+        self.answer = (status, headers, body)
+        self.requests = []
+
+    def request(self, method, url, headers):
+        self.requests.append((url, headers))
+        return ScriptedAnswer(*self.answer)
+
+
+def verified(http, name="r.example/t/app:1"):
+    parsed = reference.parse(f"docker://{name}")
+    return RegistryClient(parsed, http=http, credentials=lambda: ALICE, clock=FakeClock(), tls_verify=True)
+
+
+@pytest.mark.parametrize(
+    "realm",
+    ["http://auth.example/token", "http://127.0.0.1/token", "ftp://x/", "", "https://u:p@x/", "//x/"],
+)
+def test_a_login_goes_to_https_only(realm):
+    http = Recorder(401, {"www-authenticate": f'Bearer realm="{realm}"'})
+    with pytest.raises(RegistryError) as caught:
+        verified(http).root()
+    assert caught.value.code == "registry-realm"
+    assert [url for url, _ in http.requests] == ["https://r.example/v2/t/app/manifests/1"]
+
+
+@pytest.mark.parametrize("location", ["http://r.example/x", "//r.example:80\\@evil/"])
+def test_https_is_not_left_for_http(location):
+    http = Recorder(307, {"location": location})
+    with pytest.raises(RegistryError) as caught:
+        verified(http).root()
+    assert caught.value.code == "registry-redirect"
+    assert all(url.startswith("https://") for url, _ in http.requests)
+
+
+def test_docker_hubs_registry_has_its_own_name():
+    http = Recorder(200, {"content-type": OCI_MANIFEST}, b"{}")
+    verified(http, "busybox").root()
+    assert http.requests[0][0] == "https://registry-1.docker.io/v2/library/busybox/manifests/latest"
+    assert OCI_MANIFEST in http.requests[0][1]["Accept"]

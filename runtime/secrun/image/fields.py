@@ -1,8 +1,13 @@
 """Typed access to parsed JSON objects: every misfit is an ImageError that names the field."""
 
+import re
+
 from secrun.digest import Digest
 from secrun.errors import ImageError
 from secrun.jsonio import JsonObject, JsonValue
+
+# NUL and lone surrogates: neither fits into a C string in UTF-8.
+_UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
 def _wrong(what: str, key: str, value: JsonValue, expected: str) -> ImageError:
@@ -13,7 +18,7 @@ def _wrong(what: str, key: str, value: JsonValue, expected: str) -> ImageError:
 
 def checked_text(text: str, what: str, key: str) -> str:
     """Return `text` unless it cannot be a C string or UTF-8; such values only confuse what comes later."""
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    if _UNFIT.search(text):
         raise ImageError(f"{what}: field {key!r} has a NUL or a lone surrogate", code="image-field")
     return text
 

@@ -7,6 +7,10 @@ from secrun.image.entries import Entry
 from secrun.image.platform import Platform, runs
 from secrun.image.reference import ImageReference, RegistryReference, StoredReference
 
+# Builders name what was never in a registry localhost/NAME. Only such a name may mean an image of an archive:
+# an archive can call its image anything, and a registry's name must mean that registry.
+_LOCAL = "localhost"
+
 
 def _fits(entry: Entry, platform: Platform | None) -> bool:
     offered = entry.descriptor.platform
@@ -36,9 +40,8 @@ def find(entries: Sequence[Entry], reference: ImageReference, platform: Platform
         return exact
     if reference.digest is not None and (same := _newest(_by_digest(fitting, reference))) is not None:
         return same
-    if reference.explicit:
+    if reference.explicit or reference.domain != _LOCAL:
         return None
-    # Without docker:// the name may also be one that an imported archive or layout gave.
     return _newest([entry for entry in fitting if entry.given == reference.name])
 
 

@@ -7,7 +7,7 @@ from secrun.image.entries import Entry
 from secrun.image.platform import Platform, runs
 from secrun.image.reference import ImageReference, RegistryReference, StoredReference
 
-# Builders name what was never in a registry localhost/NAME. Only such a name may mean an image of an archive:
+# Builders name what never was in a registry localhost/NAME. Only such a name may mean an archive's image:
 # an archive can call its image anything, and a registry's name must mean that registry.
 _LOCAL = "localhost"
 

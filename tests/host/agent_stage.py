@@ -91,13 +91,14 @@ def _init(root: str, command: list[str]) -> int:
 
 
 def _namespaces(root: str, command: list[str], asked: int, answered: int) -> int:
-    _die_with_parent()
     _check(_libc.unshare(_NEWUSER | _NEWNS | _NEWPID | _NEWNET | _NEWIPC | _NEWUTS))
     os.write(asked, b"?")
     os.read(answered, 1)
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+    # After the change of credentials, which would clear it (prctl(2)).
+    _die_with_parent()
     pid = os.fork()
     if pid == 0:
         os._exit(_init(root, command))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -124,3 +125,35 @@ def test_granted_capabilities_pass_both_walls(pod):
     assert code == 0, text
     assert {"CAP_NET_RAW", "CAP_SYS_ADMIN"} <= names_of(status(text)["CapEff"])
     assert "mounted" in text
+
+
+@pytest.mark.parametrize("content", [b"\x06\0\0\0\0\0\xff\x7f", None])
+def test_a_pod_whose_filter_was_changed_does_not_start(secrun, content):
+    uuid = secrun(
+        "prepare", "--pull=never", "--insecure-options=image", secrun.image, "--", "true"
+    ).out.strip()
+    (program,) = Path(secrun.root).glob(f"pods/*/{uuid}/filter.bpf")
+    if content is None:
+        program.unlink()
+    else:
+        program.write_bytes(content)
+    assert "host-filter-changed" in secrun("run-prepared", uuid, code=125).err
+
+
+def test_the_machinery_of_a_real_pod_is_under_one_filter(secrun):
+    uuid = secrun.detach("sleep", "1000")
+    try:
+        found = [path.read_text() for path in Path("/proc").glob("[0-9]*/status") if _is_pid1(path, uuid)]
+    finally:
+        secrun.discard(uuid)
+    assert len(found) == 1
+    assert status(found[0])["Seccomp_filters"] == "1"
+
+
+def _is_pid1(path: Path, uuid: str) -> bool:
+    try:
+        words = (path.parent / "cmdline").read_text()
+        group = (path.parent / "cgroup").read_text()
+    except OSError:
+        return False
+    return words.startswith("/usr/lib/systemd/systemd\0") and uuid in group

@@ -51,6 +51,7 @@ def pod(*apps, network=Network.NONE):
         created_ns=1,
         relaxations=(),
         outer_arguments=(),
+        outer_filter=None,
         apps=apps or (app(),),
     )
 

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::io::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -205,8 +205,45 @@ pub fn become_subreaper() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
 }
 
-/// Start `command` in its own session, killed when this process ends, after it joined the cgroup of `procs`.
-pub fn spawn_bound(command: &mut Command, procs: Option<OwnedFd>) -> io::Result<i32> {
+/// A system call filter, as seccomp(2) takes it: classic BPF, eight bytes per instruction.
+pub struct Filter(Vec<libc::sock_filter>);
+
+impl Filter {
+    /// The kernel's own limit (linux/filter.h, BPF_MAXINSNS) times the size of an instruction.
+    const MAX_BYTES: u64 = 4096 * 8;
+
+    /// Read a whole program from a file.
+    pub fn read(file: File) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        file.take(Self::MAX_BYTES + 1).read_to_end(&mut bytes)?;
+        if bytes.is_empty() || bytes.len() % 8 != 0 || bytes.len() as u64 > Self::MAX_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a system call filter"));
+        }
+        let one = |b: &[u8]| libc::sock_filter {
+            code: u16::from_ne_bytes([b[0], b[1]]),
+            jt: b[2],
+            jf: b[3],
+            k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+        };
+        Ok(Filter(bytes.chunks_exact(8).map(one).collect()))
+    }
+
+    /// Put the calling thread and all that it starts under the filter.
+    fn load(&mut self) -> io::Result<()> {
+        let program = libc::sock_fprog { len: self.0.len() as u16, filter: self.0.as_mut_ptr() };
+        // SAFETY: `program` points to `len` instructions that outlive the call; the kernel copies them.
+        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) };
+        check(result as c_int).map(drop)
+    }
+}
+
+/// Start `command` in its own session, killed when this process ends, after it joined the cgroup of `procs` and
+/// went under `filter`.
+pub fn spawn_bound(
+    command: &mut Command,
+    procs: Option<OwnedFd>,
+    mut filter: Option<Filter>,
+) -> io::Result<i32> {
     let parent = std::process::id();
     // SAFETY: between fork and exec the closure makes only system calls and allocates nothing.
     unsafe {
@@ -219,7 +256,7 @@ pub fn spawn_bound(command: &mut Command, procs: Option<OwnedFd>) -> io::Result<
             if let Some(procs) = &procs {
                 check(libc::write(procs.as_raw_fd(), b"0".as_ptr().cast(), 1) as c_int)?;
             }
-            Ok(())
+            filter.as_mut().map_or(Ok(()), Filter::load)
         });
     }
     command.spawn().map(|child| child.id() as i32)

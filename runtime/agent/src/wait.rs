@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::args::Words;
 use crate::conn::CHUNK;
 use crate::frame::{flag, Message, Size};
-use crate::sys::{self, Poller, Status};
+use crate::sys::{self, Filter, Poller, Status};
 use crate::tty::{Remote, Station};
 
 /// Stop requests that are held open until the pod ends.
@@ -27,6 +27,7 @@ struct Options {
     control: Option<RawFd>,
     procs: Option<RawFd>,
     kill: Option<RawFd>,
+    seccomp: Option<RawFd>,
     log: Option<RawFd>,
     ready: Option<RawFd>,
     keep: Vec<RawFd>,
@@ -48,6 +49,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--control-fd" => options.control = Some(words.fd()?),
             "--cgroup-procs-fd" => options.procs = Some(words.fd()?),
             "--cgroup-kill-fd" => options.kill = Some(words.fd()?),
+            "--seccomp-fd" => options.seccomp = Some(words.fd()?),
             "--log-fd" => options.log = Some(words.fd()?),
             "--ready-fd" => options.ready = Some(words.fd()?),
             "--keep-fd" => options.keep.push(words.fd()?),
@@ -133,7 +135,7 @@ impl Waiter {
     fn start(options: Options) -> std::io::Result<Self> {
         let named =
             [options.attach, options.control, options.procs, options.kill, options.log, options.ready];
-        let mut fds: Vec<RawFd> = named.into_iter().flatten().collect();
+        let mut fds: Vec<RawFd> = named.into_iter().chain([options.seccomp]).flatten().collect();
         fds.extend(&options.keep);
         sys::keep_only(&fds)?;
         use libc::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
@@ -177,7 +179,10 @@ impl Waiter {
             scratch: Box::new([0; CHUNK]),
             options,
         };
-        match open(waiter.options.procs).and_then(|procs| sys::spawn_bound(&mut command, procs)) {
+        let spawned = open(waiter.options.seccomp)
+            .and_then(|fd| fd.map(|fd| Filter::read(File::from(fd))).transpose())
+            .and_then(|filter| sys::spawn_bound(&mut command, open(waiter.options.procs)?, filter));
+        match spawned {
             Ok(child) => waiter.child = child,
             Err(error) => {
                 waiter.station.restore();

@@ -9,6 +9,7 @@ from secrun.jsonio import JsonValue
 from secrun.pod.request import AppRequest
 from secrun.stage1.bundle import Process
 from secrun.stage1.manifest import Network
+from secrun_policies.libseccomp import compile_bpf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class ConfinedPod:
 
     apps: Mapping[str, ConfinedApp]
     outer_arguments: tuple[str, ...]
+    outer_filter: bytes | None
 
 
 def _facts(name: str, request: AppRequest, process: Process) -> secrun_policies.AppFacts:
@@ -60,9 +62,11 @@ def pod(network: Network, apps: Sequence[tuple[str, AppRequest, Process]]) -> Co
     )
     try:
         compiled = secrun_policies.compile_pod(facts, secrun_policies.read_host())
+        outer_filter = compile_bpf(compiled.outer_filter) if compiled.outer_filter else None
     except secrun_policies.PolicyError as error:
         raise UsageError(error.message, hint=error.hint, code=error.code) from error
     return ConfinedPod(
         apps={app.app: _confined(app) for app in compiled.apps},
         outer_arguments=compiled.nspawn_arguments,
+        outer_filter=outer_filter,
     )

@@ -155,4 +155,4 @@ def _become_client(agent: Path, connection: socket.socket, frame: bytes, request
     words += ["--stdin"] if request.interactive else []
     os.set_inheritable(connection_fd, True)
     os.set_inheritable(memory, True)
-    os.execve(words[0], words, waiter.environment(os.environ))  # noqa: S606 - no shell is involved
+    os.execve(words[0], words, waiter.environment(os.environ, filtered=False))  # noqa: S606 - no shell is involved

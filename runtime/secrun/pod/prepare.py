@@ -112,6 +112,7 @@ class _Plan:
 
     manifest: PodManifest
     bundles: Mapping[str, bytes]
+    outer_filter: bytes | None
 
 
 def _decide(
@@ -136,12 +137,13 @@ def _decide(
         created_ns=time.time_ns(),
         relaxations=_relaxations(pod, [app.image for app in apps]),
         outer_arguments=confined.outer_arguments,
+        outer_filter=None if confined.outer_filter is None else Digest.of(confined.outer_filter),
         apps=tuple(
             _app_manifest(app, processes[app.name], confined.apps[app.name], bundles[app.name])
             for app in apps
         ),
     )
-    return _Plan(manifest=manifest, bundles=bundles)
+    return _Plan(manifest=manifest, bundles=bundles, outer_filter=confined.outer_filter)
 
 
 def _etc_files(hostname: str, network: Network) -> dict[str, bytes]:
@@ -168,6 +170,8 @@ def _write_config(files: PodFiles, plan: _Plan) -> None:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         path.write_bytes(data)
         path.chmod(0o644)
+    if plan.outer_filter is not None:
+        files.outer_filter.write_bytes(plan.outer_filter)
 
 
 def _check(flavour: Flavour, manifest: PodManifest) -> None:

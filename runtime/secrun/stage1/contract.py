@@ -47,6 +47,8 @@ class Launch:
     cgroup_kill_fd: int
     held_fds: tuple[int, ...]
     """Locks that must live as long as the pod."""
+    filter_fd: int | None = None
+    """The program of a system call filter that stage1 is started under."""
 
 
 class Flavour(Protocol):

@@ -203,6 +203,8 @@ class PodManifest:
     relaxations: tuple[str, ...]
     outer_arguments: tuple[str, ...]
     """What the confinement compiler adds to the flavour's own command line."""
+    outer_filter: Digest | None
+    """The program of the system call filter around the whole pod; None leaves it to the flavour."""
     apps: tuple[AppManifest, ...]
 
     def to_bytes(self) -> bytes:
@@ -218,6 +220,7 @@ class PodManifest:
                 "created_ns": self.created_ns,
                 "relaxations": list(self.relaxations),
                 "outer_arguments": list(self.outer_arguments),
+                "outer_filter": "" if self.outer_filter is None else str(self.outer_filter),
                 "apps": [app.to_json() for app in self.apps],
             }
         )
@@ -241,6 +244,7 @@ class PodManifest:
             created_ns=fields.integer("created_ns"),
             relaxations=fields.texts("relaxations"),
             outer_arguments=fields.texts("outer_arguments"),
+            outer_filter=Digest.parse(text) if (text := fields.text("outer_filter")) else None,
             apps=tuple(AppManifest.from_fields(item) for item in fields.objects("apps")),
         )
         fields.end()

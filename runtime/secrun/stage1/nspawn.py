@@ -150,6 +150,7 @@ class NspawnFlavour:
             cgroup_procs_fd=procs,
             cgroup_kill_fd=kill,
             held_fds=(uid_range.guard.fileno(),),
+            filter_fd=self._filter(files, manifest, undo),
         )
 
     @staticmethod
@@ -162,6 +163,28 @@ class NspawnFlavour:
         undo.callback(listener.close)
         os.chown(files.attach_socket, uid_base, uid_base)
         return listener
+
+    @staticmethod
+    def _filter(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> int | None:
+        """Open the pod's filter; raises HostError if it is not the one of the manifest."""
+        if manifest.outer_filter is None:
+            return None
+        try:
+            data = files.outer_filter.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        if Digest.of(data) != manifest.outer_filter:
+            raise HostError(
+                f"pod {manifest.uuid}: {files.outer_filter.name} is not the filter that was decided",
+                hint="remove the pod and prepare it again",
+                code="host-filter-changed",
+            )
+        # What was digested is what is loaded: a copy that no path leads to.
+        fd = os.memfd_create("filter", os.MFD_CLOEXEC)
+        undo.callback(os.close, fd)
+        os.write(fd, data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
 
     def _enter_private_mounts(self, hierarchy: cgroups.Hierarchy) -> None:
         call = self._syscalls

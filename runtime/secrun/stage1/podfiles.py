@@ -50,6 +50,11 @@ class PodFiles:
         return self.path / "control.sock"
 
     @property
+    def outer_filter(self) -> Path:
+        """Program of the system call filter around the pod."""
+        return self.path / "filter.bpf"
+
+    @property
     def stage1_log(self) -> Path:
         """What stage1 itself printed."""
         return self.path / "stage1.log"

@@ -196,6 +196,15 @@ def test_stage1_that_cannot_be_executed(host: Host) -> None:
     os.close(out)
 
 
+def test_signals_are_as_usual_for_stage1_and_finish(host: Host) -> None:
+    show = "grep -E 'Sig(Blk|Ign)' /proc/self/status"
+    process = host.wait(["signals", "exit", "0"], finish=show)
+    assert process.wait() == 0
+    plain = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
+    assert host.output() == plain
+    assert host.stage1_said() == plain
+
+
 def test_descriptors(host: Host) -> None:
     keep = os.open(host.top / "lock", os.O_WRONLY | os.O_CREAT)
     stray = os.open(host.top / "stray", os.O_WRONLY | os.O_CREAT)

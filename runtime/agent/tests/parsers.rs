@@ -158,6 +158,14 @@ fn the_log_rotates_once_and_stays_bounded() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+#[test]
+fn a_full_disk_costs_entries_and_is_known() {
+    // Far from its limit the log never rotates, so the device node stays where it is.
+    let mut log = Log::open(std::path::Path::new("/dev/full"), 1 << 40).unwrap();
+    log.push(Stream::Err, b"gone\n");
+    assert_eq!(log.lost(), "1970-01-01T00:00:00.000000000Z stderr F gone\n".len() as u64);
+}
+
 fn inspected(bytes: &[u8]) -> Program {
     inspect(&|offset, buffer: &mut [u8]| {
         let start = (offset as usize).min(bytes.len());

@@ -1,7 +1,7 @@
 # Every target is for a fresh Debian 12 with python3, git and make; each does the set-up that it needs.
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check bench fuzz docs lock clean
+.PHONY: help setup demo image test check bench fuzz docs lock clean
 
 help: ## say what each target does (the default)
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -11,6 +11,9 @@ setup: ## install Debian packages, fill .venv, build the agent; a second run doe
 
 demo: setup ## run real images from a registry on loopback as pods, and clean up (root)
 	@ci/demo
+
+image: setup ## make a small image to try things with: oci:.cache/images:busybox
+	@ci/image
 
 test: ## every tier that this machine can run: check, host, interop, short fuzz (root)
 	@ci/setup --test
@@ -35,6 +38,6 @@ lock: ## pin Python packages anew from pyproject.toml; LOCK=--upgrade takes the 
 	@ci/lock $(LOCK)
 
 clean: ## remove what set-up and tools made in this checkout
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runtime/agent/target
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runtime/agent/target
 	rm -rf runtime/secrun/_agent dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

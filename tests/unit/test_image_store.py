@@ -280,6 +280,29 @@ def test_an_image_is_found_by_the_name_its_layout_gave_and_by_its_id(layout, opt
         assert f"docker.io/library/{word}" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("app:1", True),
+        ("team/app:1", True),
+        ("t/team/app:1", True),
+        ("pp:1", False),
+        ("app", False),
+        ("app:2", False),
+    ],
+)
+def test_the_end_of_a_registrys_name_finds_a_stored_image(layout, options, writer, word, found):
+    digest = writer.add_image("two", [OTHER], architecture=ARCH)
+    with hostile_server() as server:
+        serve(server, writer, digest, name="t/team/app")
+        ensure_image(layout, f"docker://{server.address}/t/team/app:1", options)
+    if found:
+        assert ensure_image(layout, word, options).manifest_digest == digest
+    else:
+        with pytest.raises(UsageError):
+            ensure_image(layout, word, options)
+
+
 def test_an_archive_cannot_pass_its_image_off_as_a_registrys(layout, options, writer):
     never = replace(options, pull=PullPolicy.NEVER)
     for name in ("localhost/app:1", "registry.example/app:1"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from secrun.errors import StateError, UsageError
 from secrun.image.entries import Entry
 from secrun.image.platform import Platform, runs
-from secrun.image.reference import ImageReference, RegistryReference, StoredReference
+from secrun.image.reference import ImageReference, RegistryReference, StoredReference, Transport
 
 # Builders name what never was in a registry localhost/NAME. Only such a name may mean an archive's image:
 # an archive can call its image anything, and a registry's name must mean that registry.
@@ -56,13 +56,23 @@ def _unique(found: Sequence[Entry], text: str) -> list[Entry]:
     return list(found)
 
 
-def matching(entries: Sequence[Entry], reference: StoredReference) -> list[Entry]:
-    """Return all entries of the one image that a bare word means: a name first, else an ID prefix.
+def _called(entry: Entry) -> str:
+    """Return the name of an image from a registry; the path of a file is no name."""
+    transport, _, name = entry.reference.partition("://")
+    return name if transport == Transport.DOCKER else ""
 
-    Raises UsageError if the word means several images.
+
+def matching(entries: Sequence[Entry], reference: StoredReference) -> list[Entry]:
+    """Return all entries of the one image that a bare word means; raises UsageError if it means several.
+
+    A whole name comes first, then the end of one (app:1 for registry.example/team/app:1, as in podman), then
+    an ID prefix.
     """
-    names = {reference.text, f"{reference.text}:latest"}
+    names = (reference.text, f"{reference.text}:latest")
     if found := [entry for entry in entries if entry.name in names or entry.given in names]:
+        return _unique(found, reference.text)
+    ends = tuple(f"/{name}" for name in names)
+    if found := [entry for entry in entries if _called(entry).endswith(ends) or entry.given.endswith(ends)]:
         return _unique(found, reference.text)
     prefix = reference.id_prefix
     if not prefix:

@@ -202,6 +202,18 @@ def test_tls_and_login_are_both_needed_and_no_password_is_shown(secrun, guarded,
     assert_clean(secrun)
 
 
+def test_a_client_certificate_is_shown_to_the_registry_that_wants_one(secrun, images, tmp_path):
+    environment = {"HOME": str(tmp_path / "home"), "XDG_RUNTIME_DIR": str(tmp_path / "none")}
+    with registry.running_registry(tmp_path / "mutual", tls=True, client_tls=True) as running:
+        trust(tmp_path / "home", running)
+        words = ("fetch", "--insecure-options=image", running.reference("t/app:1"))
+        assert "[registry-not-found]" not in secrun(*words, code=125, environment=environment).err
+        directory = tmp_path / "home/.config/containers/certs.d" / running.address
+        for kind, source in (("cert", "tls.crt"), ("key", "tls.key")):
+            (directory / f"client.{kind}").write_bytes((tmp_path / "mutual" / source).read_bytes())
+        assert "[registry-not-found]" in secrun(*words, code=125, environment=environment).err
+
+
 def test_an_authfile_may_be_named(secrun, guarded, tmp_path):
     login(tmp_path, guarded.address, registry.PASSWORD)
     authfile = tmp_path / ".config/containers/auth.json"

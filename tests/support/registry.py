@@ -72,7 +72,7 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
     return certificate, key
 
 
-def _configuration(directory: Path, port: int, *, tls: bool, auth: bool) -> str:
+def _configuration(directory: Path, port: int, *, tls: bool, auth: bool, client_tls: bool) -> str:
     lines = [
         "version: 0.1",
         "log: {level: info, accesslog: {disabled: false}}",
@@ -81,7 +81,8 @@ def _configuration(directory: Path, port: int, *, tls: bool, auth: bool) -> str:
         f"  addr: 127.0.0.1:{port}",
     ]
     if tls:
-        lines.append(f"  tls: {{certificate: {directory}/tls.crt, key: {directory}/tls.key}}")
+        clients = f", clientcas: [{directory}/tls.crt]" if client_tls else ""
+        lines.append(f"  tls: {{certificate: {directory}/tls.crt, key: {directory}/tls.key{clients}}}")
     if auth:
         (directory / "htpasswd").write_text(_HTPASSWD)
         lines.append(f"auth: {{htpasswd: {{realm: secrun-test, path: {directory}/htpasswd}}}}")
@@ -100,14 +101,20 @@ def _wait_until_open(port: int, process: "subprocess.Popen[bytes]", log: Path) -
 
 
 @contextlib.contextmanager
-def running_registry(directory: Path, *, tls: bool = False, auth: bool = False) -> Iterator[Registry]:
-    """Run a registry below `directory` until the block ends; with `auth`, USER and PASSWORD may enter."""
+def running_registry(
+    directory: Path, *, tls: bool = False, auth: bool = False, client_tls: bool = False
+) -> Iterator[Registry]:
+    """Run a registry below `directory` until the block ends; with `auth`, USER and PASSWORD may enter.
+
+    With `client_tls`, only who shows the registry's own certificate may.
+    """
     program = shutil.which(PROGRAM)
     assert program, f"{PROGRAM} is missing: apt-get install {PROGRAM}"
     directory.mkdir(parents=True, exist_ok=True)
     certificate = make_certificate(directory)[0] if tls else None
     port = free_port()
-    (directory / "config.yml").write_text(_configuration(directory, port, tls=tls, auth=auth))
+    configuration = _configuration(directory, port, tls=tls, auth=auth, client_tls=client_tls)
+    (directory / "config.yml").write_text(configuration)
     log = directory / "registry.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(

@@ -12,7 +12,8 @@ import pytest
 from secrun import locks
 from secrun.digest import Digest
 from secrun.errors import DeniedError, ImageError, RegistryError, StateError, UsageError
-from secrun.image import view
+from secrun.image import reference as references
+from secrun.image import resolve, view
 from secrun.image.fetch import FetchOptions, PullPolicy, ensure_image
 from secrun.image.platform import Platform, host_platform
 from secrun.image.progress import NullProgress
@@ -137,6 +138,13 @@ def test_two_platforms_of_one_reference_are_stored_side_by_side(layout, options,
     }
     entries = ImageStore(layout).entries()
     assert len({entry.name for entry in entries}) == len(entries) == 2
+    for name, image in found.items():
+        wanted = replace(options, platform=Platform.parse(f"linux/{name}"))
+        assert ensure_image(layout, "both", wanted).manifest_digest == image.manifest_digest
+        other = replace(options, platform=Platform.parse("linux/s390x"))
+        with pytest.raises(ImageError, match=f"is for linux/{name}, expected linux/s390x"):
+            ensure_image(layout, image.manifest_digest.hex, other)
+    assert len(resolve.lookup(entries, references.parse("both"))) == 2
 
 
 def test_an_image_for_another_platform_is_refused_unless_asked_for(layout, options, writer):
@@ -301,6 +309,19 @@ def test_the_end_of_a_registrys_name_finds_a_stored_image(layout, options, write
     else:
         with pytest.raises(UsageError):
             ensure_image(layout, word, options)
+
+
+def test_a_short_name_asks_its_registry_again_and_an_id_does_not(layout, options, writer):
+    digest = writer.add_image("two", [OTHER], architecture=ARCH)
+    newer = writer.add_image("three", [OTHER, LAYER], architecture=ARCH)
+    always = replace(options, pull=PullPolicy.ALWAYS)
+    with hostile_server() as server:
+        serve(server, writer, digest)
+        ensure_image(layout, f"docker://{server.address}/t/app:1", options)
+        serve(server, writer, newer)
+        assert ensure_image(layout, digest.hex[:12], always).manifest_digest == digest
+        assert ensure_image(layout, "app:1", options).manifest_digest == digest
+        assert ensure_image(layout, "app:1", always).manifest_digest == newer
 
 
 def test_an_archive_cannot_pass_its_image_off_as_a_registrys(layout, options, writer):

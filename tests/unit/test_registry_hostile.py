@@ -463,3 +463,16 @@ def test_docker_hubs_registry_has_its_own_name():
     verified(http, "busybox").root()
     assert http.requests[0][0] == "https://registry-1.docker.io/v2/library/busybox/manifests/latest"
     assert OCI_MANIFEST in http.requests[0][1]["Accept"]
+
+
+def test_a_proxy_is_asked_for_the_whole_url_and_given_its_password():
+    with hostile_server() as proxy:
+        proxy.replies["http://r.example/x"] = [Reply(body=b"through")]
+        settings = ProxySettings(http=f"http://user:p%40ss@{proxy.address}")
+        http = UrllibClient(tls_verify=False, certificates=CertificateDirs(dirs=()), proxies=settings)
+        answer = http.request("GET", "http://r.example/x", {})
+        assert answer.read(100) == b"through"
+        answer.close()
+        (request,) = proxy.requests
+    assert request.headers["proxy-authorization"] == "Basic " + base64.b64encode(b"user:p@ss").decode()
+    assert request.headers["host"] == "r.example"

@@ -126,7 +126,12 @@ class _Fetch:
     def stored(self, word: StoredReference) -> StoredImage:
         """Use an image by a bare word: it is admitted if it is under one of the references it came by."""
         entries = self.store.entries()
-        found = resolve.select(entries, word)
+        found = resolve.select(entries, word, self.platform)
+        asks = self.options.pull in (PullPolicy.ALWAYS, PullPolicy.NEWER)
+        if asks and not word.is_id_of(found[0].digest):
+            origin = references.parse(resolve.newest(found).reference)
+            if not isinstance(origin, StoredReference):
+                return self.ensure(origin)
         refusal: DeniedError | None = None
         for entry in sorted(found, key=lambda entry: entry.imported_at, reverse=True):
             origin = references.parse(entry.reference)
@@ -143,7 +148,10 @@ class _Fetch:
     def use(
         self, entry: Entry, admission: Admission, reference: str, entries: Sequence[Entry]
     ) -> StoredImage:
-        return load(self.store, entry, admission, reference=reference, names=_names(entries, entry.digest))
+        names = _names(entries, entry.digest)
+        image = load(self.store, entry, admission, reference=reference, names=names)
+        self.check_platform(image.config, reference)
+        return image
 
     def cached(self, reference: RegistryReference | FileReference, entries: Sequence[Entry]) -> Entry | None:
         """Return the stored entry that answers to `reference` and is whole and up to date with its file."""

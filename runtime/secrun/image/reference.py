@@ -111,6 +111,10 @@ class StoredReference:
         match = _IDENTIFIER.match(self.text)
         return match[1] if match else ""
 
+    def is_id_of(self, digest: Digest) -> bool:
+        """Tell whether the word is an ID that means this manifest."""
+        return bool(self.id_prefix) and digest.hex.startswith(self.id_prefix)
+
     def __str__(self) -> str:
         return self.text
 

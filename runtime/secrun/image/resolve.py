@@ -17,8 +17,13 @@ def _fits(entry: Entry, platform: Platform | None) -> bool:
     return platform is None or offered is None or runs(platform, offered)
 
 
+def newest(entries: Sequence[Entry]) -> Entry:
+    """Return the entry that was imported last; there must be one."""
+    return max(entries, key=lambda entry: entry.imported_at)
+
+
 def _newest(entries: Sequence[Entry]) -> Entry | None:
-    return max(entries, key=lambda entry: entry.imported_at, default=None)
+    return newest(entries) if entries else None
 
 
 def _by_digest(entries: Sequence[Entry], reference: RegistryReference) -> list[Entry]:
@@ -47,7 +52,8 @@ def find(entries: Sequence[Entry], reference: ImageReference, platform: Platform
 
 def _unique(found: Sequence[Entry], text: str) -> list[Entry]:
     digests = sorted({entry.digest.hex for entry in found})
-    if len(digests) > 1:
+    # One reference for several platforms is one name, whatever hides behind it.
+    if len(digests) > 1 and len({entry.reference for entry in found}) > 1:
         raise UsageError(
             f"{text!r} means {len(digests)} stored images: {', '.join(item[:12] for item in digests[:10])}",
             hint="write the whole reference or more digits of the ID",
@@ -62,27 +68,27 @@ def _called(entry: Entry) -> str:
     return name if transport == Transport.DOCKER else ""
 
 
-def matching(entries: Sequence[Entry], reference: StoredReference) -> list[Entry]:
+def matching(
+    entries: Sequence[Entry], reference: StoredReference, platform: Platform | None = None
+) -> list[Entry]:
     """Return all entries of the one image that a bare word means; raises UsageError if it means several.
 
     A whole name comes first, then the end of one (app:1 for registry.example/team/app:1, as in podman), then
-    an ID prefix.
+    an ID prefix. Names stand for the images of `platform`, None for any.
     """
     names = (reference.text, f"{reference.text}:latest")
-    if found := [entry for entry in entries if entry.name in names or entry.given in names]:
-        return _unique(found, reference.text)
     ends = tuple(f"/{name}" for name in names)
-    if found := [entry for entry in entries if _called(entry).endswith(ends) or entry.given.endswith(ends)]:
+    named = [entry for entry in entries if _fits(entry, platform)]
+    if found := [entry for entry in named if entry.name in names or entry.given in names]:
         return _unique(found, reference.text)
-    prefix = reference.id_prefix
-    if not prefix:
-        return []
-    return _unique([entry for entry in entries if entry.digest.hex.startswith(prefix)], reference.text)
+    if found := [entry for entry in named if _called(entry).endswith(ends) or entry.given.endswith(ends)]:
+        return _unique(found, reference.text)
+    return _unique([entry for entry in entries if reference.is_id_of(entry.digest)], reference.text)
 
 
-def select(entries: Sequence[Entry], reference: StoredReference) -> list[Entry]:
+def select(entries: Sequence[Entry], reference: StoredReference, platform: Platform | None) -> list[Entry]:
     """Return the entries of the image that a bare word means; raises UsageError if there is none."""
-    if found := matching(entries, reference):
+    if found := matching(entries, reference, platform):
         return found
     word = reference.text[:200]
     raise UsageError(

@@ -202,8 +202,8 @@ class ImageStore:
 
     def add(self, entry: Entry) -> None:
         """List an image whose blobs are all stored; it replaces the entry of the same key."""
-        for algorithm in sorted({"sha256", entry.digest.algorithm}):
-            fsync_dir(self._images / "blobs" / algorithm)
+        for directory in (self._images / "blobs").iterdir():
+            fsync_dir(directory)
         with locks.held(self._lock("images-index")):
             others = [old for old in self.entries() if old.key != entry.key]
             self._write([*others, entry])

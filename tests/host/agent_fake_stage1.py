@@ -110,21 +110,6 @@ def spawn() -> None:
         os.execlp("sleep", "sleep", seconds)
 
 
-def signals() -> None:
-    """Show the signal masks that a program executed here would get, as the waiter set them."""
-    sys.stdout.write(INHERITED)
-    sys.stdout.flush()
-
-
-def inherited() -> str:
-    # Python itself ignores these two.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    lines = Path("/proc/self/status").read_text().splitlines(keepends=True)
-    return "".join(line for line in lines if line.startswith(("SigBlk", "SigIgn")))
-
-
-INHERITED = inherited()
 STEPS: dict[str, Callable[[], object]] = {
     "connect": greet,
     "open": connect,
@@ -144,13 +129,13 @@ STEPS: dict[str, Callable[[], object]] = {
     "touch": lambda: Path(value()).touch(),
     "until": until,
     "spawn": spawn,
-    "signals": signals,
+    "blocked": lambda: print(sorted(BLOCKED), flush=True),
     "print": lambda: print(value(), flush=True),
     "fds": lambda: print("fds", *sorted(os.listdir("/proc/self/fd"), key=int), flush=True),
     "forever": signal.pause,
     "exit": lambda: sys.exit(int(value())),
 }
 
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+BLOCKED = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 for each in steps:
     STEPS[each]()

@@ -27,7 +27,7 @@ def _check_canonical(value: JsonValue) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             # UTF-16 order (RFC 8785, 3.2.3) and code point order agree below the surrogates.
-            if any(ord(char) >= 0xD800 for char in key):
+            if not key.isascii() and any(ord(char) >= 0xD800 for char in key):
                 raise ValueError(f"key {key!r} has characters beyond U+D7FF")
             _check_canonical(item)
     elif isinstance(value, list):

@@ -1,51 +1,22 @@
 """The verbs on images."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from secrun.cli.imageoptions import fetch_options
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import table, write_json
 from secrun.digest import Digest
-from secrun.errors import SecrunError, UsageError
+from secrun.errors import SecrunError
 from secrun.image import reference as references
 from secrun.image import resolve, view
 from secrun.image.entries import Entry
 from secrun.image.fetch import ensure_image
-from secrun.image.options import FetchOptions, PullPolicy
-from secrun.image.platform import Platform
-from secrun.image.progress import TerminalProgress, human
+from secrun.image.progress import human
 from secrun.image.store import ImageStore
 from secrun.jsonio import JsonObject
 
-_INSECURE_OPTIONS = ("image",)
 _SHORT_ID = 12
-
-
-def _insecure(args: Arguments) -> frozenset[str]:
-    names = frozenset(word for item in args.many("insecure_options") for word in item.split(",") if word)
-    for name in sorted(names - set(_INSECURE_OPTIONS)):
-        raise UsageError(
-            f"--insecure-options={name[:40]}: there is no such guard",
-            hint=f"known: {', '.join(_INSECURE_OPTIONS)}",
-            code="usage-insecure-options",
-        )
-    return names
-
-
-def fetch_options(args: Arguments, context: Context) -> FetchOptions:
-    """Read the options that every verb with an image takes; raises UsageError."""
-    platform, authfile, policy = args.text("platform"), args.text("authfile"), args.text("policy")
-    return FetchOptions(
-        pull=PullPolicy(args.required("pull")),
-        platform=Platform.parse(platform) if platform else None,
-        tls_verify=args.required("tls_verify") == "true",
-        authfile=Path(authfile).absolute() if authfile else None,
-        policy=Path(policy).absolute() if policy else None,
-        insecure_image="image" in _insecure(args),
-        progress=TerminalProgress(context.err, os.environ),
-    )
 
 
 def _each(words: Sequence[str], action: Callable[[str], None]) -> int:

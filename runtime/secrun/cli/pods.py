@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from secrun.cli.images import fetch_options
+from secrun.cli.imageoptions import fetch_options
 from secrun.cli.table import Arguments, Context
 from secrun.errors import SecrunError, UsageError
 from secrun.pod import request

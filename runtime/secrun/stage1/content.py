@@ -13,7 +13,6 @@ from pathlib import Path
 from secrun import __version__
 from secrun.errors import HostError
 from secrun.image.rootfs.model import FileKind, PathSource, TreeEntry
-from secrun.stage1.elf import closure
 
 # Bumped whenever the same inputs give another tree.
 RECIPE_VERSION = 1
@@ -81,6 +80,8 @@ def contents(agent: Path) -> Contents:
                 hint="apt install systemd systemd-container crun",
                 code="host-program",
             )
+    from secrun.stage1.elf import closure  # only builds need it, every start imports this module
+
     asked = {*PROGRAMS, *closure((*PROGRAMS, agent))}
     real = {path: Path(os.path.realpath(path)) for path in asked}
     files = {_below_usr(path): source for path, source in real.items()}

@@ -17,7 +17,7 @@ from secrun.image import rootfs
 from secrun.paths import Layout
 from secrun.stage1 import cgroups, places, units
 from secrun.stage1.contract import Launch, PodOnDisk, Problem
-from secrun.stage1.imagebuild import Stage1Image, ensure_stage1, load_stage1
+from secrun.stage1.imagebuild import Stage1Image, ensure_stage1, load_stage1, verify_stage1
 from secrun.stage1.imagemount import mount_image
 from secrun.stage1.manifest import Network, PodManifest, Volume
 from secrun.stage1.podfiles import PodFiles
@@ -214,6 +214,7 @@ class NspawnFlavour:
             mount_image(self._syscalls, image.path, target, MS_NOSUID)
 
     def _mount_stage1(self, image: Stage1Image, files: PodFiles) -> None:
+        verify_stage1(image)
         files.stage1_mount.mkdir(parents=True, exist_ok=True)
         mount_image(self._syscalls, image.path, files.stage1_mount)
 

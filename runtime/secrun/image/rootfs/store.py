@@ -201,13 +201,18 @@ def _check_size(fd: int, facts: Facts) -> None:
         )
 
 
+# Below this a fork costs more than the hashing that it takes over.
+_WORTH_FORKING = 32 << 20
+
+
 def verify_file(image: RootfsImage) -> None:
     """Read the whole image file and hash it against its verity root; raises ImageError if a byte differs."""
     import threading
 
     from secrun.image.rootfs import forks, verity
 
-    processes = forks.processors() if threading.active_count() == 1 else 1
+    alone = threading.active_count() == 1 and image.file_size >= _WORTH_FORKING
+    processes = forks.processors() if alone else 1
     fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size = os.fstat(fd).st_size

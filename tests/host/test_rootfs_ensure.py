@@ -261,6 +261,20 @@ def test_callers_at_the_same_time_render_once(tmp_path: Path) -> None:
     assert rendered.read_bytes() == b"x"
 
 
+def wait_until(condition: Callable[[], bool], *, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def gone(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def confined(body: Callable[[], JsonObject], *keep_fds: int) -> JsonObject:
     def prepare() -> None:
         import glob  # noqa: F401 - what the body needs is imported while there are files
@@ -409,6 +423,25 @@ class TestSandbox:
         with pytest.raises(ImageError, match=number.name):
             confined(body)
 
+    def test_worker_dies_with_its_caller(self) -> None:
+        reader, writer = os.pipe()
+
+        def body() -> JsonObject:
+            os.write(writer, b"%d\n" % os.getpid())
+            signal.pause()
+            return {}
+
+        caller = os.fork()
+        if caller == 0:
+            confined(body, writer)
+            os._exit(0)
+        worker = os.read(reader, 100).decode().strip()
+        os.kill(caller, signal.SIGKILL)
+        os.waitpid(caller, 0)
+        wait_until(lambda: gone(worker))
+        os.close(reader)
+        os.close(writer)
+
     def test_defect_in_the_worker_brings_its_traceback(self) -> None:
         def body() -> JsonObject:
             raise ZeroDivisionError("a defect")
@@ -467,13 +500,6 @@ class TestSandbox:
         assert not Path(f"/proc/{pid}").exists()
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_killed_caller_leaves_files_that_purge_removes_and_no_process(tmp_path: Path) -> None:
     layout = layout_in(tmp_path)
     layers = store_layers(tmp_path / "blobs", [tar(file(b"f", os.urandom(1 << 20) * 200))], Compression.GZIP)
@@ -491,10 +517,3 @@ def test_killed_caller_leaves_files_that_purge_removes_and_no_process(tmp_path: 
     assert len(rootfs.purge_stale(layout)) == 1
     assert remains(layout) == []
     assert rootfs.ensure(layout, layers).data_size > 200 << 20
-
-
-def gone(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True

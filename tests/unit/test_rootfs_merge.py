@@ -179,6 +179,14 @@ def test_an_entry_replaces_a_symlink_and_never_writes_to_its_target() -> None:
     assert tree[b"l"].kind is FileKind.FILE
 
 
+def test_a_folder_that_was_replaced_or_removed_is_resolved_anew() -> None:
+    replaced = merge(tar(folder(b"e"), file(b"d/x"), symlink(b"d", b"e"), file(b"d/y")))
+    assert shape(replaced) == {b"d": "link", b"e": "dir", b"e/y": "file"}
+    lower = tar(folder(b"real/b"), symlink(b"l", b"real"))
+    removed = merge(lower, tar(file(b"l/b/x"), whiteout(b"l"), file(b"l/b/y")))
+    assert [path for path, kind in shape(removed).items() if kind == "file"] == [b"l/b/y", b"real/b/x"]
+
+
 def test_symlink_loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "MAX_SYMLINKS" in refused(tar(symlink(b"a", b"b"), symlink(b"b", b"a"), file(b"a/x")))
     links = [symlink(b"l%d" % number, b"l%d" % (number + 1)) for number in range(10)]

@@ -247,6 +247,11 @@ def test_a_sparse_map_must_fit_its_file_and_its_data(
     assert "sparse map" in refused(tar(old_sparse(pairs, bytes(stored), size)))
 
 
+def test_sparse_sizes_and_offsets_are_not_negative() -> None:
+    assert "negative" in refused(tar(old_sparse([], b"", -1)))
+    assert "negative" in refused(tar(old_sparse([(-10, 10)], bytes(10), 100)))
+
+
 def test_sparse_file_cannot_claim_more_than_an_image_may_hold() -> None:
     assert "MAX_IMAGE_BYTES" in refused(tar(old_sparse([(0, 1)], b"x", 2**60)))
 

@@ -1,5 +1,6 @@
 """The pod state machine on a real file system, without root."""
 
+import contextlib
 import os
 import re
 
@@ -140,3 +141,29 @@ def test_deleting_copes_with_depth_links_and_odd_names(layout, tmp_path):
     pod.close()
     assert list(states.walk(layout)) == []
     assert (outside / "precious").read_text() == "stays"
+
+
+def test_a_deletion_that_was_killed_is_taken_up_again(layout, monkeypatch):
+    pod = make(layout)
+    (pod.path / "a" / "b" / "c").mkdir(parents=True)
+    (pod.path / "a" / "d").mkdir()
+    real, left = os.rmdir, [1]
+
+    def dies(*args, **kwargs):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(*args, **kwargs)
+
+    for allowed in range(6):
+        left[0] = allowed
+        monkeypatch.setattr(os, "rmdir", dies)
+        with contextlib.suppress(KeyboardInterrupt):
+            delete(pod)
+        monkeypatch.undo()
+        if list(states.walk(layout)) == []:
+            break
+    else:
+        delete(pod)
+    pod.close()
+    assert list(states.walk(layout)) == []

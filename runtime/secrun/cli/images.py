@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from secrun.cli.imageoptions import fetch_options
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import table, write_json
-from secrun.digest import Digest
 from secrun.errors import SecrunError
 from secrun.image import reference as references
 from secrun.image import resolve, view
@@ -109,7 +108,7 @@ def remove(args: Arguments, context: Context) -> int:
     from secrun.pod.view import images_in_use
 
     store = ImageStore(context.layout)
-    in_use = frozenset(Digest.parse(text) for text in images_in_use(context.layout))
+    in_use = images_in_use(context.layout)
 
     def one(word: str) -> None:
         done = store.remove(_lookup(store, word), in_use=in_use)

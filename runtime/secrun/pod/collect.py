@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -143,9 +144,17 @@ def remove(found: Found, layout: Layout) -> None:
 
 
 def purge_store(layout: Layout) -> None:
-    """Remove unfinished downloads and renderings whose owner has died."""
+    """Remove unfinished work of dead processes, and what no image and no pod needs any more."""
     from secrun.image import rootfs
-    from secrun.image.store import purge_stale
+    from secrun.image.store import ImageStore
+    from secrun.pod.view import images_in_use, stage1_in_use
+    from secrun.stage1.imagebuild import remove_unused
 
     rootfs.purge_stale(layout)
-    purge_stale(layout)
+    if layout.images.exists():
+        store = ImageStore(layout)
+        store.purge_stale()
+        # Somebody is fetching: what looks unused may be theirs, and the next gc will see.
+        with suppress(StateError):
+            store.collect(in_use=images_in_use(layout))
+    remove_unused(layout, stage1_in_use(layout))

@@ -2,19 +2,20 @@
 
 import os
 import stat
+from collections.abc import Iterator
+from itertools import repeat
 
 from secrun.locks import open_dir
 from secrun.pod.states import Folder, LockedPod
 
 
-def _unlink_or_hoist(parent_fd: int, top_fd: int, counter: list[int]) -> None:
-    """Unlink the files of a folder and move its subfolders up to `top_fd`."""
+def _unlink_or_hoist(parent_fd: int, top_fd: int, names: Iterator[str]) -> None:
+    """Unlink the files of a folder and move its subfolders up to `top_fd`, under fresh names."""
     with os.scandir(parent_fd) as entries:
         children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_dir in children:
         if is_dir:
-            counter[0] += 1
-            os.rename(name, f".hoisted-{counter[0]}", src_dir_fd=parent_fd, dst_dir_fd=top_fd)
+            os.rename(name, next(names), src_dir_fd=parent_fd, dst_dir_fd=top_fd)
         else:
             os.unlink(name, dir_fd=parent_fd)
 
@@ -25,7 +26,8 @@ def empty_folder(top_fd: int) -> None:
     Subfolders are hoisted to the top one level at a time, so a tree a million levels deep needs neither a
     deep stack nor a long path nor many descriptors.
     """
-    counter = [0]
+    # A deletion that was killed has left hoisted folders behind; a random part keeps apart whose is whose.
+    fresh = (f".hoisted-{os.urandom(8).hex()}" for _ in repeat(None))
     while True:
         names = os.listdir(top_fd)
         if not names:
@@ -35,10 +37,9 @@ def empty_folder(top_fd: int) -> None:
             if not stat.S_ISDIR(status.st_mode):
                 os.unlink(name, dir_fd=top_fd)
                 continue
-            counter[0] += 1
             child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top_fd)
             try:
-                _unlink_or_hoist(child, top_fd, counter)
+                _unlink_or_hoist(child, top_fd, fresh)
             finally:
                 os.close(child)
             os.rmdir(name, dir_fd=top_fd)

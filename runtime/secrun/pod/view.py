@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from secrun.digest import Digest
 from secrun.errors import ImageError, StateError
 from secrun.jsonio import JsonObject
 from secrun.locks import is_missing
@@ -124,11 +125,17 @@ def all_pods(layout: Layout) -> Iterator[PodView]:
     yield from seen.values()
 
 
-def images_in_use(layout: Layout) -> frozenset[str]:
-    """Return the manifest digests that pods which may still start or run refer to."""
-    return frozenset(
-        str(app.image.manifest)
-        for view in all_pods(layout)
-        if view.state in (State.PREPARED, State.RUNNING, State.PREPARING) and view.manifest
-        for app in view.manifest.apps
-    )
+def _manifests_in_use(layout: Layout) -> list[PodManifest]:
+    """Return the manifests of pods that may still start or run."""
+    live = (State.PREPARED, State.RUNNING, State.PREPARING)
+    return [view.manifest for view in all_pods(layout) if view.state in live and view.manifest]
+
+
+def images_in_use(layout: Layout) -> frozenset[Digest]:
+    """Return the manifest digests of the images that pods still need."""
+    return frozenset(app.image.manifest for pod in _manifests_in_use(layout) for app in pod.apps)
+
+
+def stage1_in_use(layout: Layout) -> frozenset[Digest]:
+    """Return the stage1 images that pods still need."""
+    return frozenset(pod.stage1 for pod in _manifests_in_use(layout))

@@ -275,7 +275,7 @@ impl Shim {
         }
         let lower = &self.options.lower;
         let data =
-            format!("lowerdir={lower},upperdir={},workdir={},userxattr", upper.display(), work.display());
+            format!("lowerdir={lower},upperdir={},workdir={},userxattr,volatile", upper.display(), work.display());
         context(
             sys::mount("overlay", &rootfs.display().to_string(), libc::MS_NODEV, &data),
             &format!("overlay over {lower}"),

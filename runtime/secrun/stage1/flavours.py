@@ -1,14 +1,16 @@
 """Find a flavour by its name: nspawn is built in, others come through an entry point."""
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from secrun.errors import UsageError
-from secrun.stage1.contract import Flavour
+
+if TYPE_CHECKING:
+    from secrun.stage1.contract import Flavour
 
 ENTRY_POINT_GROUP = "secrun.stage1"
 
 
-def load(name: str) -> Flavour:
+def load(name: str) -> "Flavour":
     """Return the flavour called `name`; raises UsageError if none is installed."""
     if name == "nspawn":
         from secrun.stage1.nspawn import NspawnFlavour

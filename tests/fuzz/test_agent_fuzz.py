@@ -1,4 +1,4 @@
-"""Random and mutated bytes through the agent's parsers; SECRUN_FUZZ_SECONDS sets the budget (default 10)."""
+"""Random and mutated bytes through the agent's parsers; AGENT_FUZZ_SEED repeats a run."""
 
 import os
 import random
@@ -7,9 +7,12 @@ import struct
 import time
 from pathlib import Path
 
+import pytest
+
 from host.agent_kit import Running, built_agent, pack
 
-BUDGET_SECONDS = float(os.environ.get("SECRUN_FUZZ_SECONDS", "10"))
+# By the --fuzz option.
+BUDGET_SECONDS = {"unit": 2.0, "short": 10.0, "long": 120.0}
 BATCH = 400
 MAX_INPUT = 100_000
 
@@ -17,7 +20,7 @@ MAX_INPUT = 100_000
 def seeds() -> list[bytes]:
     """Valid examples of everything that is parsed."""
     frames = [
-        pack(kind, bytes(size)) for kind in (*range(1, 10), *range(0x81, 0x87)) for size in (0, 2, 5, 8)
+        pack(kind, bytes(size)) for kind in (*range(1, 10), *range(0x81, 0x88)) for size in (0, 2, 5, 8)
     ]
     hello = pack(1, b"\x01\x00web") + pack(2, bytes(8)) + pack(3, b"out\n") + pack(6, b"\x07\x00")
     execute = pack(0x85, b"\x04\x18\x00\x50\x00\x02\x00sh\x04\x00/bin{}")
@@ -75,11 +78,11 @@ def smallest(inputs: list[bytes]) -> bytes:
     return next((each for each in inputs if not drive([each])), b"".join(inputs))
 
 
-def test_parsers_keep_their_promises() -> None:
-    seed = int(os.environ.get("SECRUN_FUZZ_SEED", str(time.time_ns())))
+def test_parsers_keep_their_promises(pytestconfig: pytest.Config) -> None:
+    seed = int(os.environ.get("AGENT_FUZZ_SEED", str(time.time_ns())))
     chance, pool = random.Random(seed), seeds()
     assert drive(pool), f"a valid example fails: {smallest(pool)[:200]!r}"
-    deadline, count = time.monotonic() + BUDGET_SECONDS, 0
+    deadline, count = time.monotonic() + BUDGET_SECONDS[pytestconfig.getoption("--fuzz")], 0
     while time.monotonic() < deadline:
         batch = [mutate(chance.choice(pool), chance, pool) for _ in range(BATCH)]
         assert drive(batch), f"seed {seed}, after {count} inputs: {smallest(batch)[:2000]!r}"

@@ -26,7 +26,7 @@ AGENT_SOURCE = REPOSITORY / "runtime" / "agent"
 PATIENCE = 10.0
 
 HELLO, STARTED, STDOUT, STDERR, CREDIT, EXIT, ERROR, STATS, LOST = range(1, 10)
-ATTACH, STDIN, SIGNAL, RESIZE, EXEC, STATS_REQUEST = range(0x81, 0x87)
+ATTACH, STDIN, SIGNAL, RESIZE, EXEC, STATS_REQUEST, STOP = range(0x81, 0x88)
 WANT_STDOUT, WANT_STDERR, WANT_STDIN, WANT_TTY = 1, 2, 4, 8
 WINDOW = MAX_PAYLOAD = 65_536
 
@@ -42,8 +42,8 @@ def cargo(*words: str, target: Path) -> None:
 
 
 def target_folder() -> Path:
-    """Where cargo builds: SECRUN_AGENT_TARGET, or a folder of its own for this checkout."""
-    if given := os.environ.get("SECRUN_AGENT_TARGET"):
+    """Where cargo builds: CARGO_TARGET_DIR, or a folder of its own for this checkout."""
+    if given := os.environ.get("CARGO_TARGET_DIR"):
         return Path(given)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return cache / f"secrun-agent-{hashlib.sha256(bytes(AGENT_SOURCE)).hexdigest()[:12]}"

@@ -25,6 +25,7 @@ from host.agent_kit import (
     STDERR,
     STDIN,
     STDOUT,
+    STOP,
     WANT_STDERR,
     WANT_STDIN,
     WANT_STDOUT,
@@ -148,6 +149,18 @@ def test_stop_sends_the_stop_signal(stage: Stage) -> None:
     os.kill(stage.shim_pid(process), signal.SIGTERM)
     assert process.wait() == 4
     assert exit_of(peer.rest())[0] == 4
+
+
+def test_stop_frame_sends_the_stop_signal_once(stage: Stage) -> None:
+    script = "trap 'echo told' INT; echo up; for i in 1 2 3 4 5 6 7 8 9; do sleep 0.05; done; exit 4"
+    process = stage.start(["sh", "-c", script], "--stop-signal", str(int(signal.SIGINT)))
+    peer = stage.foreground()
+    peer.until_output(b"up\n")
+    peer.send(STOP)
+    peer.send(STOP)
+    frames = peer.rest()
+    assert joined(frames, STDOUT) == b"told\n"
+    assert process.wait() == 4
 
 
 def test_stop_kills_what_ignores_it(stage: Stage) -> None:

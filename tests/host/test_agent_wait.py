@@ -265,17 +265,37 @@ def test_memory(host: Host) -> None:
 # --- being stopped
 
 
-@pytest.mark.parametrize("how", ["signal", "control"])
-def test_orderly_stop(host: Host, how: str) -> None:
-    process = host.wait([*APP, "touch", str(host.top / "up"), "term", "exit", "3"])
-    eventually((host.top / "up").exists)
+def order(host: Host, process: Running, how: str) -> None:
+    """Ask for an orderly stop in one of its two ways."""
     if how == "signal":
         process.signal(signal.SIGTERM)
     else:
-        waiting = host.control(b"T")
-        assert waiting.recv(1) == b""
+        host.control(b"T")
+
+
+@pytest.mark.parametrize("how", ["signal", "control"])
+def test_orderly_stop_of_running_apps_goes_to_their_shims(host: Host, how: str) -> None:
+    process = host.wait([*APP, "touch", str(host.top / "up"), "recv", "87", "ended", "3", "exit", "3"])
+    eventually((host.top / "up").exists)
+    order(host, process, how)
     process.wait()
     assert "--stage1-status=3" in host.output()
+
+
+@pytest.mark.parametrize("how", ["signal", "control"])
+def test_orderly_stop_before_every_app_runs_goes_to_stage1(host: Host, how: str) -> None:
+    process = host.wait([*APP, "touch", str(host.top / "up"), "term", "exit", "3"], apps=("a", "b"))
+    eventually((host.top / "up").exists)
+    order(host, process, how)
+    process.wait()
+    assert "--stage1-status=3" in host.output()
+
+
+def test_a_control_connection_lasts_as_long_as_the_pod(host: Host) -> None:
+    process = host.wait(["touch", str(host.top / "up"), "term", "exit", "0"])
+    eventually((host.top / "up").exists)
+    assert host.control(b"T").recv(1) == b""
+    process.wait()
 
 
 def test_a_second_term_kills(host: Host) -> None:
@@ -700,9 +720,8 @@ def test_terminal_is_restored_after_a_kill(host: Host, terminal: Terminal) -> No
 
 
 def test_a_lost_terminal_stops_the_pod(host: Host, terminal: Terminal) -> None:
-    process = on_terminal(
-        host, terminal, "touch", str(host.top / "up"), "term", "touch", str(host.top / "stopped")
-    )
+    steps = ["touch", str(host.top / "up"), "recv", "87", "touch", str(host.top / "stopped")]
+    process = on_terminal(host, terminal, *steps)
     eventually((host.top / "up").exists)
     os.close(terminal.theirs)
     os.close(terminal.ours)

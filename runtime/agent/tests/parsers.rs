@@ -31,6 +31,7 @@ fn messages() -> Vec<Message<'static>> {
             process: b"{}",
         },
         Message::StatsRequest,
+        Message::Stop,
     ]
 }
 
@@ -71,7 +72,7 @@ fn wrong_payloads_are_violations() {
     let wrong: [(u8, &[u8]); 9] = [
         (0x00, b""),
         (0x0a, b""),
-        (0x87, b""),
+        (0x88, b""),
         (0x01, b"\x01"),
         (0x01, b"\x01\x00\xff"),
         (0x84, b"\x01\x00\x01\x00\x00"),

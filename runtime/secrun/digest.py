@@ -2,17 +2,17 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import Self
 
 from secrun.errors import ImageError
+from secrun.record import ordered
 
 # OCI image-spec 1.1, descriptor.md: secrun accepts sha256 and sha512, the two registered algorithms.
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+\Z")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@ordered
 class Digest:
     """An OCI content digest such as `sha256:<64 lower-case hex digits>`."""
 

@@ -3,10 +3,10 @@
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun.errors import ExternalError, HostError
+from secrun.record import record
 
 # A fixed environment: what a child sees must not depend on who called secrun.
 BASE_ENVIRONMENT: Mapping[str, str] = {
@@ -20,7 +20,7 @@ BASE_ENVIRONMENT: Mapping[str, str] = {
 _QUOTED_OUTPUT = 2000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Completed:
     """What a finished command left behind."""
 

@@ -1,13 +1,14 @@
 """The one place that knows where secrun keeps its files (design, section 6)."""
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from secrun.record import row
 
 DEFAULT_ROOT = Path("/var/lib/secrun")
 DEFAULT_RUN_ROOT = Path("/run/secrun")
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class Layout:
     """All paths below one `--root` (survives a reboot) and one `--run-root` (does not)."""
 

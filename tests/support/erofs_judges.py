@@ -4,7 +4,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from secrun.image.rootfs.model import Extent, FdSource, FileKind, PackedImage, TreeEntry
 from secrun.image.rootfs.pack import pack
 from secrun.launch import run
+from secrun.record import replace
 from secrun.syscalls import MS_RDONLY, LinuxSyscalls
 
 # What lstat, readlink, listxattr and read say about one path.

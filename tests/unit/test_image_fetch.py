@@ -1,7 +1,6 @@
 """Which image a reference means, when its source is asked, and whether a policy admits it."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -11,6 +10,7 @@ from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.progress import NullProgress
 from secrun.image.store import ImageStore
 from secrun.paths import Layout
+from secrun.record import replace
 from support.hostile import hostile_server
 from support.images import LayoutWriter
 from support.stored import ARCH, LAYER, OTHER, accepting, one_image, reference, serve

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from secrun.image.platform import Platform
 from secrun.image.rootfs import rootfs_key
 from secrun.image.store import ImageStore, purge_stale
 from secrun.paths import Layout
+from secrun.record import replace
 from support.images import LayoutWriter
 from support.stored import ARCH, LAYER, OTHER, accepting, one_image, reference
 

@@ -5,24 +5,25 @@ import sys
 
 import pytest
 
-# What `secrun --version` may load: the option table and what dataclasses, enums and paths need.
-OWN = {
-    "secrun",
-    "secrun.__main__",
+# What `secrun --version` may load, and what any command may before its own work begins.
+VERSION = {"secrun", "secrun.__main__"}
+SHARED = {
+    "secrun.checkpoint",
     "secrun.cli",
     "secrun.cli.main",
     "secrun.cli.options",
     "secrun.cli.table",
+    "secrun.errors",
+    "secrun.paths",
+    "secrun.record",
 }
-SHARED = {"secrun.checkpoint", "secrun.errors", "secrun.paths"}
 STANDARD = set(
     """
-    _ast _collections _functools _opcode _operator _sre _typing _weakrefset ast collections collections.abc
-    contextlib copy copyreg dataclasses dis enum errno fnmatch functools importlib importlib._bootstrap
-    importlib._bootstrap_external importlib.machinery inspect ipaddress itertools keyword linecache ntpath
-    opcode operator pathlib re re._casefix re._compiler re._constants re._parser reprlib token tokenize
-    types typing typing.io typing.re urllib urllib.parse warnings weakref
-    """.split()  # noqa: SIM905 - sixty quoted names would hide the list
+    _collections _functools _operator _sre _typing collections collections.abc contextlib copyreg enum errno
+    fnmatch functools importlib importlib._bootstrap importlib._bootstrap_external importlib.machinery
+    ipaddress itertools keyword ntpath operator pathlib re re._casefix re._compiler re._constants re._parser
+    reprlib types typing typing.io typing.re urllib urllib.parse warnings _weakrefset weakref
+    """.split()  # noqa: SIM905 - forty quoted names would hide the list
 )
 # What no command may load before it does work that needs it.
 HEAVY = {
@@ -58,7 +59,11 @@ def loaded_by(*words: str) -> set[str]:
 
 
 def test_version_loads_only_what_is_allowed():
-    assert loaded_by("--version") - OWN - SHARED - STANDARD == set()
+    assert loaded_by("--version") - VERSION == set()
+
+
+def test_the_overview_loads_no_parser_and_no_dataclasses():
+    assert loaded_by("--help") - VERSION - SHARED - STANDARD == set()
 
 
 @pytest.mark.parametrize("words", [("--help",), ("run", "--help"), ("list", "--help"), ("no-such-command",)])

@@ -4,12 +4,12 @@ Everything that must agree (parser, help, docs, completion) is derived from thes
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TextIO, TypeAlias
 
 from secrun.errors import UsageError
 from secrun.paths import Layout
+from secrun.record import field, record, row
 
 Value: TypeAlias = str | int | bool | list[str] | None
 
@@ -34,7 +34,7 @@ class Scope(StrEnum):
     APP = "app"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Option:
     """One option: its flags, its value and its help."""
 
@@ -54,7 +54,7 @@ class Option:
         return long.lstrip("-").replace("-", "_")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Positional:
     """One positional argument; `count` is one of `1`, `?`, `*`, `+`."""
 
@@ -63,7 +63,7 @@ class Positional:
     count: str = "1"
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class Arguments:
     """Parsed values of one verb, read by kind so that no untyped value escapes."""
 
@@ -106,7 +106,7 @@ class Arguments:
         return tuple(value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Context:
     """What every verb works with."""
 
@@ -119,7 +119,7 @@ class Context:
 Handler: TypeAlias = Callable[[Arguments, Context], int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Verb:
     """One command: `words` are what the user types after `secrun`."""
 

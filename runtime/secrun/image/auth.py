@@ -5,12 +5,12 @@ import binascii
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from secrun.errors import ExternalError, HostError, ImageError, UsageError
 from secrun.image import limits
 from secrun.jsonio import JsonObject, parse_object
+from secrun.record import field, record
 
 # Keys under which `docker login` keeps the credentials of docker.io.
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "registry-1.docker.io")
@@ -22,7 +22,7 @@ _HELPER_SECONDS = 60.0
 _TOKEN_USER = "<token>"  # noqa: S105 - a marker, no secret
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Credentials:
     """A user and a password; the password never shows in a repr."""
 

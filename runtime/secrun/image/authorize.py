@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -12,6 +11,7 @@ from secrun.image.auth import Credentials
 from secrun.image.challenge import Challenge
 from secrun.image.retry import Clock
 from secrun.jsonio import JsonObject, parse_object
+from secrun.record import row
 
 # Fetches a URL with headers and returns the body; raises RegistryError. Retries are its affair.
 FetchToken: TypeAlias = Callable[[str, dict[str, str]], bytes]
@@ -20,7 +20,7 @@ _LEAST_SECONDS = 60
 _MARGIN_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class _Header:
     value: str
     expires: float

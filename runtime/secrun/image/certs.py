@@ -2,17 +2,17 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun.errors import HostError
+from secrun.record import record
 
 _SYSTEM_DIRS = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
 # Docker's name for its hub, under which certificates and credentials are kept.
 _HOST_NAMES = {"registry-1.docker.io": "docker.io"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Certificates:
     """Files that apply to one registry."""
 
@@ -20,7 +20,7 @@ class Certificates:
     clients: tuple[tuple[Path, Path], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CertificateDirs:
     """The folders that hold one folder per HOST[:PORT]; the first that has the host counts."""
 

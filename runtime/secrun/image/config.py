@@ -1,18 +1,17 @@
 """The image configuration: OCI image-spec 1.1, config.md; Docker's has the same fields."""
 
-from dataclasses import dataclass
-
 from secrun.digest import Digest
 from secrun.errors import ImageError
 from secrun.image import fields, limits
 from secrun.image.platform import Platform
 from secrun.jsonio import JsonObject, parse_object
+from secrun.record import record
 
 # The kernel takes 128 KiB per argument and 2 MiB in all: more words than this cannot be executed.
 _MAX_WORDS = 10_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ImageConfig:
     """What an image asks for when it runs, and the digests of its uncompressed layers, lowest first."""
 

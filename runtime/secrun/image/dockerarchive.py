@@ -7,7 +7,6 @@ made, the same bytes for the same image every time.
 import hashlib
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from secrun.digest import Digest
 from secrun.errors import ImageError, UsageError
@@ -18,6 +17,7 @@ from secrun.image.files import ArchiveFiles
 from secrun.image.manifest import Descriptor, LayerType, MediaType
 from secrun.image.source import Document
 from secrun.jsonio import JsonObject, JsonValue, canonical, parse_object
+from secrun.record import record
 
 # The document is a list; parse_object takes objects, so the list is read as the value of this key.
 _WRAP = b'{"images":%s}'
@@ -26,7 +26,7 @@ _MAX_TAGS = 1000
 _MAGIC = {b"\x1f\x8b": LayerType.OCI_GZIP, b"\x28\xb5\x2f\xfd": LayerType.OCI_ZSTD}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ArchivedImage:
     """One image as manifest.json describes it."""
 

@@ -1,7 +1,6 @@
 """The entries of the store's index.json: what is stored under which reference, and how it came there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from secrun.digest import Digest
 from secrun.errors import ImageError, StateError
@@ -10,6 +9,7 @@ from secrun.image.manifest import Descriptor, MediaType, parse_descriptor
 from secrun.image.platform import Platform
 from secrun.image.reference import layout_name
 from secrun.jsonio import JsonObject, JsonValue, parse_object
+from secrun.record import record
 
 # A store of 100,000 images; the file is secrun's own, the bound keeps a damaged one from filling memory.
 _MAX_ENTRIES = 100_000
@@ -19,7 +19,7 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 _PREFIX = "dev.secrun."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Entry:
     """One stored image under one reference.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from secrun.image.rootfs.model import Compression, LayerSource
 from secrun.image.store import ImageStore
 from secrun.jsonio import canonical
 from secrun.paths import Layout
+from secrun.record import record
 from secrun.trust import admission as admissions
 from secrun.trust.admission import Admission
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["FetchOptions", "PullPolicy", "StoredImage", "ensure_image"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StoredImage:
     """An image in the store that may be used now; layers are ordered lowest first."""
 

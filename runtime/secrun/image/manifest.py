@@ -1,6 +1,5 @@
 """Manifests and indexes: OCI image-spec 1.1 and Docker schema 2, parsed strictly into values."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from secrun.digest import Digest
@@ -8,6 +7,7 @@ from secrun.errors import ImageError
 from secrun.image import fields, limits
 from secrun.image.platform import Platform
 from secrun.jsonio import JsonObject, parse_object
+from secrun.record import record
 
 
 class MediaType(StrEnum):
@@ -39,7 +39,7 @@ _SCHEMA1_PREFIX = "application/vnd.docker.distribution.manifest.v1+"
 ACCEPT = tuple(sorted(INDEX_TYPES | MANIFEST_TYPES))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Descriptor:
     """What another document promises about a blob; `size` in bytes."""
 
@@ -49,7 +49,7 @@ class Descriptor:
     platform: Platform | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Manifest:
     """One image: its config and its layers, lowest first."""
 
@@ -62,7 +62,7 @@ class Manifest:
         return LayerType(self.layers[number].media_type)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Index:
     """A list of manifests, one per platform; a member may be an index again."""
 

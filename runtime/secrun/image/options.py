@@ -1,11 +1,11 @@
 """How an image is to be fetched."""
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from secrun.image.platform import Platform
 from secrun.image.progress import NullProgress, Progress
+from secrun.record import field, record
 
 
 class PullPolicy(StrEnum):
@@ -17,7 +17,7 @@ class PullPolicy(StrEnum):
     NEWER = "newer"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FetchOptions:
     """How to fetch; `platform` None is this host's, `policy` None the system's."""
 

@@ -3,10 +3,10 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 from secrun.errors import ImageError, UsageError
+from secrun.record import record
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,63}\Z")
 # uname -m to GOARCH and variant, as the OCI image-spec lists them.
@@ -24,7 +24,7 @@ _ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
 _DEFAULT_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Platform:
     """Operating system, architecture and variant in the words of the OCI specification."""
 

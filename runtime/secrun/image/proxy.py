@@ -2,16 +2,16 @@
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from secrun.errors import UsageError
+from secrun.record import record
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Proxy:
     """A proxy; `credentials` is `user:password` or empty, and never part of `url`."""
 
@@ -19,7 +19,7 @@ class Proxy:
     credentials: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ProxySettings:
     """The three variables; empty where unset."""
 

@@ -1,7 +1,6 @@
 """Which blobs and rootfs images the store still needs."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from secrun.digest import Digest
 from secrun.image import config as configs
@@ -9,9 +8,10 @@ from secrun.image import manifest as manifests
 from secrun.image.entries import Entry
 from secrun.image.manifest import Index
 from secrun.image.rootfs.model import rootfs_key
+from secrun.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Reachable:
     """Digests of blobs as text, and names (hex keys) of rootfs images."""
 

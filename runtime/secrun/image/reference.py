@@ -3,13 +3,13 @@
 import hashlib
 import os
 import re
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
 from secrun.digest import Digest
 from secrun.errors import ImageError, UsageError
 from secrun.image import limits
+from secrun.record import field, record
 
 
 class Transport(StrEnum):
@@ -40,7 +40,7 @@ _HUB_LIBRARY = "library"
 _DEFAULT_TAG = "latest"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RegistryReference:
     """An image in a registry; has a tag or a digest or both, and then the digest decides."""
 
@@ -77,7 +77,7 @@ class RegistryReference:
         return f"docker://{self.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FileReference:
     """An image in a layout or an archive; `tag` is empty if the only image is meant."""
 
@@ -94,7 +94,7 @@ class FileReference:
         return f"{self.transport}:{self.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StoredReference:
     """A bare word: the name of a stored image, or a prefix of a manifest digest."""
 

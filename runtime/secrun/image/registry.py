@@ -3,7 +3,6 @@
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
 from secrun.errors import ImageError, RegistryError
@@ -17,6 +16,7 @@ from secrun.image.retry import Clock
 from secrun.image.source import Document
 from secrun.image.wire import Answer, ConnectionLostError, HttpClient, LossKind
 from secrun.jsonio import parse_object
+from secrun.record import row
 
 # docker.io's registry has another name than its images.
 _HOSTS = {"docker.io": "registry-1.docker.io"}
@@ -25,7 +25,7 @@ _ERROR_CODE = re.compile(r"[A-Z][A-Z_]{1,40}\Z")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)\Z")
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class _Origin:
     scheme: str
     netloc: str

@@ -1,15 +1,15 @@
 """Where images come from: one protocol for registries, layouts and archives."""
 
-from dataclasses import dataclass
 from typing import Protocol, Self
 
 from secrun.digest import Digest
 from secrun.errors import ImageError
 from secrun.image.blobs import BlobWriter
 from secrun.image.manifest import Descriptor
+from secrun.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Document:
     """The exact bytes of a manifest or index, the type that it came as, and its digest."""
 

@@ -7,7 +7,6 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -21,6 +20,7 @@ from secrun.image.entries import Entry
 from secrun.image.manifest import Descriptor, parse_manifest
 from secrun.jsonio import canonical
 from secrun.paths import Layout
+from secrun.record import record
 
 if TYPE_CHECKING:
     from secrun.image.reachable import Reachable
@@ -37,7 +37,7 @@ GiveUp: TypeAlias = Callable[[], None]
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Removal:
     """What removing images did; `kept` is why blobs were left for the next removal, or empty."""
 

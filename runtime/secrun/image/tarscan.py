@@ -6,13 +6,13 @@ Only places and sizes leave the sandbox. What is read there later is copied unde
 import os
 import posixpath
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from secrun.errors import ImageError
 from secrun.image import limits
 from secrun.jsonio import JsonObject, JsonValue
+from secrun.record import record
 
 if TYPE_CHECKING:
     import tarfile
@@ -29,7 +29,7 @@ class MemberKind(StrEnum):
     LINK = "link"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Member:
     """A file at `offset` with `size` bytes, or a link to another member."""
 

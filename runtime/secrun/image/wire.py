@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ from secrun import __version__
 from secrun.image import limits
 from secrun.image.certs import CertificateDirs
 from secrun.image.proxy import ProxySettings
+from secrun.record import row
 
 if TYPE_CHECKING:
     import ssl
@@ -73,7 +73,7 @@ class HttpClient(Protocol):
         """Return the answer; raises ConnectionLostError if there is none."""
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class _UrllibAnswer:
     response: BaseHTTPResponse
 

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from secrun import checkpoint
@@ -15,6 +14,7 @@ from secrun.paths import Layout
 from secrun.pod import exits
 from secrun.pod.removal import delete
 from secrun.pod.states import Folder, Found, LockedPod, State, lock, walk
+from secrun.record import record, replace
 from secrun.stage1 import flavours
 from secrun.stage1.podfiles import PodFiles
 
@@ -30,7 +30,7 @@ class Action(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Outcome:
     """What gc did to one pod, and why if it could not."""
 
@@ -39,7 +39,7 @@ class Outcome:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class GcPlan:
     """How eager gc is; seconds."""
 

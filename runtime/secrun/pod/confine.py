@@ -1,18 +1,18 @@
 """Hand a pod to the confinement compiler and its answer to the rest of stage0."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import secrun_policies
 from secrun.errors import UsageError
 from secrun.jsonio import JsonValue
 from secrun.pod.request import AppRequest
+from secrun.record import record
 from secrun.stage1.bundle import Process
 from secrun.stage1.manifest import Network
 from secrun_policies.libseccomp import compile_bpf
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ConfinedApp:
     """What the compiler decided for one app, in the words of the OCI runtime configuration."""
 
@@ -22,7 +22,7 @@ class ConfinedApp:
     relaxations: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ConfinedPod:
     """What the compiler decided for a pod."""
 

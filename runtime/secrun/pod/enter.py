@@ -5,7 +5,6 @@ import os
 import socket
 import stat
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +15,7 @@ from secrun.paths import Layout
 from secrun.pod.inside import open_path
 from secrun.pod.process import resolve_user
 from secrun.pod.states import State, find
+from secrun.record import record
 from secrun.stage1 import waiter
 from secrun.stage1.agent import agent_path
 from secrun.stage1.manifest import AppManifest, PodManifest
@@ -28,7 +28,7 @@ _STDOUT, _STDERR, _STDIN, _TTY = 1, 2, 4, 8
 _MAX_PAYLOAD = 65536
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class EnterRequest:
     """A command to run inside an app."""
 

@@ -2,13 +2,13 @@
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 from secrun.errors import ImageError, StateError
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.pod.inside import MAX_RECORD_BYTES, printable, read_record
+from secrun.record import record
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
 
@@ -19,7 +19,7 @@ _MAX_EXIT_BYTES = 1024 * 1024
 _MAX_CODE = 255
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AppExit:
     """How one app ended; `code` is None if it was stopped before it could say."""
 
@@ -53,7 +53,7 @@ class AppExit:
         return result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PodExit:
     """How a pod ended, and when (nanoseconds since the epoch)."""
 

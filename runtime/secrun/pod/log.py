@@ -4,10 +4,10 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from secrun.pod.inside import open_regular
 from secrun.pod.states import Found
+from secrun.record import record
 from secrun.stage1.podfiles import PodFiles
 
 _POLL_SECONDS = 0.1
@@ -15,7 +15,7 @@ _POLL_SECONDS = 0.1
 _MAX_LINE_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Line:
     """One log line; `partial` means that the app's own line goes on in the next one."""
 

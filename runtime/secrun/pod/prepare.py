@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun import checkpoint
@@ -21,6 +20,7 @@ from secrun.pod.process import resolve as resolve_process
 from secrun.pod.removal import delete
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.states import Folder, LockedPod, create, new_uuid
+from secrun.record import record
 from secrun.stage1 import bundle, flavours, units
 from secrun.stage1.bundle import Process
 from secrun.stage1.contract import Flavour
@@ -29,7 +29,7 @@ from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Resolved:
     """An app whose image is stored, admitted and rendered."""
 
@@ -106,7 +106,7 @@ def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: 
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Plan:
     """A pod that is decided but not yet written."""
 

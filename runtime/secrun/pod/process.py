@@ -1,12 +1,12 @@
 """From an image's configuration and a request to the process that will run; pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from secrun.errors import InvokeError, UsageError
 from secrun.image.config import ImageConfig
 from secrun.image.rootfs import Group, Passwd, RootfsImage
 from secrun.pod.request import AppRequest, unicode_text
+from secrun.record import record
 from secrun.stage1.bundle import Process
 from secrun.stage1.uidrange import SIZE as POD_IDS
 
@@ -14,7 +14,7 @@ from secrun.stage1.uidrange import SIZE as POD_IDS
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class User:
     """Who a process runs as, in numbers of the pod's user namespace."""
 

@@ -3,11 +3,11 @@
 import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from secrun.errors import UsageError
 from secrun.image.fetch import FetchOptions
+from secrun.record import field, record
 from secrun.stage1.manifest import Limits, Network, Volume
 
 # appc AC name, and a file name, a unit name and a crun container name at once.
@@ -24,7 +24,7 @@ MAX_ENV_FILE_BYTES = 1 << 20
 DEFAULT_STOP_TIMEOUT_SECONDS = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AppRequest:
     """One app as asked for; None and empty mean: what the image says."""
 
@@ -45,7 +45,7 @@ class AppRequest:
     stop_timeout_seconds: int = DEFAULT_STOP_TIMEOUT_SECONDS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PodRequest:
     """A pod as asked for."""
 

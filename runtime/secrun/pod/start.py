@@ -3,7 +3,6 @@
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import NoReturn
 
 from secrun import checkpoint
@@ -12,6 +11,7 @@ from secrun.files import write_atomic
 from secrun.pod import exits
 from secrun.pod.removal import delete
 from secrun.pod.states import Folder, LockedPod
+from secrun.record import record
 from secrun.stage1 import flavours, waiter
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import PodOnDisk
@@ -21,7 +21,7 @@ from secrun.stage1.podfiles import PodFiles
 _READY = b"ready\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StartOptions:
     """How a pod is run, beyond what its manifest says."""
 

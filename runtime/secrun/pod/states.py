@@ -11,7 +11,6 @@ drops it when that process dies, so no state needs a daemon to be true.
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -20,6 +19,7 @@ from secrun.errors import StateError, UsageError
 from secrun.files import fsync_dir
 from secrun.locks import is_missing, lock_fd, open_dir
 from secrun.paths import Layout
+from secrun.record import row
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 _PREFIX = re.compile(r"[0-9a-f-]{1,36}\Z")
@@ -92,7 +92,7 @@ def folder_path(layout: Layout, folder: Folder, uuid: str = "") -> Path:
     return layout.pods / folder / uuid
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class Found:
     """A pod as a reader saw it; it may have moved on since."""
 

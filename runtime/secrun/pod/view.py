@@ -1,7 +1,6 @@
 """What readers are told of pods; works without root where the folders may be read, takes no lock."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from secrun.digest import Digest
 from secrun.errors import ImageError, StateError
@@ -10,6 +9,7 @@ from secrun.locks import is_missing
 from secrun.paths import Layout
 from secrun.pod import exits
 from secrun.pod.states import Found, State, walk
+from secrun.record import record
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
 
@@ -17,7 +17,7 @@ STATUS_SCHEMA = "secrun.dev/pod-status/v1"
 LIST_SCHEMA = "secrun.dev/pod-list/v1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PodView:
     """One pod as a reader sees it; times in nanoseconds since the epoch, None if not reached."""
 

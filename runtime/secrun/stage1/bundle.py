@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from secrun.errors import UsageError
 from secrun.jsonio import JsonObject, JsonValue
+from secrun.record import record
 from secrun.stage1 import places
 from secrun.stage1.manifest import Network, Volume
 
@@ -13,7 +13,7 @@ OCI_VERSION = "1.0.2"
 _TARGET = re.compile(r"/[^\0]*\Z")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Process:
     """What an app executes and as whom; numbers are those inside the pod's user namespace."""
 

@@ -3,11 +3,11 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun.errors import HostError
 from secrun.locks import is_missing
+from secrun.record import row
 
 PARENT = "secrun"
 _V2_ROOT = Path("/sys/fs/cgroup")
@@ -31,7 +31,7 @@ def find_v2(mountinfo: str) -> Path | None:
     return mounts[0] if mounts else None
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class Hierarchy:
     """The host's cgroup2 mount, and whether a pod needs a view of its own."""
 

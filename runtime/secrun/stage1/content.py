@@ -7,12 +7,12 @@ link to. Everything else a pod needs comes with the pod.
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun import __version__
 from secrun.errors import HostError
 from secrun.image.rootfs.model import FileKind, PathSource, TreeEntry
+from secrun.record import record
 
 # Bumped whenever the same inputs give another tree.
 RECIPE_VERSION = 1
@@ -49,7 +49,7 @@ TEXTS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Input:
     """One file of this host: where its bytes are, and its name in the image without the leading slash."""
 
@@ -57,7 +57,7 @@ class Input:
     target: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Contents:
     """The whole recipe for one host: files to copy, and links between their names."""
 

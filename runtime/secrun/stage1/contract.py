@@ -6,16 +6,16 @@ Supervision is not a flavour's business: every flavour ends in a command line th
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from secrun.digest import Digest
 from secrun.paths import Layout
+from secrun.record import record
 from secrun.stage1.manifest import PodManifest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Problem:
     """Something a host or a request lacks; `fatal` problems forbid the start of any pod."""
 
@@ -25,7 +25,7 @@ class Problem:
     fatal: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PodOnDisk:
     """A pod that is about to start: its manifest and the folder it lives in."""
 
@@ -34,7 +34,7 @@ class PodOnDisk:
     manifest: PodManifest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Launch:
     """How to start one stage1: everything is ready, only this command is left to be executed.
 

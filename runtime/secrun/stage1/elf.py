@@ -8,10 +8,10 @@ import platform
 import struct
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun.errors import HostError
+from secrun.record import record
 
 # elf(5)
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -28,7 +28,7 @@ MAX_NAME_BYTES = 4096
 MAX_LIBRARIES = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Elf:
     """What the dynamic section of one file asks for; a static program asks for nothing."""
 

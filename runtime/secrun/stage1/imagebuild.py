@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun import __version__
@@ -18,6 +17,7 @@ from secrun.image.rootfs.model import FORMAT_VERSION, FileKind, PackedImage, Tre
 from secrun.jsonio import canonical
 from secrun.locks import held
 from secrun.paths import Layout
+from secrun.record import record
 from secrun.stage1 import content
 from secrun.stage1.agent import agent_path
 from secrun.stage1.imagerecord import (
@@ -40,7 +40,7 @@ _MANIFEST = "manifest.json"
 _ATTEMPTS = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Stage1Image:
     """A built stage1 image: one EROFS file with its dm-verity tree at offset `data_size`."""
 

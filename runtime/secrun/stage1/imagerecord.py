@@ -3,20 +3,20 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun.digest import Digest
 from secrun.errors import StateError
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, JsonValue, canonical, parse_object
+from secrun.record import ordered, record
 
 SCHEMA = "secrun.stage1/1"
 # A manifest has about 60 files at 250 bytes; a list of inputs is smaller.
 MAX_RECORD_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ImageFile:
     """One path of the image; `sha256`, `source` and the package are of regular files, `target` of links."""
 
@@ -31,7 +31,7 @@ class ImageFile:
     version: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Manifest:
     """Everything that can be said about an image without looking at the host that built it."""
 
@@ -47,7 +47,7 @@ class Manifest:
     files: tuple[ImageFile, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@ordered
 class Fingerprint:
     """Enough of a file's metadata to know that its content is still the same."""
 
@@ -58,7 +58,7 @@ class Fingerprint:
     device: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Inputs:
     """Which image the inputs gave, and what they looked like then."""
 

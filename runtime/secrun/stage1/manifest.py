@@ -3,13 +3,13 @@
 It names environment variables but holds no values; the digest of each OCI bundle binds them.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
 from secrun.digest import Digest
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
+from secrun.record import record
 
 SCHEMA = "secrun.dev/pod/v1"
 FILE_NAME = "manifest"
@@ -24,7 +24,7 @@ class Network(StrEnum):
     HOST = "host"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Volume:
     """A host folder or file that an app sees; owners are mapped one to one."""
 
@@ -46,7 +46,7 @@ class Volume:
         return volume
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Limits:
     """Resource limits of an app; None means none. Memory in bytes, CPU in thousandths of a core."""
 
@@ -76,7 +76,7 @@ class Limits:
         return tuple(name for name, value in wanted if value is not None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ImageIdentity:
     """Which image an app was made from, and the digests that bind its content."""
 
@@ -113,7 +113,7 @@ class ImageIdentity:
         return identity
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AppManifest:
     """One app: its image, its process, its relaxations."""
 
@@ -190,7 +190,7 @@ class AppManifest:
         return app
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PodManifest:
     """Everything that was decided about a pod before it started."""
 

@@ -3,17 +3,17 @@
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun.errors import StateError
+from secrun.record import row
 from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, PodManifest
 
 # One connection per app at most is accepted; the rest of a burst may wait.
 _BACKLOG = 64
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class PodFiles:
     """Paths below one pod's folder."""
 

@@ -1,14 +1,14 @@
 """Which Debian package and version each file of a stage1 image comes from (dpkg-query(1))."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from secrun.errors import HostError
 from secrun.launch import run
+from secrun.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Package:
     """An installed package, with its architecture in the name where several are installed."""
 

@@ -3,11 +3,11 @@
 import errno
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from secrun.errors import HostError
+from secrun.record import row
 
 SIZE = 65536
 # systemd's container range (UIDS-GIDS.md): multiples of 65536 that no login, DynamicUser= or
@@ -19,7 +19,7 @@ _SLOTS = (LAST - FIRST) // SIZE + 1
 _ATTEMPTS = 512
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class UidRange:
     """A locked range; the lock lives as long as a copy of `guard` is open in any process."""
 

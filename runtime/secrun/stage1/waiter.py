@@ -3,20 +3,20 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import secrun
 from secrun.errors import HostError
 from secrun.launch import BASE_ENVIRONMENT
+from secrun.record import record
 from secrun.stage1.contract import Launch
 
 # The finishing process must find the same Python and the same secrun; nothing else is passed on.
 _KEPT_VARIABLES = ("TERM", "NO_COLOR", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Stdio:
     """How the apps' standard streams and the caller's are connected."""
 
@@ -25,7 +25,7 @@ class Stdio:
     tty: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WaiterPlan:
     """Everything the waiter is told."""
 

@@ -3,12 +3,12 @@
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from secrun.errors import DeniedError
 from secrun.jsonio import JsonObject
+from secrun.record import record
 from secrun.trust import limits
 from secrun.trust.policy import Requirement, RequirementType, TrustPolicy, parse, policy_error
 
@@ -23,7 +23,7 @@ class Decision(StrEnum):
     REJECT = "reject"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Subject:
     """What is asked about: a transport, and the scopes that cover the image, the most specific first."""
 
@@ -32,7 +32,7 @@ class Subject:
     scopes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Admission:
     """The decision on one image and all that led to it; `bypass` says that no policy was asked."""
 

@@ -3,12 +3,12 @@
 import base64
 import binascii
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
 from secrun.errors import ImageError, UsageError
 from secrun.jsonio import JsonObject, JsonValue, parse_object
+from secrun.record import field, record
 from secrun.trust import limits
 
 
@@ -32,7 +32,7 @@ class IdentityMatch(StrEnum):
     REMAP = "remapIdentity"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SignedIdentity:
     """A `signedIdentity` object; the names are empty where its type has none."""
 
@@ -42,7 +42,7 @@ class SignedIdentity:
     signed_prefix: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Requirement:
     """One requirement; keys are paths or bytes, and only of the signature types."""
 
@@ -52,7 +52,7 @@ class Requirement:
     identity: SignedIdentity | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TrustPolicy:
     """A whole policy file: requirements by transport and scope; scope "" is a transport's default."""
 

@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias
 
 from secrun.digest import Digest
+from secrun.record import record, row
 
 # Bumped whenever the bytes made from the same layers change: it is part of every key.
 FORMAT_VERSION = 1
@@ -32,7 +32,7 @@ class FileKind(StrEnum):
     FIFO = "fifo"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LayerSource:
     """One layer blob in the store, bottom layer first in every sequence of them."""
 
@@ -43,7 +43,7 @@ class LayerSource:
     diff_id: Digest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Passwd:
     """One line of the image's /etc/passwd."""
 
@@ -53,7 +53,7 @@ class Passwd:
     home: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Group:
     """One line of the image's /etc/group."""
 
@@ -62,7 +62,7 @@ class Group:
     members: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RootfsImage:
     """A rendered rootfs image: one EROFS file with its dm-verity tree at offset `data_size`.
 
@@ -85,7 +85,7 @@ class RootfsImage:
     dropped_xattrs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class Extent:
     """A run of stored bytes of a sparse file: its place in the file, in the source, and its length."""
 
@@ -94,7 +94,7 @@ class Extent:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class FdSource:
     """Content inside an open file; with `extents` the rest of the file is a hole."""
 
@@ -103,7 +103,7 @@ class FdSource:
     extents: tuple[Extent, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@row
 class PathSource:
     """Content that is a whole file on disk, opened when it is copied."""
 
@@ -114,7 +114,7 @@ Source: TypeAlias = bytes | FdSource | PathSource
 Xattrs: TypeAlias = tuple[tuple[bytes, bytes], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TreeEntry:
     """One name of the tree.
 
@@ -137,7 +137,7 @@ class TreeEntry:
     link_group: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PackedImage:
     """What packing a tree gives: its identity and the layout of the file."""
 

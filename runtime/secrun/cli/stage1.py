@@ -7,7 +7,7 @@ from secrun.jsonio import JsonObject, JsonValue
 from secrun.stage1.imagebuild import current, ensure_stage1, list_stage1, load_manifest
 from secrun.stage1.imagerecord import ImageFile, Manifest, manifest_json
 
-LIST_SCHEMA = "secrun.stage1-list/1"
+LIST_SCHEMA = "secrun.dev/stage1-list/v1"
 _SHORT = 12
 
 

@@ -49,32 +49,36 @@ def write_json(context: Context, value: JsonObject) -> None:
 
 def list_pods(args: Arguments, context: Context) -> int:
     """List pods, the newest last."""
-    pods = sorted(view.all_pods(context.layout), key=lambda pod: pod.created_ns)
     if args.text("format") == "json":
+        pods = sorted(view.all_pods(context.layout), key=lambda pod: pod.created_ns)
         write_json(context, {"schema": view.LIST_SCHEMA, "pods": [pod.to_json() for pod in pods]})
         return 0
+    seen = sorted(view.glances(context.layout), key=lambda pod: pod.created_ns)
     if args.flag("quiet"):
-        context.out.write("".join(f"{pod.uuid}\n" for pod in pods))
+        context.out.write("".join(f"{pod.uuid}\n" for pod in seen))
         return 0
     full = args.flag("full")
-    rows: list[tuple[str, ...]] = []
-    for pod in pods:
-        uuid = pod.uuid if full else pod.uuid[:8]
-        times = (_when(pod.created_ns, full=full), _when(pod.started_ns, full=full))
-        if pod.manifest is None:
-            rows.append((uuid, "-", "-", str(pod.state), *times))
-            continue
-        for index, app in enumerate(pod.manifest.apps):
-            # The pod's own columns are shown once, as rkt does.
-            own = (uuid, str(pod.state), *times) if index == 0 else ("", "", "", "")
-            image = f"{app.image.reference} {app.image.manifest}" if full else app.image.reference
-            rows.append((own[0], app.name, image, own[1], own[2], own[3]))
     heading = ("UUID", "APP", "IMAGE", "STATE", "CREATED", "STARTED")
+    rows = [row for pod in seen for row in _rows(pod, full=full)]
     table(context, heading, rows, legend=not args.flag("no_legend"))
-    for pod in pods:
+    for pod in seen:
         if pod.problem:
             context.err.write(f"secrun: pod {pod.uuid}: {pod.problem}\n")
     return 0
+
+
+def _rows(pod: view.Glance, *, full: bool) -> list[tuple[str, ...]]:
+    """Return a line per app; what belongs to the pod is shown once, as rkt does."""
+    uuid = pod.uuid if full else pod.uuid[:8]
+    tail = (str(pod.state), _when(pod.created_ns, full=full), _when(pod.started_ns, full=full))
+    if not pod.apps:
+        return [(uuid, "-", "-", *tail)]
+    rows: list[tuple[str, ...]] = []
+    for index, (name, reference, image_id) in enumerate(pod.apps):
+        image = f"{reference} {image_id}" if full else reference
+        own = tail if index == 0 else ("", "", "")
+        rows.append((uuid if index == 0 else "", name, image, *own))
+    return rows
 
 
 def _wait(context: Context, text: str, limit: str) -> None:

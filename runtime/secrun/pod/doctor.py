@@ -53,6 +53,11 @@ def _trust() -> list[Problem]:
     ]
 
 
+def _existing(path: Path) -> Path:
+    """Return `path`, or the nearest folder above it that exists: what is missing will be made."""
+    return next(item for item in (path, *path.parents) if item.exists())
+
+
 def examine(layout: Layout) -> Sequence[Problem]:
     """Return every problem found; no problem means that pods run with all that secrun offers."""
     problems = list(flavours.load("nspawn").probe())
@@ -60,6 +65,6 @@ def examine(layout: Layout) -> Sequence[Problem]:
         problems.append(
             Problem(subject="user", text="is not root: pods cannot be started", hint="use sudo", fatal=False)
         )
-    elif not os.access(layout.root if layout.root.exists() else layout.root.parent, os.W_OK):
-        problems.append(Problem(subject=str(layout.root), text="is not writable"))
+    elif not os.access(_existing(layout.root), os.W_OK):
+        problems.append(Problem(subject=str(layout.root), text="cannot be written"))
     return [*problems, *_agent(), *_cgroup_notes(), *_trust()]

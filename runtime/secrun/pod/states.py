@@ -8,8 +8,10 @@ The lock is a flock(2) on the pod's folder; its holder is the process that works
 drops it when that process dies, so no state needs a daemon to be true.
 """
 
+import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +27,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 _PREFIX = re.compile(r"[0-9a-f-]{1,36}\Z")
 # A reader looks for a pod that another process renames meanwhile; each miss means one transition.
 _LOOKUPS = 8
+# A reader holds its shared lock for some microseconds.
+_READER_SECONDS = 0.001
 
 
 class Folder(StrEnum):
@@ -163,7 +167,7 @@ def create(layout: Layout, uuid: str) -> LockedPod:
     path.mkdir(mode=0o700)
     fd = open_dir(path)
     pod = LockedPod(layout, uuid, Folder.EMBRYO, fd)
-    if not lock_fd(fd, blocking=False):
+    if not _take(fd) or not _still_there(fd, path):
         # gc took the unlocked embryo for a dead one in the instant between mkdir and flock.
         pod.close()
         raise StateError(f"pod {uuid} was collected while it was made", hint="try again")
@@ -180,7 +184,7 @@ def adopt(layout: Layout, uuid: str, folder: Folder, fd: int) -> LockedPod:
     return LockedPod(layout, uuid, folder, fd)
 
 
-def lock(found: Found, layout: Layout, *, blocking: bool = False) -> LockedPod | None:
+def lock(found: Found, layout: Layout) -> LockedPod | None:
     """Lock a pod that a reader found; None if it is taken or has moved on."""
     try:
         fd = open_dir(found.path)
@@ -188,10 +192,21 @@ def lock(found: Found, layout: Layout, *, blocking: bool = False) -> LockedPod |
         if is_missing(error):
             return None
         raise
-    if lock_fd(fd, blocking=blocking) and _still_there(fd, found.path):
+    if _take(fd) and _still_there(fd, found.path):
         return LockedPod(layout, found.uuid, found.folder, fd)
     os.close(fd)
     return None
+
+
+def _take(fd: int) -> bool:
+    """Lock `fd` alone; False if another process works on the pod, not if one merely looks at it."""
+    while not lock_fd(fd, blocking=False):
+        if not lock_fd(fd, shared=True, blocking=False):
+            return False
+        # Readers share the lock for an instant, and so did we just now.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        time.sleep(_READER_SECONDS)
+    return True
 
 
 def _still_there(fd: int, path: Path) -> bool:

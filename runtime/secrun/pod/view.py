@@ -1,6 +1,8 @@
 """What readers are told of pods; works without root where the folders may be read, takes no lock."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
 
 from secrun.digest import Digest
 from secrun.errors import ImageError, StateError
@@ -10,11 +12,17 @@ from secrun.paths import Layout
 from secrun.pod import exits
 from secrun.pod.states import Found, State, walk
 from secrun.record import record
-from secrun.stage1.manifest import PodManifest
+from secrun.stage1.manifest import Outline, PodManifest
 from secrun.stage1.podfiles import PodFiles
+
+T = TypeVar("T")
 
 STATUS_SCHEMA = "secrun.dev/pod-status/v1"
 LIST_SCHEMA = "secrun.dev/pod-list/v1"
+
+
+# In the other states a pod is being made or being deleted, and may lack anything.
+_WHOLE = (State.PREPARED, State.RUNNING, State.EXITED, State.EXITED_GARBAGE)
 
 
 @record
@@ -74,18 +82,11 @@ class PodView:
         }
 
 
-def _numbers(path_text: str) -> list[int]:
-    return [int(word) for word in path_text.split() if word.isdecimal()]
-
-
-def _read_numbers(files: PodFiles) -> tuple[list[int], list[int]]:
-    results: list[list[int]] = []
-    for path in (files.started, files.uid_base):
-        try:
-            results.append(_numbers(path.read_text()))
-        except FileNotFoundError:
-            results.append([])
-    return results[0], results[1]
+def _numbers(path: Path) -> list[int]:
+    try:
+        return [int(word) for word in path.read_text().split() if word.isdecimal()]
+    except FileNotFoundError:
+        return []
 
 
 def look(found: Found) -> PodView:
@@ -99,8 +100,8 @@ def look(found: Found) -> PodView:
         manifest = files.read_manifest()
         end = exits.read(files)
     except (StateError, ImageError) as error:
-        problem = error.message if state is not State.PREPARING else ""
-    started, base = _read_numbers(files)
+        problem = error.message if state in _WHOLE else ""
+    started, base = _numbers(files.started), _numbers(files.uid_base)
     return PodView(
         uuid=found.uuid,
         state=state,
@@ -113,16 +114,59 @@ def look(found: Found) -> PodView:
     )
 
 
-def all_pods(layout: Layout) -> Iterator[PodView]:
-    """Yield every pod once, in the state it was seen last."""
-    seen: dict[str, PodView] = {}
+def _each(layout: Layout, read: Callable[[Found], T]) -> Iterator[T]:
+    """Read every pod once, in the state it was seen last."""
+    seen: dict[str, T] = {}
     for found in walk(layout):
         try:
-            seen[found.uuid] = look(found)
+            seen[found.uuid] = read(found)
         except OSError as error:
             if not is_missing(error):
                 raise
     yield from seen.values()
+
+
+def all_pods(layout: Layout) -> Iterator[PodView]:
+    """Yield every pod with all that is known of it."""
+    return _each(layout, look)
+
+
+@record
+class Glance:
+    """What a table of pods shows of one; `apps` are (name, image reference, image ID)."""
+
+    uuid: str
+    state: State
+    problem: str
+    created_ns: int
+    started_ns: int | None
+    apps: tuple[tuple[str, str, str], ...]
+
+
+def glance(found: Found) -> Glance:
+    """Read little of one pod: a thousand of them must not take longer than a person notices."""
+    files = PodFiles(found.path)
+    state = found.state
+    outline = Outline(created_ns=0, apps=())
+    problem = ""
+    try:
+        outline = files.read_outline()
+    except (StateError, ImageError) as error:
+        problem = error.message if state in _WHOLE else ""
+    started = _numbers(files.started) if state is not State.PREPARED else []
+    return Glance(
+        uuid=found.uuid,
+        state=state,
+        problem=problem,
+        created_ns=outline.created_ns,
+        started_ns=started[0] if started else None,
+        apps=outline.apps,
+    )
+
+
+def glances(layout: Layout) -> Iterator[Glance]:
+    """Yield every pod as a table shows it."""
+    return _each(layout, glance)
 
 
 def _manifests_in_use(layout: Layout) -> list[PodManifest]:

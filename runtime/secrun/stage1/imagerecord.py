@@ -11,7 +11,7 @@ from secrun.fields import Fields
 from secrun.jsonio import JsonObject, JsonValue, canonical, parse_object
 from secrun.record import ordered, record
 
-SCHEMA = "secrun.stage1/1"
+SCHEMA = "secrun.dev/stage1/v1"
 # A manifest has about 60 files at 250 bytes; a list of inputs is smaller.
 MAX_RECORD_BYTES = 1 << 20
 

@@ -253,3 +253,21 @@ class PodManifest:
     def app(self, name: str) -> AppManifest | None:
         """Return the app called `name`, if there is one."""
         return next((app for app in self.apps if app.name == name), None)
+
+
+@record
+class Outline:
+    """What a list of pods shows of a manifest; `apps` are (name, image reference, image ID)."""
+
+    created_ns: int
+    apps: tuple[tuple[str, str, str], ...]
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Parse only what is shown; raises StateError or ImageError if that is damaged."""
+        fields = Fields(parse_object(data, what="pod manifest", limit=MAX_MANIFEST_BYTES), "pod manifest")
+        apps: list[tuple[str, str, str]] = []
+        for app in fields.objects("apps"):
+            image = app.object("image")
+            apps.append((app.text("name"), image.text("reference"), image.text("manifest")))
+        return cls(created_ns=fields.integer("created_ns"), apps=tuple(apps))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from secrun.errors import StateError
 from secrun.record import row
-from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, PodManifest
+from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, Outline, PodManifest
 
 # One connection per app at most is accepted; the rest of a burst may wait.
 _BACKLOG = 64
@@ -95,16 +95,22 @@ class PodFiles:
         """How the pod ended."""
         return self.path / "exit.json"
 
-    def read_manifest(self) -> PodManifest:
-        """Read the manifest; raises StateError if it is absent or damaged."""
+    def _manifest_bytes(self) -> bytes:
         try:
             with self.manifest.open("rb") as stream:
-                data = stream.read(MAX_MANIFEST_BYTES + 1)
+                return stream.read(MAX_MANIFEST_BYTES + 1)
         except FileNotFoundError as error:
             raise StateError(
                 f"pod {self.path.name} has no manifest yet", code="state-no-manifest"
             ) from error
-        return PodManifest.from_bytes(data)
+
+    def read_manifest(self) -> PodManifest:
+        """Read the manifest; raises StateError if it is absent or damaged."""
+        return PodManifest.from_bytes(self._manifest_bytes())
+
+    def read_outline(self) -> Outline:
+        """Read the little of the manifest that lists show; raises StateError if it is absent or damaged."""
+        return Outline.from_bytes(self._manifest_bytes())
 
     def write_uid_base(self, base: int) -> None:
         """Remember the uid range for readers."""

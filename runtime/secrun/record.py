@@ -42,17 +42,18 @@ else:
 class _Shape:
     """The fields of one record class."""
 
-    __slots__ = ("compared", "defaults", "names", "shown")
+    __slots__ = ("compared", "defaults", "known", "names", "shown")
 
     def __init__(self, names: tuple[str, ...], defaults: dict[str, Default]) -> None:
         self.names = names
+        self.known = frozenset(names)
         self.defaults = defaults
         self.compared = tuple(n for n in names if n not in defaults or defaults[n].compare)
         self.shown = tuple(n for n in names if n not in defaults or defaults[n].shown)
 
 
 def _shape(value: object) -> _Shape:
-    found: _Shape = vars(type(value))["__record__"]
+    found: _Shape = getattr(value, "__record__")  # noqa: B009 - a plain attribute would need its own type
     return found
 
 
@@ -67,16 +68,27 @@ def _default(shape: _Shape, name: str, owner: object) -> object:
 
 def _init(self: object, *args: object, **kwargs: object) -> None:
     shape = _shape(self)
-    if len(args) > len(shape.names):
-        raise TypeError(f"{type(self).__name__} takes {len(shape.names)} values, got {len(args)}")
-    given = dict(zip(shape.names, args, strict=False))
+    names = shape.names
+    if args:
+        _add_positions(self, names, args, kwargs)
+    if kwargs.keys() != shape.known:
+        if unknown := kwargs.keys() - shape.known:
+            raise TypeError(f"{type(self).__name__} has no field {min(unknown)!r}")
+        for name in shape.known - kwargs.keys():
+            kwargs[name] = _default(shape, name, self)
+    for name in names:
+        _set(self, name, kwargs[name])
+
+
+def _add_positions(
+    owner: object, names: tuple[str, ...], args: tuple[object, ...], kwargs: dict[str, object]
+) -> None:
+    if len(args) > len(names):
+        raise TypeError(f"{type(owner).__name__} takes {len(names)} values, got {len(args)}")
+    given = dict(zip(names, args, strict=False))
     if clash := given.keys() & kwargs.keys():
-        raise TypeError(f"{type(self).__name__} got two values for {min(clash)!r}")
-    given |= kwargs
-    for name in shape.names:
-        _set(self, name, given.pop(name) if name in given else _default(shape, name, self))
-    if given:
-        raise TypeError(f"{type(self).__name__} has no field {min(given)!r}")
+        raise TypeError(f"{type(owner).__name__} got two values for {min(clash)!r}")
+    kwargs |= given
 
 
 def _values(self: object) -> tuple[object, ...]:

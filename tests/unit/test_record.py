@@ -68,7 +68,9 @@ def test_a_record_cannot_be_changed_nor_grow():
     assert not hasattr(point, "__dict__")
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"x": 1, "z": 2}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"x": 1, "z": 2}, {"z": 1, "y": 1}, dict.fromkeys(("y", "tags", "secret", "note", "z"))]
+)
 def test_missing_and_unknown_fields_are_errors(kwargs):
     with pytest.raises(TypeError, match=r"'x'|'z'"):
         Point(**kwargs)

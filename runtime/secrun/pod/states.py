@@ -224,13 +224,14 @@ def walk(layout: Layout) -> Iterator[Found]:
     A pod that moves forward meanwhile is seen at least once, perhaps twice.
     """
     for folder in Folder:
+        base = folder_path(layout, folder)
         try:
-            names = sorted(os.listdir(folder_path(layout, folder)))
+            names = sorted(os.listdir(base))
         except FileNotFoundError:
             continue
         for name in names:
             if _UUID.match(name):
-                yield Found(name, folder, folder_path(layout, folder, name))
+                yield Found(name, folder, base / name)
 
 
 def find(layout: Layout, text: str) -> Found:

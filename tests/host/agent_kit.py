@@ -390,6 +390,33 @@ class Stage:
             each.close()
 
 
+def run_to_end(stage: Stage, *argv: str) -> tuple[int, list[tuple[int, bytes]]]:
+    """Run an app in the foreground; its exit status and every frame."""
+    process = stage.start(argv)
+    frames = stage.foreground().rest()
+    return process.wait(), frames
+
+
+def feed(peer: Frames, data: bytes) -> list[tuple[int, bytes]]:
+    """Send input as the credit allows, and return every frame up to the end."""
+    credit, seen, ended = WINDOW, [], False
+    while True:
+        while data and credit:
+            piece = data[: min(credit, MAX_PAYLOAD)]
+            peer.send(STDIN, piece)
+            data, credit = data[len(piece) :], credit - len(piece)
+        if not data and not ended:
+            peer.send(STDIN)
+            ended = True
+        frame = peer.receive()
+        if frame is None:
+            return seen
+        if frame[0] == CREDIT:
+            credit += struct.unpack("<I", frame[1])[0]
+            assert credit <= WINDOW
+        seen.append(frame)
+
+
 def is_agent(pid: int) -> bool:
     return os.readlink(f"/proc/{pid}/exe").endswith("secrun-agent")
 

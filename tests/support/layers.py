@@ -1,11 +1,12 @@
 """Tar layers built header by header, so that tests can write what no tar program would."""
 
+import dataclasses
 import gzip
 import hashlib
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from secrun.digest import Digest
@@ -13,6 +14,7 @@ from secrun.image.rootfs import Compression, LayerSource
 from secrun.image.rootfs.merge import MergedTree
 from secrun.image.rootfs.model import FileKind, TreeEntry
 from secrun.image.rootfs.tarindex import TarEntry, TarIndex
+from secrun.record import replace
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -99,7 +101,7 @@ def gnu_long(member: Member, *, name: bytes = b"", link: bytes = b"") -> bytes:
     for kind, text in ((b"L", name), (b"K", link)):
         if text:
             result += block(Member(name=b"././@LongLink", type=kind, data=text + b"\0", magic=b"ustar  \0"))
-    return result + block(replace(member, magic=b"ustar  \0"))
+    return result + block(dataclasses.replace(member, magic=b"ustar  \0"))
 
 
 def folder(name: bytes, *, mode: int = 0o755, mtime: int = 1_700_000_000) -> Member:

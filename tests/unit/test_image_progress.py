@@ -20,11 +20,14 @@ def drawn(environ, act):
     main, terminal = pty.openpty()
     with os.fdopen(terminal, "w") as stream:
         act(TerminalProgress(stream, environ))
+        # Closing the terminal's side before reading would lose what is in it: read up to a mark.
+        stream.write("<end>")
         stream.flush()
-        # Closing the terminal's side before reading would lose what is in it.
-        text = os.read(main, 65536).decode()
+        text = ""
+        while not text.endswith("<end>"):
+            text += os.read(main, 65536).decode()
     os.close(main)
-    return text
+    return text.removesuffix("<end>")
 
 
 def half(shown):

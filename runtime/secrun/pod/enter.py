@@ -20,6 +20,7 @@ from secrun.stage1 import waiter
 from secrun.stage1.agent import agent_path
 from secrun.stage1.manifest import AppManifest, PodManifest
 from secrun.stage1.podfiles import PodFiles
+from secrun.stage1.units import program
 
 _MAX_BUNDLE_BYTES = 16 * 1024 * 1024
 # The frame that asks a shim to execute a command, as the agent reads it (docs/agent-protocol.md).
@@ -125,7 +126,8 @@ def exec_request(process: JsonObject, request: EnterRequest) -> bytes:
     flags = _STDOUT | _STDERR | (_STDIN if request.interactive else 0) | (_TTY if request.terminal else 0)
     rows, columns = _size()
     payload = struct.pack("<BHH", flags, rows, columns)
-    for text in (request.argv[0], path):
+    cwd = process["cwd"]
+    for text in (program(request.argv[0], cwd if isinstance(cwd, str) else "/"), path):
         payload += struct.pack("<H", len(text.encode())) + text.encode()
     payload += json.dumps(process).encode()
     if len(payload) > _MAX_PAYLOAD:

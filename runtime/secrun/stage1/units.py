@@ -1,5 +1,7 @@
 """The systemd units of a pod's stage1; pure text, the same for every flavour (systemd.unit(5))."""
 
+import posixpath
+
 from secrun.stage1 import places
 from secrun.stage1.manifest import AppManifest, PodManifest
 
@@ -22,11 +24,16 @@ def quote(word: str) -> str:
     return f'"{escaped}"'
 
 
+def program(word: str, cwd: str) -> str:
+    """Return what the agent looks for when a program cannot be executed: execve(2) resolves from `cwd`."""
+    return posixpath.join(cwd, word) if "/" in word else word
+
+
 def _shim(app: AppManifest) -> str:
     words = [places.AGENT, "shim", "--app", app.name, "--lower", places.image(app.name)]
     words += ["--log-max", str(LOG_MAX_BYTES), "--stop-signal", str(app.stop_signal)]
     words += ["--stop-timeout", str(app.stop_timeout_seconds * 1000)]
-    words += ["--program", app.args[0], "--path", app.search_path]
+    words += ["--program", program(app.args[0], app.cwd), "--path", app.search_path]
     if app.terminal:
         words.append("--terminal")
     if app.stdin:

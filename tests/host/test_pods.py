@@ -1,15 +1,41 @@
 """Pods as a user meets them: started, watched, stopped, removed."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import select
 import signal
+import struct
 import subprocess
+import termios
+import time
 
 import pytest
 
 from support.secrun import Secrun, eventually
 
 RELAXED = ("--pull=never", "--insecure-options=image")
+
+
+@contextlib.contextmanager
+def killed_in_the_end(argv, **options):
+    """Run a process that does not outlive the test, however that ends."""
+    with subprocess.Popen(argv, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def expect(terminal, text, seconds=30):
+    """Read from a terminal until `text` has come."""
+    seen, deadline = b"", time.monotonic() + seconds
+    while text not in seen:
+        ready, _, _ = select.select([terminal], [], [], max(0, deadline - time.monotonic()))
+        assert ready, f"{text!r} did not come within {seconds} s, but {seen!r}"
+        seen += os.read(terminal, 4096)
 
 
 @pytest.mark.parametrize("code", [0, 1, 7, 255])
@@ -230,33 +256,44 @@ def test_a_program_that_cannot_run_is_named(secrun: Secrun, command, code, words
 
 
 def test_a_terminal_is_a_terminal_with_the_callers_size(secrun: Secrun):
-    import fcntl
-    import pty
-    import struct
-    import termios
-
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
     argv = secrun.argv(
         "run", "--rm", "-i", "-t", *RELAXED, secrun.image, "--", "sh", "-c", "stty size; read x; echo got $x"
     )
-    with subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
+    with killed_in_the_end(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
         os.close(slave)
-        seen = b""
-        while b"33 111" not in seen:
-            seen += os.read(master, 4096)
+        expect(master, b"33 111")
         os.write(master, b"hello\n")
-        while b"got hello" not in seen:
-            seen += os.read(master, 4096)
+        expect(master, b"got hello")
         assert process.wait(30) == 0
     os.close(master)
+
+
+def test_entering_with_a_terminal_follows_its_size_and_returns_the_code(secrun: Secrun):
+    uuid = secrun.detach("sleep", "1000")
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 70, 0, 0))
+    script = "stty size; read x; stty size; read y; exit 9"
+    argv = secrun.argv("enter", "-i", "-t", uuid, "--", "sh", "-c", script)
+    with killed_in_the_end(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
+        expect(master, b"20 70")
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 21, 71, 0, 0))
+        process.send_signal(signal.SIGWINCH)
+        os.close(slave)
+        os.write(master, b"\n")
+        expect(master, b"21 71")
+        os.write(master, b"\n")
+        assert process.wait(30) == 9
+    os.close(master)
+    secrun.discard(uuid)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 6), (signal.SIGINT, 7)])
 def test_signals_to_secrun_reach_the_app(secrun: Secrun, number, code):
     script = "trap 'exit 6' TERM; trap 'exit 7' INT; echo up; while :; do sleep 0.1; done"
     argv = secrun.argv("run", "--rm", *RELAXED, secrun.image, "--", "sh", "-c", script)
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+    with killed_in_the_end(argv, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"up\n"
         process.send_signal(number)
         assert process.wait(30) == code

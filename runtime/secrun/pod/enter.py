@@ -14,10 +14,12 @@ from secrun.jsonio import JsonObject, parse_object
 from secrun.paths import Layout
 from secrun.pod.inside import open_path
 from secrun.pod.process import resolve_user
+from secrun.pod.request import terminal_size
 from secrun.pod.states import State, find
 from secrun.record import record
 from secrun.stage1 import waiter
 from secrun.stage1.agent import agent_path
+from secrun.stage1.bundle import console_size
 from secrun.stage1.manifest import AppManifest, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.units import program
@@ -72,6 +74,10 @@ def process_document(files: PodFiles, layout: Layout, app: AppManifest, request:
         known.setdefault("TERM", "xterm")
     result: JsonObject = {**process, "args": list(request.argv), "terminal": request.terminal}
     result["env"] = [f"{name}={value}" for name, value in sorted(known.items())]
+    size = terminal_size() if request.terminal else None
+    result.pop("consoleSize", None)
+    if size is not None:
+        result["consoleSize"] = console_size(size)
     if request.workdir:
         result["cwd"] = request.workdir
     if request.user:
@@ -124,7 +130,7 @@ def exec_request(process: JsonObject, request: EnterRequest) -> bytes:
     words = environment if isinstance(environment, list) else []
     path = next((word[5:] for word in words if isinstance(word, str) and word.startswith("PATH=")), "")
     flags = _STDOUT | _STDERR | (_STDIN if request.interactive else 0) | (_TTY if request.terminal else 0)
-    rows, columns = _size()
+    rows, columns = terminal_size() or (0, 0)
     payload = struct.pack("<BHH", flags, rows, columns)
     cwd = process["cwd"]
     for text in (program(request.argv[0], cwd if isinstance(cwd, str) else "/"), path):
@@ -136,14 +142,6 @@ def exec_request(process: JsonObject, request: EnterRequest) -> bytes:
             code="usage-command-size",
         )
     return bytes([_EXEC]) + payload
-
-
-def _size() -> tuple[int, int]:
-    try:
-        size = os.get_terminal_size(0)
-    except OSError:
-        return 0, 0
-    return size.lines, size.columns
 
 
 def _become_client(agent: Path, connection: socket.socket, frame: bytes, request: EnterRequest) -> NoReturn:

@@ -130,4 +130,5 @@ def resolve(request: AppRequest, config: ImageConfig, rootfs: RootfsImage, hostn
         gid=user.gid,
         groups=user.groups,
         terminal=request.terminal,
+        console_size=request.console_size,
     )

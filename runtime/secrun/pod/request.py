@@ -1,5 +1,6 @@
 """What a caller asks for, parsed and checked before anything is touched."""
 
+import os
 import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,7 @@ class AppRequest:
     workdir: str | None = None
     read_only: bool = False
     terminal: bool = False
+    console_size: tuple[int, int] | None = None
     stdin: bool = False
     volumes: tuple[Volume, ...] = ()
     limits: Limits = field(default_factory=Limits)
@@ -199,6 +201,15 @@ def _env_file(path: Path) -> dict[str, str]:
             raise UsageError(f"--env-file {path}, line {number}: expected NAME=VALUE")
         result[name.strip()] = value
     return result
+
+
+def terminal_size(fd: int = 0) -> tuple[int, int] | None:
+    """Return rows and columns of a terminal, None if `fd` is none or does not know."""
+    try:
+        size = os.get_terminal_size(fd)
+    except OSError:
+        return None
+    return (size.lines, size.columns) if size.lines and size.columns else None
 
 
 def stop_signal(text: str | None) -> int:

@@ -13,6 +13,11 @@ OCI_VERSION = "1.0.2"
 _TARGET = re.compile(r"/[^\0]*\Z")
 
 
+def console_size(size: tuple[int, int]) -> JsonObject:
+    """Return the runtime-spec form of rows and columns."""
+    return {"height": size[0], "width": size[1]}
+
+
 @record
 class Process:
     """What an app executes and as whom; numbers are those inside the pod's user namespace."""
@@ -24,12 +29,18 @@ class Process:
     gid: int
     groups: tuple[int, ...]
     terminal: bool
+    console_size: tuple[int, int] | None = None
+    """Rows and columns of the terminal from its first moment; without it a program may see none."""
 
     def to_oci(self, confinement: Mapping[str, JsonValue]) -> JsonObject:
         """Return the runtime-spec `process` object; `confinement` adds its own fields."""
         user: JsonObject = {"uid": self.uid, "gid": self.gid, "additionalGids": list(self.groups)}
+        size: JsonObject = {}
+        if self.console_size is not None:
+            size = {"consoleSize": console_size(self.console_size)}
         return {
             **confinement,
+            **size,
             "terminal": self.terminal,
             "user": user,
             "args": list(self.args),

@@ -69,13 +69,25 @@ def _processes(marks: tuple[str, ...]) -> Iterator[str]:
             continue  # it has ended, or is a zombie: it holds nothing any more
 
 
-def _cgroups() -> Iterator[str]:
-    for mount in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
-        if (mount / "cgroup.controllers").exists():
-            for folder, _, _ in os.walk(mount):
-                if "secrun" in folder and folder != str(mount / "secrun"):
-                    yield folder
-            return
+def _foreign(group: str, marks: tuple[str, ...]) -> bool:
+    """Tell whether a control group holds processes, and none of them belongs to this run."""
+    pids = [
+        pid for folder, _, _ in os.walk(group) for pid in Path(folder, "cgroup.procs").read_text().split()
+    ]
+    return bool(pids) and not any(_sees(Path("/proc", pid), marks) for pid in pids)
+
+
+def _cgroups(marks: tuple[str, ...]) -> Iterator[str]:
+    mounts = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
+    mount = next((path for path in mounts if (path / "cgroup.controllers").exists()), None)
+    for folder, _, _ in os.walk(mount) if mount else ():
+        if "secrun" not in folder or folder == str(mount / "secrun"):
+            continue
+        try:
+            if not _foreign(folder, marks):
+                yield folder
+        except OSError:
+            continue  # it was removed while we looked
 
 
 def _entries() -> Iterator[str]:
@@ -96,7 +108,7 @@ def footprint(*marks: str) -> Footprint:
     return Footprint(
         mounts=frozenset(_mounts(marks)),
         processes=frozenset(_processes(marks)),
-        cgroups=frozenset(_cgroups()),
+        cgroups=frozenset(_cgroups(marks)),
         entries=frozenset(_entries()),
         loops=frozenset(_loops(marks)),
     )

@@ -90,11 +90,19 @@ def big_layers(folder: Path) -> list[Path]:
     return layers
 
 
+def _unmount_below(base: Path) -> None:
+    """Take down what podman leaves mounted below its store."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in sorted((point for point in points if point.startswith(f"{base}/")), reverse=True):
+        lab.tool("umount", point)
+
+
 @contextmanager
 def field(base: Path) -> Iterator[Bench]:
     """Build the images, fetch the small one everywhere; at the end remove all pods and the folder."""
     with ExitStack() as undo:
         undo.callback(shutil.rmtree, base)
+        undo.callback(_unmount_below, base)
         address = undo.enter_context(running_registry(base / "registry")).address
         bench = Bench(base=base, address=address)
         layout = base / "layout"

@@ -15,6 +15,9 @@ PEERS = (
 )  # fmt: skip
 
 
+MISSED = "**missed**"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One line of the table; `value` is compared with `budget`, both in `unit` ("x" is a ratio)."""
@@ -32,7 +35,7 @@ class Row:
         """Say whether the budget holds."""
         if self.budget is None:
             return "no budget"
-        return "holds" if self.value <= self.budget else "**missed**"
+        return "holds" if self.value <= self.budget else MISSED
 
     def markdown(self) -> str:
         """Render the row."""

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from secrun.digest import Digest
 from secrun.errors import StateError, UsageError
-from secrun.stage1 import bundle, cgroups, uidrange, units
+from secrun.stage1 import bundle, cgroups, nspawnprobe, uidrange, units
+from secrun.stage1.imagemount import mounts_files
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Limits, Network, PodManifest, Volume
 
 DIGEST = Digest.of(b"x")
@@ -185,3 +186,27 @@ def test_cgroup2_is_found_where_systemd_puts_it_first():
 
 def test_the_quoting_of_plain_words_is_plain():
     assert shlex.split(units.quote("plain word")) == ["plain word"]
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ("6.1.0-50-cloud-amd64", False),
+        ("6.11.9", False),
+        ("6.12", True),
+        ("6.12.43+deb13-amd64", True),
+        ("6.18.5", True),
+        ("7.0-rc1", True),
+        ("", False),
+    ],
+)
+def test_only_kernels_that_mount_files_are_asked_to(release, expected):
+    assert mounts_files(release) is expected
+
+
+def test_a_file_system_may_be_built_in_or_a_module():
+    built_in = "nodev\tsysfs\nnodev\toverlay\n\text4\n"
+    aliases = "alias fs-erofs erofs\nalias pci:v00001AF4d* virtio_pci\n"
+    assert nspawnprobe.missing_file_systems(built_in, aliases) == []
+    assert nspawnprobe.missing_file_systems(built_in, "") == ["erofs"]
+    assert nspawnprobe.missing_file_systems("", "alias erofs-tools overlay\n") == ["erofs", "overlay"]

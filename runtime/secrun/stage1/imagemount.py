@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -18,6 +19,17 @@ _LO_FLAGS_AUTOCLEAR = 4
 _LOOP_CONFIG = struct.Struct("=II 52xI 176x 64x")
 # Another process may take the device between the two calls.
 _ATTEMPTS = 64
+# CONFIG_EROFS_FS_BACKED_BY_FILE
+_MOUNTS_FILES_SINCE = (6, 12)
+
+
+def mounts_files(release: str) -> bool:
+    """Tell whether a kernel of this release (uname(2)) may mount an EROFS file itself; pure.
+
+    An older one must not be asked: it writes an error to the kernel log each time.
+    """
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return found is not None and (int(found[1]), int(found[2])) >= _MOUNTS_FILES_SINCE
 
 
 def _configure_loop(image_fd: int) -> int:
@@ -44,17 +56,18 @@ def _configure_loop(image_fd: int) -> int:
 def mount_image(call: Syscalls, image: Path, target: Path, flags: int = 0) -> None:
     """Mount the EROFS file `image` on `target`; raises OSError or HostError.
 
-    Kernels before 6.12, and file systems that cannot serve it, answer ENOTBLK to a file; the bytes and the
-    rights of a loop mount are the same.
+    Where the kernel was built without it, or the file system cannot serve it, a file gives ENOTBLK; the
+    bytes and the rights of a loop mount are the same.
     """
     flags |= MS_RDONLY | MS_NODEV
-    try:
-        call.mount(str(image), str(target), "erofs", flags)
-    except OSError as error:
-        if error.errno != errno.ENOTBLK:
-            raise
-    else:
-        return
+    if mounts_files(os.uname().release):
+        try:
+            call.mount(str(image), str(target), "erofs", flags)
+        except OSError as error:
+            if error.errno != errno.ENOTBLK:
+                raise
+        else:
+            return
     image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
         device = _configure_loop(image_fd)

@@ -3,10 +3,8 @@
 What only a start needs lies in nspawnlaunch, so that the end of a pod does not load it.
 """
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secrun.stage1 import cgroups
@@ -27,24 +25,9 @@ class NspawnFlavour:
 
     def probe(self) -> "Sequence[Problem]":
         """Tell what this host lacks."""
-        from secrun.stage1.contract import Problem
+        from secrun.stage1.nspawnprobe import problems
 
-        problems: list[Problem] = []
-        if not os.access(PROGRAM, os.X_OK):
-            problems.append(
-                Problem(subject=PROGRAM, text="is not installed", hint="apt install systemd-container")
-            )
-        filesystems = Path("/proc/filesystems").read_text().split()
-        problems += [
-            Problem(subject=name, text="is not a file system of this kernel", hint=f"modprobe {name}")
-            for name in ("erofs", "overlay")
-            if name not in filesystems
-        ]
-        if not Path("/proc/self/ns/user").exists():
-            problems.append(Problem(subject="user namespaces", text="are not built into this kernel"))
-        if cgroups.find_v2(Path("/proc/self/mountinfo").read_text()) is None:
-            problems.append(Problem(subject="cgroup2", text="is not mounted"))
-        return problems
+        return problems(PROGRAM)
 
     def ensure_image(self, layout: "Layout") -> "Digest":
         """Build or find the stage1 image."""

@@ -78,7 +78,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "secrun-dev"
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """The Debian archive that this machine's apt uses."""
     query = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", f"Codename: {SUITE}"]
     sites = tool(*query, "Component: main").decode().split()
@@ -87,7 +87,7 @@ def _mirror() -> str:
 
 def debian_tar() -> Path:
     """Return a tar of a Debian minbase tree with python3, made by debootstrap once per recipe."""
-    recipe = [tool("dpkg-query", "-W", "-f", "${Version}", "debootstrap").decode(), _mirror(), SUITE]
+    recipe = [tool("dpkg-query", "-W", "-f", "${Version}", "debootstrap").decode(), mirror(), SUITE]
     key = hashlib.sha256("\n".join([*recipe, *DEBIAN_PACKAGES, *DEBIAN_LEFT_OUT]).encode()).hexdigest()
     folder = cache_folder() / key
     kept, seal = folder / "debian.tar", folder / "debian.sha256"

@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+FINISH = "-finish-"
+
 
 def argv(file: str, point: str, words: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", __file__, file, point, *words]
@@ -17,8 +19,8 @@ def argv(file: str, point: str, words: Sequence[str]) -> list[str]:
 def main() -> int:
     file, point, *words = sys.argv[1:]
     from secrun import checkpoint
+    from secrun.cli import finish
     from secrun.cli.main import main as secrun
-    from secrun.stage1 import waiter
 
     def hook(name: str) -> None:
         with open(file, "a") as stream:
@@ -27,7 +29,10 @@ def main() -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.hook = hook
-    waiter.self_argv = lambda: tuple(argv(file, point, ()))
+    finish.interpreter = lambda: tuple(argv(file, point, [FINISH]))
+    if words[0] == FINISH:
+        sys.argv = words
+        return finish.main()
     return secrun(words)
 
 

@@ -10,6 +10,7 @@ VERSION = {"secrun", "secrun.__main__"}
 SHARED = {
     "secrun.checkpoint",
     "secrun.cli",
+    "secrun.cli.guard",
     "secrun.cli.main",
     "secrun.cli.options",
     "secrun.cli.table",

@@ -1,24 +1,53 @@
-"""The hidden verb that the waiter executes when stage1 has ended."""
+"""The last act of a pod, executed by the waiter in its own place when stage1 has ended.
 
-from secrun.cli.table import Arguments, Context
-from secrun.errors import UsageError
-from secrun.pod.finish import complaints
-from secrun.pod.finish import finish as finish_pod
+No verb and no option table: this start is part of every pod, and nobody types it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import secrun
+from secrun.cli.guard import guarded
+from secrun.paths import Layout
+from secrun.pod.finish import complaints, finish
+from secrun.pod.states import LockedPod
+
+_STATUS = "--stage1-status="
 
 
-def finish(args: Arguments, context: Context) -> int:
-    """Conclude the pod and return its exit code as our own."""
-    lock_fd, status = args.integer("lock_fd"), args.integer("stage1_status")
-    if lock_fd is None or status is None:
-        raise UsageError("finish is called by the waiter, not by hand", code="usage-finish")
-    result = finish_pod(
-        context.layout,
-        args.required("uuid"),
-        lock_fd=lock_fd,
-        stage1_status=status,
-        remove=args.flag("rm"),
+def interpreter() -> tuple[str, ...]:
+    """Return the command that runs `main`.
+
+    It needs the standard library and secrun alone: without site a third of its start is saved, and no other
+    package can get in between.
+    """
+    root = str(Path(secrun.__file__).parent.parent)
+    code = f"import sys; sys.path.insert(0, {root!r}); from secrun.cli.finish import main; sys.exit(main())"
+    return (sys.executable, "-S", "-P", "-c", code)
+
+
+def command(pod: LockedPod, *, remove: bool, quiet: bool) -> tuple[str, ...]:
+    """Return what the waiter executes in the end; it adds the stage1 status."""
+    flags = ("rm" if remove else "keep", "quiet" if quiet else "tell")
+    return (*interpreter(), str(pod.layout.root), str(pod.layout.run_root), pod.uuid, str(pod.fd), *flags)
+
+
+def _finish(arguments: Sequence[str]) -> int:
+    root, run_root, uuid, lock_fd, removal, speech, status = arguments
+    result = finish(
+        Layout(root=Path(root), run_root=Path(run_root)),
+        uuid,
+        lock_fd=int(lock_fd),
+        stage1_status=int(status.removeprefix(_STATUS)),
+        remove=removal == "rm",
     )
-    if not args.flag("quiet"):
+    if speech == "tell":
         for line in complaints(result):
-            context.err.write(f"secrun: {line}\n")
+            sys.stderr.write(f"secrun: {line}\n")
     return result.code
+
+
+def main() -> int:
+    """Conclude the pod and return its exit code as our own."""
+    return guarded(lambda: _finish(sys.argv[1:]))

@@ -20,7 +20,7 @@ _SHORT_ID = 12
 
 def _each(words: Sequence[str], action: Callable[[str], None]) -> int:
     """Do something to each word; one failure does not keep the others from their turn."""
-    from secrun.cli.main import report
+    from secrun.cli.guard import report
 
     status = 0
     for word in words:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import cast
 
 from secrun import __version__, checkpoint
+from secrun.cli.guard import guarded
 from secrun.cli.options import GLOBAL, VERBS
 from secrun.cli.table import Context, Handler, Kind, Verb
-from secrun.errors import HostError, SecrunError, UsageError
+from secrun.errors import HostError, UsageError
 from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT, Layout
-
-_SIGINT_STATUS = 130
 
 
 def _take_globals(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -92,27 +91,6 @@ def _dispatch(argv: Sequence[str]) -> int:
     return handler(arguments, context)
 
 
-def report(error: SecrunError) -> None:
-    """Print an error for people: what, its stable code, and what to do next."""
-    sys.stderr.write(f"secrun: {error.message} [{error.code}]\n")
-    if error.hint:
-        sys.stderr.write(f"  hint: {error.hint}\n")
-
-
 def main(argv: Sequence[str]) -> int:
     """Run `argv` (without the program's name) and return the exit status."""
-    try:
-        return _dispatch(argv)
-    except SecrunError as error:
-        report(error)
-        return error.exit_code
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            # The reader of our output has gone; a later flush at exit must not complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "system call"
-        report(HostError(f"{where}: {error.strerror}", code="host-os"))
-        return HostError.exit_code
-    except KeyboardInterrupt:
-        return _SIGINT_STATUS
+    return guarded(lambda: _dispatch(argv))

@@ -296,18 +296,4 @@ VERBS: tuple[Verb, ...] = (
         handler="secrun.cli.views:version",
         options=(FORMAT,),
     ),
-    Verb(
-        words=("finish",),
-        summary="Conclude a pod whose stage1 has ended (called by the waiter)",
-        handler="secrun.cli.finish:finish",
-        positionals=(UUID,),
-        options=(
-            Option(flags=("--lock-fd",), kind=Kind.INTEGER, metavar="N", help="the pod's inherited lock"),
-            Option(flags=("--stage1-status",), kind=Kind.INTEGER, metavar="N", help="how stage1 ended"),
-            Option(flags=("--rm",), kind=Kind.FLAG, help="remove the pod afterwards"),
-            Option(flags=("--quiet",), kind=Kind.FLAG, help="say nothing of failed apps"),
-        ),
-        hidden=True,
-        needs_root=True,
-    ),
 )

@@ -66,7 +66,11 @@ def _spell_out(words: Sequence[str], options: Iterable[Option]) -> list[str]:
 
 def _values(prog: str, verb: Verb, options: Sequence[Option], words: Sequence[str]) -> dict[str, Value]:
     parser = make_parser(prog, verb, options)
-    known: dict[str, Value] = vars(parser.parse_intermixed_args(_spell_out(words, options)))
+    spelled = _spell_out(words, options)
+    # Intermixed parsing runs twice; only lists of positionals need it.
+    several = any(positional.count != "1" for positional in verb.positionals)
+    namespace = parser.parse_intermixed_args(spelled) if several else parser.parse_args(spelled)
+    known: dict[str, Value] = vars(namespace)
     return known
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from secrun.cli import finish as finishing
 from secrun.cli.imageoptions import fetch_options
 from secrun.cli.table import Arguments, Context
 from secrun.errors import SecrunError, UsageError
@@ -88,9 +89,16 @@ def _pod(args: Arguments, context: Context) -> PodRequest:
     )
 
 
+def _start_options(args: Arguments) -> StartOptions:
+    detach, remove = args.flag("detach"), args.flag("rm")
+    return StartOptions(
+        finish=lambda pod: finishing.command(pod, remove=remove, quiet=detach), detach=detach, remove=remove
+    )
+
+
 def run(args: Arguments, context: Context) -> int:
     """Prepare a pod and run it."""
-    options = StartOptions(detach=args.flag("detach"), remove=args.flag("rm"))
+    options = _start_options(args)
     if options.detach and (args.flag("interactive") or args.flag("tty")):
         raise UsageError("-i and -t need the foreground", hint="leave out -d")
     with prepared(context.layout, _pod(args, context)) as pod:
@@ -115,7 +123,7 @@ def prepare(args: Arguments, context: Context) -> int:
 
 def run_prepared(args: Arguments, context: Context) -> int:
     """Start a prepared pod."""
-    options = StartOptions(detach=args.flag("detach"), remove=args.flag("rm"))
+    options = _start_options(args)
     found = find(context.layout, args.required("uuid"))
     pod = lock(found, context.layout) if found.folder is Folder.PREPARED else None
     if pod is None:
@@ -126,7 +134,7 @@ def run_prepared(args: Arguments, context: Context) -> int:
 
 def _each(context: Context, words: Sequence[str], action: Callable[[str], str]) -> int:
     """Do something to each pod; an error of one does not keep the others from their turn."""
-    from secrun.cli.main import report
+    from secrun.cli.guard import report
 
     status = 0
     for word in words:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NoReturn
 
@@ -25,19 +26,10 @@ _READY = b"ready\n"
 class StartOptions:
     """How a pod is run, beyond what its manifest says."""
 
+    finish: Callable[[LockedPod], tuple[str, ...]]
+    """Returns the command that concludes the pod; it inherits the pod's lock."""
     detach: bool = False
     remove: bool = False
-
-
-def _finish_argv(pod: LockedPod, options: StartOptions) -> tuple[str, ...]:
-    layout = pod.layout
-    words = [*waiter.self_argv(), "--root", str(layout.root), "--run-root", str(layout.run_root)]
-    words += ["finish", f"--lock-fd={pod.fd}"]
-    if options.remove:
-        words.append("--rm")
-    if options.detach:
-        words.append("--quiet")
-    return (*words, pod.uuid)
 
 
 def _stdio(manifest: PodManifest, options: StartOptions) -> waiter.Stdio:
@@ -78,7 +70,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             lock_fd=pod.fd,
             stdio=stdio,
             stop_timeout_seconds=max(app.stop_timeout_seconds for app in manifest.apps) + 5,
-            finish=_finish_argv(pod, options),
+            finish=options.finish(pod),
             ready_fd=ready_fd,
         )
         checkpoint.reached("before-waiter")

@@ -1,12 +1,10 @@
 """Hand over to the waiter: the agent's binary, which replaces this process (docs/agent-protocol.md)."""
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-import secrun
 from secrun.errors import HostError
 from secrun.launch import BASE_ENVIRONMENT
 from secrun.record import record
@@ -87,17 +85,6 @@ def environment(caller: Mapping[str, str], *, filtered: bool) -> dict[str, str]:
     if filtered:
         nspawn["SYSTEMD_SECCOMP"] = "0"
     return {**BASE_ENVIRONMENT, **kept, **nspawn}
-
-
-def self_argv() -> tuple[str, ...]:
-    """Return the command that starts this very secrun again.
-
-    Finishing a pod needs the standard library and secrun alone: without site a third of the start is saved,
-    and no other package can get in between.
-    """
-    root = str(Path(secrun.__file__).parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from secrun.__main__ import main; sys.exit(main())"
-    return (sys.executable, "-S", "-P", "-c", code)
 
 
 def replace_process(plan: WaiterPlan) -> NoReturn:

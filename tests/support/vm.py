@@ -169,7 +169,7 @@ def boot(machine: Machine, payload_tar: Path, folder: Path) -> list[dict[str, ob
     console, results = folder / "console.log", folder / "results.jsonl"
     argv = [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "2"),
+        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
         *("-m", str(MEMORY_MIB), "-kernel", str(machine.kernel), "-initrd", str(machine.initrd)),
         *("-append", "root=/dev/vda rw console=ttyS0 panic=-1 quiet systemd.show_status=false"),
         *("-drive", f"file={machine.disk},format=raw,if=virtio,snapshot=on,cache=unsafe"),

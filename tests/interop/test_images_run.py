@@ -53,9 +53,9 @@ def test_an_image_of_umoci_runs(secrun, tmp_path):
     tool("umoci", "new", "--image", name)
     tool("umoci", "unpack", "--image", name, tmp_path / "bundle")
     tool("cp", BUSYBOX, tmp_path / "bundle/rootfs/busybox")
-    (tmp_path / "bundle/rootfs/link").symlink_to("/busybox")
+    (tmp_path / "bundle/rootfs/sh").symlink_to("/busybox")
     tool("umoci", "repack", "--image", name, tmp_path / "bundle")
-    words = [f"--config.entrypoint={word}" for word in ("/link", "sh", "-c")]
+    words = [f"--config.entrypoint={word}" for word in ("/sh", "-c")]
     tool("umoci", "config", "--image", name, *words, "--config.cmd=echo $HELLO", "--config.env=HELLO=umoci")
     assert secrun("run", "--rm", ANY, f"oci:{name}").out == "umoci\n"
 

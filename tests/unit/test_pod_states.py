@@ -167,3 +167,20 @@ def test_a_deletion_that_was_killed_is_taken_up_again(layout, monkeypatch):
         delete(pod)
     pod.close()
     assert list(states.walk(layout)) == []
+
+
+def test_a_list_shows_damaged_and_half_made_pods_without_giving_up(layout, capsys):
+    from secrun.cli import main as cli
+
+    with make(layout) as good, make(layout) as bad, make(layout) as young:
+        for pod in (good, bad):
+            pod.move(Folder.PREPARED)
+        (bad.path / "manifest").write_text("{")
+    words = ["--root", str(layout.root), "--run-root", str(layout.run_root), "list", "--full"]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr()
+    for pod in (good, bad, young):
+        assert pod.uuid in shown.out
+    assert f"{bad.uuid}: pod manifest is not valid JSON" in shown.err
+    assert f"{good.uuid}: the pod has no manifest" in shown.err
+    assert young.uuid not in shown.err

@@ -218,6 +218,15 @@ def _still_there(fd: int, path: Path) -> bool:
         raise
 
 
+def uuids_in(folder: str | Path) -> list[str]:
+    """Return the pods of one state's folder, sorted; other names in it are none."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if _UUID.match(name))
+
+
 def walk(layout: Layout) -> Iterator[Found]:
     """Yield every pod, each state's folder in the order of the state machine.
 
@@ -225,13 +234,8 @@ def walk(layout: Layout) -> Iterator[Found]:
     """
     for folder in Folder:
         base = folder_path(layout, folder)
-        try:
-            names = sorted(os.listdir(base))
-        except FileNotFoundError:
-            continue
-        for name in names:
-            if _UUID.match(name):
-                yield Found(name, folder, base / name)
+        for uuid in uuids_in(base):
+            yield Found(uuid, folder, base / uuid)
 
 
 def find(layout: Layout, text: str) -> Found:

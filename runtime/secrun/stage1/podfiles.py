@@ -11,6 +11,7 @@ from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, Outline, PodMa
 
 # One connection per app at most is accepted; the rest of a burst may wait.
 _BACKLOG = 64
+STARTED_NAME = "started"
 
 
 @row
@@ -71,7 +72,7 @@ class PodFiles:
     @property
     def started(self) -> Path:
         """Holds the start time in nanoseconds since the epoch and the waiter's PID."""
-        return self.path / "started"
+        return self.path / STARTED_NAME
 
     @property
     def uid_base(self) -> Path:

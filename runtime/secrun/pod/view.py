@@ -137,7 +137,7 @@ class Glance:
 
 
 def _read_at(folder_fd: int, name: str, limit: int) -> bytes | None:
-    """Read a small file of a folder; None if it is missing. Bare calls: a file object costs twice as much."""
+    """Read a small file of a folder, None if it is missing; a file object would cost twice as much."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder_fd)
     except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from secrun.errors import HostError, SecrunError
 
@@ -14,6 +14,18 @@ def report(error: SecrunError) -> None:
     sys.stderr.write(f"secrun: {error.message} [{error.code}]\n")
     if error.hint:
         sys.stderr.write(f"  hint: {error.hint}\n")
+
+
+def each(words: Sequence[str], action: Callable[[str], None]) -> int:
+    """Do something to each word; the error of one is reported and keeps no other from its turn."""
+    status = 0
+    for word in words:
+        try:
+            action(word)
+        except SecrunError as error:
+            report(error)
+            status = error.exit_code
+    return status
 
 
 def guarded(action: Callable[[], int]) -> int:

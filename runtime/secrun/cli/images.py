@@ -1,12 +1,11 @@
 """The verbs on images."""
 
 import json
-from collections.abc import Callable, Sequence
 
+from secrun.cli.guard import each
 from secrun.cli.imageoptions import fetch_options
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import table, write_json
-from secrun.errors import SecrunError
 from secrun.image import reference as references
 from secrun.image import resolve, view
 from secrun.image.entries import Entry
@@ -16,20 +15,6 @@ from secrun.image.store import ImageStore
 from secrun.jsonio import JsonObject
 
 _SHORT_ID = 12
-
-
-def _each(words: Sequence[str], action: Callable[[str], None]) -> int:
-    """Do something to each word; one failure does not keep the others from their turn."""
-    from secrun.cli.guard import report
-
-    status = 0
-    for word in words:
-        try:
-            action(word)
-        except SecrunError as error:
-            report(error)
-            status = error.exit_code
-    return status
 
 
 def fetch(args: Arguments, context: Context) -> int:
@@ -48,7 +33,7 @@ def fetch(args: Arguments, context: Context) -> int:
             context.out.write(f"{image.manifest_digest}\n")
         context.out.flush()
 
-    return _each(args.many("image"), one)
+    return each(args.many("image"), one)
 
 
 def _age(imported_at: str) -> str:
@@ -95,7 +80,7 @@ def inspect(args: Arguments, context: Context) -> int:
         digest = _lookup(store, word)[0].digest
         found.append(view.inspect_json(store, [item for item in store.entries() if item.digest == digest]))
 
-    status = _each(args.many("image"), one)
+    status = each(args.many("image"), one)
     if args.text("format") == "json":
         write_json(context, {"schema": view.INSPECT_SCHEMA, "images": [*found]})
     else:
@@ -117,4 +102,4 @@ def remove(args: Arguments, context: Context) -> int:
         if done.kept:
             context.err.write(f"secrun: note: its data stays for now: {done.kept}\n")
 
-    return _each(args.many("image"), one)
+    return each(args.many("image"), one)

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from secrun.cli import finish as finishing
+from secrun.cli.guard import each
 from secrun.cli.imageoptions import fetch_options
 from secrun.cli.table import Arguments, Context
-from secrun.errors import SecrunError, UsageError
+from secrun.errors import UsageError
 from secrun.pod import request
 from secrun.pod.prepare import prepared
 from secrun.pod.request import AppRequest, PodRequest
@@ -132,38 +132,28 @@ def run_prepared(args: Arguments, context: Context) -> int:
         return _start(context, pod.uuid, start(pod, options), options)
 
 
-def _each(context: Context, words: Sequence[str], action: Callable[[str], str]) -> int:
-    """Do something to each pod; an error of one does not keep the others from their turn."""
-    from secrun.cli.guard import report
-
-    status = 0
-    for word in words:
-        try:
-            context.out.write(f"{action(word)}\n")
-        except SecrunError as error:
-            report(error)
-            status = error.exit_code
-    return status
-
-
 def stop(args: Arguments, context: Context) -> int:
     """Stop running pods."""
     from secrun.pod import stop as stopping
 
     force = args.flag("force")
-    return _each(context, args.many("uuid"), lambda word: stopping.stop(context.layout, word, force=force))
+
+    def one(word: str) -> None:
+        context.out.write(f"{stopping.stop(context.layout, word, force=force)}\n")
+
+    return each(args.many("uuid"), one)
 
 
 def rm(args: Arguments, context: Context) -> int:
     """Remove pods that do not run."""
     from secrun.pod.collect import remove
 
-    def _remove(word: str) -> str:
+    def one(word: str) -> None:
         found = find(context.layout, word)
         remove(found, context.layout)
-        return found.uuid
+        context.out.write(f"{found.uuid}\n")
 
-    return _each(context, args.many("uuid"), _remove)
+    return each(args.many("uuid"), one)
 
 
 def gc(args: Arguments, context: Context) -> int:

@@ -76,8 +76,9 @@ def test_killed_at_any_instant_gc_leaves_a_clean_host(secrun: Secrun, tmp_path, 
     clean_up(secrun)
     before = footprint(str(secrun.root))
     code, passed = run_with_fault(secrun, tmp_path, point)
-    assert code == -signal.SIGKILL
-    assert passed[-1] == point
+    # Whoever kills the finishing program after its last write finds that the waiter ran another.
+    assert code == (0 if point == POINTS[-1] else -signal.SIGKILL)
+    assert point in passed
     uuids = [pod["uuid"] for pod in secrun.pods()]
     clean_up(secrun)
     assert_nothing_is_left(secrun, before, uuids)

@@ -174,6 +174,35 @@ impl Status {
     }
 }
 
+fn decoded(raw: c_int) -> Status {
+    if libc::WIFSIGNALED(raw) {
+        Status::killed(libc::WTERMSIG(raw) as u8)
+    } else {
+        Status::exited(libc::WEXITSTATUS(raw) as u8)
+    }
+}
+
+/// Wait for one child to end.
+pub fn await_exit(pid: i32) -> io::Result<Status> {
+    let mut raw = 0;
+    loop {
+        // SAFETY: waitpid writes one int.
+        match check(unsafe { libc::waitpid(pid, &mut raw, 0) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            ended => return ended.map(|_| decoded(raw)),
+        }
+    }
+}
+
+/// Start a child that inherits `fds`.
+pub fn spawn_with(command: &mut Command, fds: Vec<RawFd>) -> io::Result<i32> {
+    // SAFETY: between fork and exec the closure makes only system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || fds.iter().try_for_each(|fd| set_cloexec(*fd, false)));
+    }
+    command.spawn().map(|child| child.id() as i32)
+}
+
 /// Reap one ended child, if there is one; an error means that there are no children.
 pub fn reap() -> io::Result<Option<(i32, Status)>> {
     let mut raw = 0;
@@ -182,12 +211,7 @@ pub fn reap() -> io::Result<Option<(i32, Status)>> {
     if pid == 0 {
         return Ok(None);
     }
-    let status = if libc::WIFSIGNALED(raw) {
-        Status::killed(libc::WTERMSIG(raw) as u8)
-    } else {
-        Status::exited(libc::WEXITSTATUS(raw) as u8)
-    };
-    Ok(Some((pid, status)))
+    Ok(Some((pid, decoded(raw))))
 }
 
 /// Send a signal to an unreaped child.

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::io::{OwnedFd, RawFd};
+use std::os::unix::io::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -38,6 +38,7 @@ struct Options {
     stdin_app: Option<String>,
     stop_timeout: Duration,
     finish: Vec<OsString>,
+    finish_ahead: bool,
     stage1: Vec<OsString>,
 }
 
@@ -60,6 +61,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--stdin-app" => options.stdin_app = Some(words.value()?),
             "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
             "--finish" => options.finish.push(words.os_value()?),
+            "--finish-ahead" => options.finish_ahead = true,
             "--" => options.stage1 = words.rest(),
             _ => return words.unknown(),
         }
@@ -81,6 +83,31 @@ enum Token {
     Input,
 }
 
+/// The finishing program, started ahead: while stage1 winds up it loads, and then waits for the status.
+struct Finisher {
+    pid: i32,
+    status: File,
+}
+
+impl Finisher {
+    fn start(finish: &[OsString], keep: &[RawFd]) -> std::io::Result<Self> {
+        let (read, write) = sys::pipe()?;
+        let mut command = Command::new(&finish[0]);
+        command.args(&finish[1..]).arg(format!("--stage1-status-fd={}", read.as_raw_fd()));
+        let mut inherited = keep.to_vec();
+        inherited.push(read.as_raw_fd());
+        Ok(Finisher { pid: sys::spawn_with(&mut command, inherited)?, status: File::from(write) })
+    }
+
+    /// Tell it how stage1 ended and return its exit code; None if it did not come to its own end.
+    fn conclude(mut self, status: u8) -> Option<u8> {
+        // If it has died, nobody reads; its end says the rest.
+        let _ = self.status.write_all(format!("{status}\n").as_bytes());
+        drop(self.status);
+        sys::await_exit(self.pid).ok().filter(|end| end.signal == 0).map(|end| end.code)
+    }
+}
+
 struct Waiter {
     options: Options,
     signals: OwnedFd,
@@ -94,6 +121,9 @@ struct Waiter {
     /// Apps whose shims have come; none may come twice.
     seen: Vec<String>,
     started: usize,
+    /// Apps whose shims have told their end.
+    ended: usize,
+    finisher: Option<Finisher>,
     child: i32,
     status: Option<Status>,
     /// No child is left, adopted ones included.
@@ -118,7 +148,13 @@ pub fn main(words: Vec<OsString>) -> u8 {
     };
     let (finish, keep) = (options.finish.clone(), options.keep.clone());
     let status = match Waiter::start(options) {
-        Ok(waiter) => waiter.run(),
+        Ok(mut waiter) => {
+            let status = waiter.run();
+            match waiter.finisher.take().and_then(|finisher| finisher.conclude(status)) {
+                Some(code) => return code,
+                None => status,
+            }
+        }
         Err(error) => {
             eprintln!("secrun: cannot start stage1: {error}");
             125
@@ -168,6 +204,8 @@ impl Waiter {
             remotes: Vec::new(),
             seen: Vec::new(),
             started: 0,
+            ended: 0,
+            finisher: None,
             child: 0,
             status: None,
             alone: false,
@@ -193,7 +231,7 @@ impl Waiter {
         Ok(waiter)
     }
 
-    fn run(mut self) -> u8 {
+    fn run(&mut self) -> u8 {
         while !self.is_done() {
             self.step();
         }
@@ -297,8 +335,16 @@ impl Waiter {
         loop {
             match sys::reap() {
                 Ok(Some((pid, status))) if pid == self.child => self.stage1_ended(status),
+                // One that was killed is not waited for again: its place is taken in the end.
+                Ok(Some((pid, _))) if self.finisher.as_ref().map_or(false, |ahead| ahead.pid == pid) => {
+                    self.finisher = None;
+                }
                 Ok(Some(_)) => (),
-                Ok(None) => break,
+                Ok(None) => {
+                    // The finisher is a child that stays; of what the pod left, its cgroup has been killed.
+                    self.alone = self.alone || (self.status.is_some() && self.finisher.is_some());
+                    break;
+                }
                 Err(_) => {
                     self.alone = true;
                     break;
@@ -417,7 +463,7 @@ impl Waiter {
     fn serve(&mut self, index: usize) -> bool {
         self.heard = true;
         let remote = &mut self.remotes[index];
-        let was_started = remote.started;
+        let (was_started, had_ended) = (remote.started, remote.end.is_some());
         let mut open = remote.receive(&mut self.scratch[..], &mut self.station);
         if let (Some(app), false, Ok(_)) = (remote.app.clone(), remote.greeted, &open) {
             if self.options.apps.contains(&app) && !self.seen.contains(&app) {
@@ -431,8 +477,14 @@ impl Waiter {
         if remote.started && !was_started {
             self.started += 1;
         }
+        self.ended += usize::from(remote.end.is_some() && !had_ended);
         if self.started == self.options.apps.len() {
             self.tell_ready(b"ready\n");
+        }
+        let over = self.options.finish_ahead && self.ended == self.options.apps.len();
+        if over && self.finisher.is_none() && self.status.is_none() {
+            // Without one nothing is lost but time.
+            self.finisher = Finisher::start(&self.options.finish, &self.options.keep).ok();
         }
         let flushed = self.remotes[index].conn.flush();
         !matches!((open, flushed), (Ok(true), Ok(())))

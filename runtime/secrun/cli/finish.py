@@ -3,17 +3,21 @@
 No verb and no option table: this start is part of every pod, and nobody types it.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import secrun
 from secrun.cli.guard import guarded
+from secrun.errors import HostError
 from secrun.paths import Layout
 from secrun.pod.finish import complaints, finish
 from secrun.pod.states import LockedPod
 
 _STATUS = "--stage1-status="
+_STATUS_FD = "--stage1-status-fd="
 
 
 def interpreter() -> tuple[str, ...]:
@@ -33,13 +37,29 @@ def command(pod: LockedPod, *, remove: bool, quiet: bool) -> tuple[str, ...]:
     return (*interpreter(), str(pod.layout.root), str(pod.layout.run_root), pod.uuid, str(pod.fd), *flags)
 
 
+def _stage1_status(word: str) -> int | None:
+    """Return how stage1 ended, which the waiter says now or later; None if it died before it knew."""
+    if word.startswith(_STATUS):
+        return int(word.removeprefix(_STATUS))
+    # Started ahead of the end, to be ready for it. Keys and signals meant for the pod must not end this.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    with os.fdopen(int(word.removeprefix(_STATUS_FD)), "rb") as stream:
+        said = stream.readline()
+    return int(said) if said else None
+
+
 def _finish(arguments: Sequence[str]) -> int:
-    root, run_root, uuid, lock_fd, removal, speech, status = arguments
+    root, run_root, uuid, lock_fd, removal, speech, ending = arguments
+    status = _stage1_status(ending)
+    if status is None:
+        # The pod ends unattended; gc concludes it.
+        return HostError.exit_code
     result = finish(
         Layout(root=Path(root), run_root=Path(run_root)),
         uuid,
         lock_fd=int(lock_fd),
-        stage1_status=int(status.removeprefix(_STATUS)),
+        stage1_status=status,
         remove=removal == "rm",
     )
     if speech == "tell":

@@ -62,6 +62,7 @@ class WaiterPlan:
             words.append("--tty")
         for word in self.finish:
             words += ["--finish", word]
+        words.append("--finish-ahead")
         return [*words, "--", *launch.argv]
 
     def inherited(self) -> list[int]:

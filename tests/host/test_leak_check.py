@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from support.leaks import footprint, leaks_since
+from support.waiting import wait_until
 
 
 def test_a_mount_is_seen_until_it_is_gone(tmp_path):
@@ -24,6 +25,8 @@ def test_a_process_is_seen_by_the_mounts_of_its_own_namespace(tmp_path):
     words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd="/") as process:
         assert process.stdout.readline() == "ready\n"
+        # The shell says so before it becomes the other program.
+        wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
         found = leaks_since(before, str(tmp_path), settle=0)
         os.kill(process.pid, signal.SIGKILL)
     assert found == [f"processes: {process.pid} sleep 60 "]

@@ -124,6 +124,8 @@ struct Waiter {
     /// Apps whose shims have told their end.
     ended: usize,
     finisher: Option<Finisher>,
+    /// The finishing program is started ahead once at most.
+    looked_ahead: bool,
     child: i32,
     status: Option<Status>,
     /// No child is left, adopted ones included.
@@ -206,6 +208,7 @@ impl Waiter {
             started: 0,
             ended: 0,
             finisher: None,
+            looked_ahead: false,
             child: 0,
             status: None,
             alone: false,
@@ -482,7 +485,8 @@ impl Waiter {
             self.tell_ready(b"ready\n");
         }
         let over = self.options.finish_ahead && self.ended == self.options.apps.len();
-        if over && self.finisher.is_none() && self.status.is_none() {
+        if over && !self.looked_ahead && self.status.is_none() {
+            self.looked_ahead = true;
             // Without one nothing is lost but time.
             self.finisher = Finisher::start(&self.options.finish, &self.options.keep).ok();
         }

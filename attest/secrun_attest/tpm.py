@@ -1,0 +1,30 @@
+"""What the event log needs of a TPM."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from secrun_attest.record import Bank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmClock:
+    """TPMS_TIME_INFO's counters: `clock` in milliseconds; `safe` is off after a loss of power."""
+
+    reset: int
+    restart: int
+    safe: bool
+    clock: int
+
+
+class Tpm(Protocol):
+    """A TPM; each method raises TpmError if it certainly did nothing, TpmTransportError if nobody knows."""
+
+    def clock(self) -> TpmClock:
+        """Return the counters that name the boot epoch."""
+
+    def read_pcr(self, pcr: int) -> Mapping[Bank, bytes]:
+        """Return the PCR's value in every allocated bank; raises TpmError for a bank that Bank lacks."""
+
+    def extend(self, pcr: int, digests: Mapping[Bank, bytes]) -> None:
+        """Extend all banks in one command."""

@@ -1,0 +1,327 @@
+"""The log and the PCR agree, whatever the TPM, the disk or a neighbour does."""
+
+import os
+import stat
+
+import pytest
+
+from secrun_attest import celjson, checkpoint
+from secrun_attest.errors import BrokenEpochError, LogError, TpmError, TpmTransportError
+from secrun_attest.logfile import EventLog
+from secrun_attest.record import Bank, Operation, parse_event_data
+from secrun_attest.replay import replay, zeros
+from support.eventlog import BOOT_ID, FakeTpm
+
+PCR = 15
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at an instant."""
+
+
+@pytest.fixture
+def tpm():
+    return FakeTpm()
+
+
+def open_log(folder, tpm, **words):
+    words = {"opening": {"runtime": "1.0"}, "boot_id": lambda: BOOT_ID, "now": lambda: 5} | words
+    return EventLog(folder / "measure", tpm, PCR, **words)
+
+
+@pytest.fixture
+def log(tmp_path, tpm):
+    return open_log(tmp_path, tpm)
+
+
+def operations(records):
+    return [parse_event_data(record.event_data).operation.value for record in records]
+
+
+def agrees(records, tpm):
+    return replay(records, zeros(tpm.banks)) == tpm.read_pcr_quietly(PCR)
+
+
+def the_file(tmp_path):
+    (found,) = (tmp_path / "measure").glob("*.cel")
+    return found
+
+
+def killed_at(monkeypatch, point):
+    def hook(name):
+        if name == point:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "hook", hook)
+
+
+def test_a_log_begins_with_log_open_and_replays_to_the_pcr(log, tpm, tmp_path):
+    record = log.append(Operation.POD_START, {"pod": "p"})
+    records = log.records()
+    assert operations(records) == ["LogOpen", "PodStart"]
+    assert records[1] == record
+    assert agrees(records, tpm)
+    opening = parse_event_data(records[0].event_data)
+    assert opening.fields["runtime"] == "1.0"
+    assert opening.fields["baseline"] == {bank.value: "00" * len(v) for bank, v in zeros(Bank).items()}
+    assert (opening.epoch.reset, opening.epoch.restart, opening.epoch.boot_id) == (7, 0, BOOT_ID)
+
+
+def test_each_record_is_one_extend_of_all_banks(log, tpm):
+    log.append(Operation.POD_START, {})
+    assert tpm.extends == 2
+
+
+def test_files_are_private_and_named_by_the_epoch(log, tmp_path):
+    log.recover()
+    path = the_file(tmp_path)
+    assert path.name == "7-0.cel"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert celjson.parse_line(path.read_bytes().splitlines()[0]).recnum == 0
+
+
+def test_another_process_goes_on_where_the_first_stopped(log, tpm, tmp_path):
+    other = open_log(tmp_path, tpm)
+    for number in range(6):
+        (log, other)[number % 2].append(Operation.POD_EXIT, {"n": number})
+    assert [record.recnum for record in log.records()] == list(range(7))
+    assert agrees(other.records(), tpm)
+
+
+@pytest.mark.parametrize("point", ["torn", "logged", "extended"])
+@pytest.mark.parametrize("records", [0, 1, 3])
+def test_a_process_killed_at_any_instant_leaves_what_recovery_mends(
+    log, tpm, tmp_path, monkeypatch, point, records
+):
+    for number in range(records):
+        log.append(Operation.POD_PREPARE, {"n": number})
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, point)
+        log.append(Operation.POD_START, {})
+    found = open_log(tmp_path, tpm).recover()
+    assert agrees(found, tpm)
+    # Records that were whole on disk stay; before the first append LogOpen is the one that was cut short.
+    started = "PodStart" in operations(found)
+    assert started is (records > 0 and point != "torn")
+    assert agrees(log.recover(), tpm)
+
+
+def test_a_torn_record_is_dropped_at_any_length(log, tpm, tmp_path):
+    log.append(Operation.POD_START, {})
+    path = the_file(tmp_path)
+    whole = path.read_bytes()
+    for length in (1, 200, len(whole) - whole.index(b"\n") - 2):
+        with path.open("ab") as stream:
+            stream.write(whole[whole.index(b"\n") + 1 :][:length])
+        assert len(open_log(tmp_path, tpm).recover()) == 2
+        assert path.read_bytes() == whole
+
+
+def test_a_refused_extend_leaves_no_record(log, tpm, tmp_path):
+    log.recover()
+    before = the_file(tmp_path).read_bytes()
+    tpm.fail = TpmError("locality")
+    with pytest.raises(TpmError):
+        log.append(Operation.POD_START, {})
+    assert the_file(tmp_path).read_bytes() == before
+    assert log.append(Operation.POD_EXIT, {}).recnum == 1
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_after_a_lost_answer_the_pcr_tells_whether_the_record_counts(log, tpm, lost):
+    log.recover()
+    tpm.fail, tpm.lost = TpmTransportError("broken pipe"), lost
+    if lost:
+        with pytest.raises(TpmTransportError):
+            log.append(Operation.POD_START, {})
+    else:
+        log.append(Operation.POD_START, {})
+    assert operations(log.records()) == ["LogOpen"] + ["PodStart"] * (not lost)
+    assert agrees(log.recover(), tpm)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_tpm_that_is_gone_is_asked_at_the_next_start(log, tpm, tmp_path, lost):
+    log.recover()
+    tpm.fail, tpm.lost, tpm.extends = TpmTransportError("broken pipe"), lost, 0
+    tpm.unreadable = 1
+    with pytest.raises(TpmTransportError):
+        log.append(Operation.POD_START, {})
+    tpm.extends = 0
+    found = open_log(tmp_path, tpm).recover()
+    assert operations(found) == ["LogOpen", "PodStart"]
+    assert agrees(found, tpm)
+
+
+def test_a_foreign_extend_breaks_the_epoch_for_good(log, tpm, tmp_path):
+    log.append(Operation.POD_START, {})
+    whole = the_file(tmp_path).read_bytes()
+    old = dict(tpm.values)
+    tpm.extend(PCR, {bank: b"\1" * len(value) for bank, value in zeros(Bank).items()})
+    for opened in (log, open_log(tmp_path, tpm)):
+        with pytest.raises(BrokenEpochError) as caught:
+            opened.append(Operation.POD_START, {})
+        assert caught.value.code == "log-broken"
+        assert "reboot" in caught.value.hint
+    tpm.values = old  # as on a PCR that can be reset: what was seen stays seen
+    with pytest.raises(BrokenEpochError):
+        log.recover()
+    assert the_file(tmp_path).read_bytes() == whole
+    tpm.reboot()
+    assert operations(log.recover()) == ["LogOpen"]
+
+
+def test_a_foreign_extend_of_one_bank_is_seen(log, tpm):
+    log.recover()
+    tpm.values[PCR, Bank.SHA1] = b"\1" * 20
+    with pytest.raises(BrokenEpochError):
+        log.append(Operation.POD_START, {})
+
+
+def test_an_extend_between_ours_and_the_look_back_is_seen(log, tpm, monkeypatch):
+    log.recover()
+
+    def hook(name):
+        if name == "extended":
+            monkeypatch.setattr(checkpoint, "hook", None)
+            tpm.extend(PCR, {bank: b"\1" * len(value) for bank, value in zeros(Bank).items()})
+
+    monkeypatch.setattr(checkpoint, "hook", hook)
+    with pytest.raises(BrokenEpochError):
+        log.append(Operation.POD_START, {})
+
+
+def test_a_deleted_log_is_not_begun_anew(log, tpm, tmp_path):
+    log.append(Operation.POD_START, {})
+    the_file(tmp_path).unlink()
+    for opened in (log, open_log(tmp_path, tpm)):
+        with pytest.raises(LogError) as caught:
+            opened.append(Operation.POD_START, {})
+        assert caught.value.code == "log-baseline"
+
+
+def test_a_shortened_log_is_refused(log, tpm, tmp_path):
+    for _ in range(3):
+        log.append(Operation.POD_START, {})
+    path = the_file(tmp_path)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with pytest.raises(BrokenEpochError):
+        log.append(Operation.POD_START, {})
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_changed_record_is_refused(log, tpm, tmp_path, place):
+    for _ in range(2):
+        log.append(Operation.POD_START, {"word": "honest"})
+    path = the_file(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[place] = lines[place].replace(b'"event_data":"4c45', b'"event_data":"4c46')
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(LogError) as caught:
+        open_log(tmp_path, tpm).append(Operation.POD_START, {})
+    assert caught.value.code == "log-damaged"
+
+
+def test_a_value_that_other_logs_explain_is_the_baseline(tpm, tmp_path):
+    tpm.extend(PCR, {bank: b"\2" * len(value) for bank, value in zeros(Bank).items()})
+    explained = tpm.read_pcr(PCR)
+    records = open_log(tmp_path, tpm, baseline=explained).recover()
+    assert replay(records, explained) == tpm.read_pcr(PCR)
+    fields = parse_event_data(records[0].event_data).fields
+    assert fields["baseline"] == {bank.value: value.hex() for bank, value in explained.items()}
+
+
+def test_a_resumed_host_goes_on_in_its_log(log, tpm, tmp_path):
+    log.append(Operation.POD_START, {})
+    for _ in range(2):
+        tpm.resume()
+        log.append(Operation.POD_EXIT, {})
+    other = open_log(tmp_path, tpm)
+    other.append(Operation.POD_EXIT, {})
+    found = other.records()
+    assert operations(found) == ["LogOpen", "PodStart", "Resume", "PodExit", "Resume", "PodExit", "PodExit"]
+    assert [parse_event_data(found[at].event_data).fields["restart"] for at in (2, 4)] == [1, 2]
+    assert agrees(found, tpm)
+    assert the_file(tmp_path).name == "7-0.cel"
+
+
+def test_a_record_cut_short_before_a_resume_is_still_rolled_forward(log, tpm, tmp_path, monkeypatch):
+    log.append(Operation.POD_PREPARE, {})
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, "logged")
+        log.append(Operation.POD_START, {})
+    tpm.resume()
+    found = open_log(tmp_path, tpm).recover()
+    assert operations(found) == ["LogOpen", "PodPrepare", "PodStart", "Resume"]
+    assert agrees(found, tpm)
+
+
+@pytest.mark.parametrize("how", ["sleep_and_lose", "reboot", "power_cut"])
+def test_a_cleared_pcr_begins_a_new_epoch(log, tpm, tmp_path, how):
+    log.append(Operation.POD_START, {})
+    getattr(tpm, how)()
+    found = log.recover()
+    assert operations(found) == ["LogOpen"]
+    assert agrees(found, tpm)
+    assert len(list((tmp_path / "measure").glob("*.cel"))) == 2
+
+
+def test_kexec_keeps_pcr_and_log(log, tpm, tmp_path):
+    log.recover()
+    other = open_log(tmp_path, tpm, boot_id=lambda: BOOT_ID.replace("6", "7"))
+    other.append(Operation.POD_START, {})
+    assert operations(other.records()) == ["LogOpen", "PodStart"]
+
+
+def test_banks_that_change_within_an_epoch_are_refused(log, tpm, tmp_path):
+    log.recover()
+    tpm.banks = (Bank.SHA256,)
+    with pytest.raises(LogError) as caught:
+        open_log(tmp_path, tpm).append(Operation.POD_START, {})
+    assert caught.value.code == "log-banks"
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(log, tpm, tmp_path, monkeypatch):
+    log.recover()
+    whole = the_file(tmp_path).read_bytes()
+    with monkeypatch.context() as patch:
+
+        def full(fd):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(os, "fdatasync", lambda fd: patch.undo() or full(fd))
+        with pytest.raises(LogError) as caught:
+            log.append(Operation.POD_START, {})
+    assert caught.value.code == "log-write"
+    assert the_file(tmp_path).read_bytes() == whole
+    assert tpm.extends == 1
+
+
+@pytest.mark.parametrize("what", ["link", "mode", "hard link", "fifo"])
+def test_a_log_that_others_could_write_is_refused(tpm, tmp_path, what):
+    folder = tmp_path / "measure"
+    folder.mkdir()
+    path = folder / "7-0.cel"
+    other = tmp_path / "other"
+    other.touch(0o600)
+    {
+        "link": lambda: path.symlink_to(other),
+        "mode": lambda: (path.touch(), path.chmod(0o620)),
+        "hard link": lambda: path.hardlink_to(other),
+        "fifo": lambda: os.mkfifo(path, 0o600),
+    }[what]()
+    with pytest.raises(LogError) as caught:
+        open_log(tmp_path, tpm).recover()
+    assert caught.value.code == "log-file"
+    assert tpm.extends == 0
+
+
+def test_an_append_reads_only_what_is_new(log, tmp_path, tpm, monkeypatch):
+    for _ in range(5):
+        log.append(Operation.POD_START, {})
+    read = []
+    honest = celjson.parse_lines
+    monkeypatch.setattr(celjson, "parse_lines", lambda data: read.append(len(data)) or honest(data))
+    log.append(Operation.POD_START, {})
+    assert read == [0]

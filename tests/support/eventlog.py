@@ -20,10 +20,10 @@ def event(seq=0, operation=Operation.POD_START, epoch=EPOCH, **fields):
 
 
 class FakeTpm:
-    """A TPM in memory. `fail` is raised by the next extend; `lost` tells whether the extend then happened."""
+    """A TPM in memory. The next extend raises `fail`, having happened unless `lost`."""
 
     def __init__(self, banks=tuple(Bank), reset=7):
-        self.values = {}
+        self.values: dict[tuple[int, Bank], bytes] = {}
         self.banks = banks
         self.reset, self.restart, self.safe = reset, 0, True
         self.fail: Exception | None = None

@@ -47,12 +47,15 @@ def the_file(tmp_path):
     return found
 
 
-def killed_at(monkeypatch, point):
+def append_killed_at(monkeypatch, log, point):
     def hook(name):
         if name == point:
             raise Killed
 
-    monkeypatch.setattr(checkpoint, "hook", hook)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "hook", hook)
+        with pytest.raises(Killed):
+            log.append(Operation.POD_START, {})
 
 
 def test_a_log_begins_with_log_open_and_replays_to_the_pcr(log, tpm, tmp_path):
@@ -92,13 +95,12 @@ def test_another_process_goes_on_where_the_first_stopped(log, tpm, tmp_path):
 @pytest.mark.parametrize("point", ["torn", "logged", "extended"])
 @pytest.mark.parametrize("records", [0, 1, 3])
 def test_a_process_killed_at_any_instant_leaves_what_recovery_mends(
-    log, tpm, tmp_path, monkeypatch, point, records
+    tpm, tmp_path, monkeypatch, point, records
 ):
+    log = open_log(tmp_path, tpm)
     for number in range(records):
         log.append(Operation.POD_PREPARE, {"n": number})
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_at(patch, point)
-        log.append(Operation.POD_START, {})
+    append_killed_at(monkeypatch, log, point)
     found = open_log(tmp_path, tpm).recover()
     assert agrees(found, tpm)
     # Records that were whole on disk stay; before the first append LogOpen is the one that was cut short.
@@ -248,9 +250,7 @@ def test_a_resumed_host_goes_on_in_its_log(log, tpm, tmp_path):
 
 def test_a_record_cut_short_before_a_resume_is_still_rolled_forward(log, tpm, tmp_path, monkeypatch):
     log.append(Operation.POD_PREPARE, {})
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_at(patch, "logged")
-        log.append(Operation.POD_START, {})
+    append_killed_at(monkeypatch, log, "logged")
     tpm.resume()
     found = open_log(tmp_path, tpm).recover()
     assert operations(found) == ["LogOpen", "PodPrepare", "PodStart", "Resume"]

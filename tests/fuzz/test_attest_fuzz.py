@@ -1,0 +1,120 @@
+"""Writers killed at every instant, and logs with random damage."""
+
+import os
+import random
+import signal
+
+from secrun_attest import celjson
+from secrun_attest.errors import FormatError
+from secrun_attest.exports import (
+    LogFormat,
+    export,
+    parse_cel_json,
+    parse_cel_json_seq,
+    parse_cel_tlv,
+    parse_tcg,
+)
+from secrun_attest.logfile import EventLog
+from secrun_attest.record import Bank, make_record, parse_event_data
+from secrun_attest.replay import replay, zeros
+from support.eventlog import BOOT_ID, FileTpm, event
+from support.eventlog_writer import start
+
+WRITERS = 4
+ROUNDS = 12
+PER_WRITER = 22
+POINTS = ("torn", "logged", "extended", "")
+
+
+def wait_for(pid):
+    """Return 0 for a writer that did all its work, or the number of the signal that killed it."""
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "a writer failed"
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def test_the_log_replays_to_the_pcr_whatever_kills_its_writers(tmp_path, fuzz_scale):
+    killed = finished = 0
+    tpm = FileTpm(tmp_path / "tpm")
+    for number in range(ROUNDS * fuzz_scale):
+        writers = [
+            start(tmp_path, POINTS[(number + at) % len(POINTS)], number * WRITERS + at, PER_WRITER)
+            for at in range(WRITERS)
+        ]
+        ends = [wait_for(pid) for pid in writers]
+        killed += ends.count(signal.SIGKILL)
+        finished += ends.count(0)
+        log = EventLog(tmp_path / "measure", tpm, 15, opening={}, boot_id=lambda: BOOT_ID)
+        records = log.recover()
+        assert replay(records, zeros(Bank)) == tpm.read_pcr(15)
+    assert killed == 3 * finished == WRITERS * ROUNDS * fuzz_scale * 3 // 4
+    assert len(records) >= 500
+    written = [parse_event_data(record.event_data).fields for record in records[1:]]
+    for writer in range(WRITERS * ROUNDS * fuzz_scale):
+        numbers = [fields["number"] for fields in written if fields["writer"] == writer]
+        # In order, each once, without a gap: what append returned from is in the log.
+        assert numbers == list(range(len(numbers)))
+
+
+PARSERS = {
+    LogFormat.TCG: parse_tcg,
+    LogFormat.CEL_JSON: parse_cel_json,
+    LogFormat.CEL_JSON_SEQ: parse_cel_json_seq,
+    LogFormat.CEL_TLV: parse_cel_tlv,
+}
+
+
+def mutate(chance, data):
+    out = bytearray(data)
+    for _ in range(chance.choice((1, 1, 1, 2, 5))):
+        at = chance.randrange(len(out) or 1)
+        kind = chance.randrange(4)
+        if kind == 0 and out:
+            out[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            del out[at : at + chance.choice((1, 4, 40))]
+        elif kind == 2:
+            out[at:at] = chance.choice((b"\xff\xff\xff\xff", b"[" * 5000, b"\0", b'{"a":', b"1e9", out[:at]))
+        else:
+            out[at : at + 4] = chance.randbytes(4)
+    return bytes(out)
+
+
+def parsed(parser, data):
+    try:
+        return list(parser(data))
+    except FormatError:
+        return None
+
+
+def test_damaged_logs_are_refused_or_read_as_what_they_say(fuzz_scale):
+    chance = random.Random(1)
+    records = [make_record(event(at, pod=f"p{at}"), pcr=15, banks=Bank) for at in range(3)]
+    whole = {form: export(records, form, tuple(Bank)) for form in PARSERS}
+    forms = [
+        (PARSERS[form], lambda got, form=form: export(got, form, tuple(Bank)), whole[form])
+        for form in PARSERS
+    ]
+    lines = b"".join(map(celjson.line, records))
+    forms.append((celjson.parse_lines, lambda got: b"".join(map(celjson.line, got)), lines))
+    refused = 0
+    for parser, write, data in forms:
+        for _ in range(400 * fuzz_scale):
+            damaged = mutate(chance, data)
+            got = parsed(parser, damaged)
+            refused += got is None
+            if got and parser in (celjson.parse_lines, parse_tcg):
+                assert write(got) == damaged  # these two forms have one text per record
+    assert refused > 1000 * fuzz_scale
+
+
+def test_damaged_events_are_refused_or_are_other_events(fuzz_scale):
+    chance = random.Random(2)
+    data = make_record(event(pod="p", args=[1, 2, {"a": None}]), pcr=15, banks=[Bank.SHA1]).event_data
+    for _ in range(3000 * fuzz_scale):
+        damaged = mutate(chance, data)
+        try:
+            got = parse_event_data(damaged)
+        except FormatError:
+            continue
+        assert make_record(got, pcr=15, banks=[Bank.SHA1]).event_data == damaged

@@ -1,0 +1,159 @@
+"""Check 17: is what happened what the policy wants? One appraisal of the host and one of each pod."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from secrun_attest.policy import Policy
+from secrun_attest.rejection import Code, RejectedError
+from secrun_attest.verify.machine import Machine, Pod
+from secrun_attest.verify.session import Enrolment, Session
+
+
+class Status(StrEnum):
+    """Tiers of AR4SI (draft-ietf-rats-ar4si), from good to bad."""
+
+    AFFIRMING = "affirming"
+    WARNING = "warning"
+    CONTRAINDICATED = "contraindicated"
+
+
+class Claim(StrEnum):
+    """Members of the AR4SI trustworthiness vector that secrun fills."""
+
+    INSTANCE = "instance-identity"
+    HARDWARE = "hardware"
+    EXECUTABLES = "executables"
+    CONFIGURATION = "configuration"
+
+
+# AR4SI values (draft-ietf-rats-ar4si, 2.3): 2 to 31 affirm, 32 to 95 warn, 96 and more contraindicate.
+APPROVED = 2
+GENERIC_WARNING = 32
+UNRECOGNISED = 33
+BAD = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that the policy has to say about a claim."""
+
+    claim: Claim
+    value: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appraisal:
+    """What the policy says of the host or of one pod: the worst value of each claim, and why."""
+
+    status: Status
+    vector: tuple[tuple[Claim, int], ...]
+    reasons: tuple[str, ...] = field(default=())
+
+
+def appraisal(findings: Iterable[Finding]) -> Appraisal:
+    """Join findings: each claim takes its worst value, the status is that of the worst claim."""
+    found = list(findings)
+    vector: dict[Claim, int] = {}
+    for finding in found:
+        vector[finding.claim] = max(vector.get(finding.claim, 0), finding.value)
+    reasons = tuple(finding.reason for finding in found if finding.reason)
+    return Appraisal(status=_status(max(vector.values())), vector=tuple(vector.items()), reasons=reasons)
+
+
+def _status(value: int) -> Status:
+    if value >= BAD:
+        return Status.CONTRAINDICATED
+    return Status.WARNING if value >= GENERIC_WARNING else Status.AFFIRMING
+
+
+def check_policy(policy: Policy, enrolment: Enrolment, session: Session, now: int) -> None:
+    """17a: the policy is in force and allows this key at all; raises RejectedError E_POLICY."""
+    if not policy.not_before <= now < policy.not_after:
+        when = f"from {policy.not_before} to {policy.not_after}"
+        raise RejectedError(Code.POLICY, f"policy {policy.id!r} is valid {when}, now is {now}")
+    if now - session.issued > policy.max_age:
+        age = now - session.issued
+        raise RejectedError(Code.POLICY, f"the nonce is {age} s old, the policy allows {policy.max_age} s")
+    if enrolment.hierarchy not in policy.hierarchies:
+        raise RejectedError(Code.POLICY, f"keys of the {enrolment.hierarchy.name} hierarchy are not allowed")
+    if policy.keys is not None and enrolment.ak_name not in policy.keys:
+        raise RejectedError(Code.POLICY, f"the key {enrolment.ak_name.hex()} is not in the policy's list")
+    if enrolment.software and not policy.software_tpm:
+        raise RejectedError(Code.POLICY, "the TPM is software, which the policy does not allow")
+
+
+def judge_host(
+    policy: Policy, enrolment: Enrolment, values: dict[int, bytes], machine: Machine
+) -> Appraisal:
+    """17b: platform and runtime against their reference values; nothing to compare with is a warning."""
+    return appraisal(_host(policy, enrolment, values, machine))
+
+
+def _host(
+    policy: Policy, enrolment: Enrolment, values: dict[int, bytes], machine: Machine
+) -> Iterator[Finding]:
+    yield Finding(claim=Claim.INSTANCE, value=APPROVED, reason="")
+    if not enrolment.software:
+        yield Finding(claim=Claim.HARDWARE, value=APPROVED, reason="")
+    yield from _platform(policy, values)
+    yield from _runtime(policy, machine)
+    workload = policy.workload
+    yield Finding(claim=Claim.CONFIGURATION, value=APPROVED, reason="")
+    for operation in sorted(machine.operations & workload.forbidden_operations):
+        reason = f"the log holds {operation}, which the policy forbids"
+        yield Finding(claim=Claim.CONFIGURATION, value=BAD, reason=reason)
+
+
+def _platform(policy: Policy, values: dict[int, bytes]) -> Iterator[Finding]:
+    if not policy.platform.pcrs:
+        yield Finding(
+            claim=Claim.EXECUTABLES, value=UNRECOGNISED, reason="no reference values for the platform's PCRs"
+        )
+    for index, allowed in policy.platform.pcrs:
+        if values[index] in allowed:
+            yield Finding(claim=Claim.EXECUTABLES, value=APPROVED, reason="")
+        else:
+            reason = f"PCR {index} is {values[index].hex()}, which is not a reference value"
+            yield Finding(claim=Claim.EXECUTABLES, value=BAD, reason=reason)
+
+
+def _runtime(policy: Policy, machine: Machine) -> Iterator[Finding]:
+    allowed = policy.runtime.binaries
+    if not allowed:
+        yield Finding(claim=Claim.EXECUTABLES, value=UNRECOGNISED, reason="no reference values for secrun")
+        return
+    for binary in machine.runtimes:
+        good = binary in allowed
+        reason = "" if good else f"secrun sha256:{binary.hex()} is not a reference value"
+        yield Finding(claim=Claim.EXECUTABLES, value=APPROVED if good else BAD, reason=reason)
+
+
+def judge_pod(policy: Policy, pod: Pod) -> Appraisal:
+    """17c: a pod's images, relaxations and entries against the policy."""
+    return appraisal(_pod(policy, pod))
+
+
+def _pod(policy: Policy, pod: Pod) -> Iterator[Finding]:
+    workload = policy.workload
+    yield Finding(claim=Claim.CONFIGURATION, value=APPROVED, reason="")
+    for operation in sorted(pod.operations & workload.forbidden_operations):
+        yield Finding(claim=Claim.CONFIGURATION, value=BAD, reason=f"{operation} is forbidden")
+    for relaxation in pod.relaxations + tuple(item for app in pod.apps for item in app.relaxations):
+        if workload.forbids(relaxation):
+            reason = f"relaxation {relaxation!r} is forbidden"
+            yield Finding(claim=Claim.CONFIGURATION, value=BAD, reason=reason)
+    if not pod.apps:
+        yield Finding(claim=Claim.EXECUTABLES, value=BAD, reason="the pod names no app")
+    for app in pod.apps:
+        image = app.image
+        what = f"app {app.name!r}: image {image.reference!r} sha256:{image.manifest.hex()}"
+        if workload.empty:
+            reason = f"{what}: no reference values for images"
+            yield Finding(claim=Claim.EXECUTABLES, value=UNRECOGNISED, reason=reason)
+        elif workload.allows(reference=image.reference, manifest=image.manifest, tree=image.tree):
+            yield Finding(claim=Claim.EXECUTABLES, value=APPROVED, reason="")
+        else:
+            reason = f"{what} is not a reference value"
+            yield Finding(claim=Claim.EXECUTABLES, value=BAD, reason=reason)

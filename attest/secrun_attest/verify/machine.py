@@ -1,0 +1,194 @@
+"""What a log says happened, as a state machine: Admit -> Prepare -> Start -> Exec* -> Exit, in this order.
+
+It holds facts, not judgements: whether an image may run is the policy's business (verify/judge.py).
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from secrun_attest.fields import FieldError, Fields, as_hex, as_text
+from secrun_attest.record import DIGEST_SIZES, Bank, Event, Operation
+from secrun_attest.rejection import Code, RejectedError
+
+# A pod has tens of apps at most; images, mounts and units are counted elsewhere.
+MAX_APPS = 256
+MAX_RELAXATIONS = 256
+
+
+class PodState(StrEnum):
+    """How far a pod got."""
+
+    PREPARED = "prepared"
+    STARTED = "started"
+    EXITED = "exited"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An admitted image; `reference` is the host's word, the digests are of what is mounted."""
+
+    reference: str
+    manifest: bytes
+    tree: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """One app of a pod: which admitted image it runs and which guards were relaxed for it."""
+
+    name: str
+    image: Image
+    relaxations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """One pod; `operations` are those of the events that name it."""
+
+    uuid: str
+    state: PodState
+    manifest: bytes
+    apps: tuple[App, ...]
+    relaxations: tuple[str, ...]
+    operations: frozenset[str] = frozenset()
+    entries: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Machine:
+    """All that the log told since LogOpen; `operations` are those of events that name no pod."""
+
+    opened: bool = False
+    ak: bytes = b""
+    baseline: dict[str, bytes] = field(default_factory=dict)
+    runtimes: tuple[bytes, ...] = ()
+    images: dict[tuple[bytes, bytes], Image] = field(default_factory=dict)
+    pods: dict[str, Pod] = field(default_factory=dict)
+    operations: set[str] = field(default_factory=set)
+    denied: int = 0
+
+    def copy(self) -> "Machine":
+        """Return an independent machine in the same state."""
+        return replace(
+            self,
+            baseline=dict(self.baseline),
+            images=dict(self.images),
+            pods=dict(self.pods),
+            operations=set(self.operations),
+        )
+
+    def apply(self, event: Event) -> None:
+        """Take one event; raises RejectedError E_SEM if it may not come now, or lacks what it must say."""
+        if self.opened == (event.operation is Operation.LOG_OPEN):
+            raise _illegal(event, "the log is opened twice" if self.opened else "the log is not opened")
+        try:
+            self._take(event, Fields(dict(event.fields), event.operation.value))
+        except FieldError as error:
+            raise RejectedError(Code.SEM, f"record {event.seq}: {error.message}") from error
+        if "pod" not in event.fields:
+            self.operations.add(event.operation.value)
+
+    def _take(self, event: Event, fields: Fields) -> None:
+        match event.operation:
+            case Operation.LOG_OPEN:
+                self._open(fields)
+            case Operation.RUNTIME_UPGRADE:
+                self.runtimes += (fields.object("runtime").digest("digest"),)
+            case Operation.IMAGE_ADMIT:
+                self._admit(fields)
+            case Operation.POD_PREPARE:
+                self._prepare(event, fields)
+            case Operation.POD_START:
+                self._move(event, fields, PodState.STARTED, PodState.PREPARED)
+            case Operation.POD_EXEC:
+                self._enter(event, fields)
+            case Operation.POD_EXIT:
+                self._move(event, fields, PodState.EXITED, PodState.STARTED)
+            case Operation.POD_GC:
+                self._move(event, fields, PodState.REMOVED, PodState.PREPARED, PodState.EXITED)
+            case Operation.UNMEASURED:
+                self._bypass(event, fields)
+            case Operation.DENIED:
+                self.denied += 1
+            case Operation.TRUST_CHANGE | Operation.POLICY_LOAD | Operation.RESUME | Operation.CHECKPOINT:
+                pass  # they change no pod
+
+    def _open(self, fields: Fields) -> None:
+        self.opened = True
+        self.ak = fields.hex("ak")
+        self.runtimes = (fields.object("runtime").digest("digest"),)
+        self.baseline = {
+            bank: as_hex(value, "LogOpen.baseline", sizes=(_size(bank),))
+            for bank, value in fields.mapping("baseline", limit=len(Bank)).items()
+        }
+
+    def _admit(self, fields: Fields) -> None:
+        image = Image(
+            reference=fields.text("reference"),
+            manifest=fields.digest("manifest"),
+            tree=fields.digest("tree"),
+        )
+        # The first name stands: a second one must not lend an image a name that the policy likes.
+        self.images.setdefault((image.manifest, image.tree), image)
+
+    def _prepare(self, event: Event, fields: Fields) -> None:
+        uuid = fields.text("pod", limit=64)
+        if uuid in self.pods:
+            raise _illegal(event, f"pod {uuid} is prepared twice")
+        apps = tuple(
+            self._app(event, Fields(item, "PodPrepare.apps"))
+            for item in fields.items("apps", limit=MAX_APPS)
+        )
+        self.pods[uuid] = Pod(
+            uuid=uuid,
+            state=PodState.PREPARED,
+            manifest=fields.digest("manifest"),
+            apps=apps,
+            relaxations=_relaxations(fields),
+            operations=frozenset({event.operation.value}),
+        )
+
+    def _app(self, event: Event, fields: Fields) -> App:
+        name = fields.text("name", limit=255)
+        image = self.images.get((fields.digest("image"), fields.digest("tree")))
+        if image is None:
+            raise _illegal(event, f"app {name!r} runs an image that was not admitted")
+        return App(name=name, image=image, relaxations=_relaxations(fields))
+
+    def _enter(self, event: Event, fields: Fields) -> None:
+        pod = self._move(event, fields, PodState.STARTED, PodState.STARTED)
+        self.pods[pod.uuid] = replace(pod, entries=pod.entries + 1)
+
+    def _bypass(self, event: Event, fields: Fields) -> None:
+        if fields.has("pod"):
+            uuid = fields.text("pod", limit=64)
+            pod = self.pods.get(uuid)
+            if pod is None:
+                raise _illegal(event, f"pod {uuid} is not known")
+            self.pods[uuid] = replace(pod, operations=pod.operations | {event.operation.value})
+
+    def _move(self, event: Event, fields: Fields, to: PodState, *sources: PodState) -> Pod:
+        uuid = fields.text("pod", limit=64)
+        pod = self.pods.get(uuid)
+        if pod is None or pod.state not in sources:
+            now = "unknown" if pod is None else pod.state.value
+            raise _illegal(event, f"pod {uuid} is {now}, expected {' or '.join(sources)}")
+        moved = replace(pod, state=to, operations=pod.operations | {event.operation.value})
+        self.pods[uuid] = moved
+        return moved
+
+
+def _relaxations(fields: Fields) -> tuple[str, ...]:
+    what = f"{fields.what}.relaxations"
+    return tuple(as_text(item, what) for item in fields.items("relaxations", limit=MAX_RELAXATIONS))
+
+
+def _size(bank: str) -> int:
+    if bank not in set(Bank):
+        raise FieldError(f"LogOpen.baseline names an unknown bank {bank[:40]!r}")
+    return DIGEST_SIZES[Bank(bank)]
+
+
+def _illegal(event: Event, why: str) -> RejectedError:
+    return RejectedError(Code.SEM, f"record {event.seq}, {event.operation.value}: {why}")

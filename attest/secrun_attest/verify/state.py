@@ -1,0 +1,187 @@
+"""What a verifier keeps of a host between two appraisals, so that only new records have to be sent."""
+
+import hashlib
+from dataclasses import dataclass
+
+from secrun_attest import jcs
+from secrun_attest.fields import FieldError, Fields, as_digest, as_hex, as_text
+from secrun_attest.jcs import JsonObject, JsonValue
+from secrun_attest.limits import MAX_COUNT, MAX_INTEGER, MAX_RECORDS
+from secrun_attest.record import DIGEST_SIZES, Bank, Epoch
+from secrun_attest.verify.machine import App, Image, Machine, Pod, PodState
+from secrun_attest.wire import Clock
+
+VERSION = 1
+# A million records of an epoch leave at most 300,000 pods.
+MAX_STATE = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Where the last appraisal of `host` ended: `recnum` is that of the next record, `pcrs` its base."""
+
+    host: str
+    ak: bytes
+    epoch: Epoch
+    clock: Clock
+    recnum: int
+    pcrs: tuple[tuple[str, bytes], ...]
+    machine: Machine
+
+    def dump(self) -> bytes:
+        """Return the state as canonical JSON: equal states have equal bytes."""
+        return jcs.encode(_json(self))
+
+    def digest(self) -> bytes:
+        """Return SHA-256 of the canonical bytes, for compare-and-set in a database."""
+        return hashlib.sha256(self.dump()).digest()
+
+
+def load_state(data: bytes) -> State:
+    """Read what `State.dump` wrote; raises FormatError."""
+    fields = Fields(jcs.parse(data, what="verifier state", limit=MAX_STATE), "state")
+    if (version := fields.integer("v")) != VERSION:
+        raise FieldError(f"the state has version {version}, this verifier reads {VERSION}")
+    epoch, clock = fields.object("epoch"), fields.object("clock")
+    state = State(
+        host=fields.text("host"),
+        ak=fields.hex("ak"),
+        epoch=Epoch(
+            reset=epoch.integer("reset", limit=MAX_COUNT),
+            restart=epoch.integer("restart", limit=MAX_COUNT),
+            boot_id=epoch.text("boot_id"),
+        ),
+        clock=Clock(
+            clock=int.from_bytes(clock.hex("clock", sizes=(8,)), "big"),
+            reset=clock.integer("reset", limit=MAX_COUNT),
+            restart=clock.integer("restart", limit=MAX_COUNT),
+            safe=clock.integer("safe", limit=1) == 1,
+        ),
+        recnum=fields.integer("recnum", limit=MAX_RECORDS),
+        pcrs=tuple(sorted(_banks(fields, "pcrs").items())),
+        machine=_machine(fields.object("machine")),
+    )
+    for part in (epoch, clock, fields):
+        part.done()
+    return state
+
+
+def _json(state: State) -> JsonObject:
+    epoch, clock, machine = state.epoch, state.clock, state.machine
+    return {
+        "v": VERSION,
+        "host": state.host,
+        "ak": state.ak.hex(),
+        "epoch": {"reset": epoch.reset, "restart": epoch.restart, "boot_id": epoch.boot_id},
+        "clock": {
+            # 64 bits do not fit a JSON number.
+            "clock": clock.clock.to_bytes(8, "big").hex(),
+            "reset": clock.reset,
+            "restart": clock.restart,
+            "safe": int(clock.safe),
+        },
+        "recnum": state.recnum,
+        "pcrs": {str(bank): value.hex() for bank, value in state.pcrs},
+        "machine": {
+            "ak": machine.ak.hex(),
+            "baseline": {str(bank): value.hex() for bank, value in machine.baseline.items()},
+            "runtimes": [_digest(value) for value in machine.runtimes],
+            "images": [_image_json(image) for image in machine.images.values()],
+            "pods": [_pod_json(pod) for pod in machine.pods.values()],
+            "operations": [*sorted(machine.operations)],
+            "denied": machine.denied,
+        },
+    }
+
+
+def _digest(value: bytes) -> str:
+    return f"sha256:{value.hex()}"
+
+
+def _image_json(image: Image) -> JsonObject:
+    return {
+        "reference": image.reference,
+        "manifest": _digest(image.manifest),
+        "tree": _digest(image.tree),
+    }
+
+
+def _pod_json(pod: Pod) -> JsonObject:
+    apps: list[JsonValue] = [
+        {"name": app.name, "image": _image_json(app.image), "relaxations": [*app.relaxations]}
+        for app in pod.apps
+    ]
+    return {
+        "uuid": pod.uuid,
+        "state": pod.state.value,
+        "manifest": _digest(pod.manifest),
+        "apps": apps,
+        "relaxations": [*pod.relaxations],
+        "operations": [*sorted(pod.operations)],
+        "entries": pod.entries,
+    }
+
+
+def _machine(fields: Fields) -> Machine:
+    images = [_image(Fields(item, "image")) for item in fields.items("images", limit=MAX_RECORDS)]
+    pods = [_pod(Fields(item, "pod")) for item in fields.items("pods", limit=MAX_RECORDS)]
+    runtimes = fields.items("runtimes", limit=MAX_RECORDS)
+    machine = Machine(
+        opened=True,
+        ak=fields.hex("ak"),
+        baseline=_banks(fields, "baseline"),
+        runtimes=tuple(as_digest(item, "runtime") for item in runtimes),
+        images={(image.manifest, image.tree): image for image in images},
+        pods={pod.uuid: pod for pod in pods},
+        operations=set(_texts(fields, "operations")),
+        denied=fields.integer("denied", limit=MAX_INTEGER),
+    )
+    fields.done()
+    return machine
+
+
+def _banks(fields: Fields, name: str) -> dict[str, bytes]:
+    sizes = {bank.value: size for bank, size in DIGEST_SIZES.items()}
+    return {
+        bank: as_hex(value, name, sizes=(sizes.get(bank, -1),))
+        for bank, value in fields.mapping(name, limit=len(Bank)).items()
+    }
+
+
+def _image(fields: Fields) -> Image:
+    image = Image(
+        reference=fields.text("reference"), manifest=fields.digest("manifest"), tree=fields.digest("tree")
+    )
+    fields.done()
+    return image
+
+
+def _pod(fields: Fields) -> Pod:
+    state = fields.text("state")
+    if state not in set(PodState):
+        raise FieldError(f"a pod is {state[:40]!r}, which is no state")
+    pod = Pod(
+        uuid=fields.text("uuid"),
+        state=PodState(state),
+        manifest=fields.digest("manifest"),
+        apps=tuple(_app(Fields(item, "app")) for item in fields.items("apps", limit=MAX_RECORDS)),
+        relaxations=_texts(fields, "relaxations"),
+        operations=frozenset(_texts(fields, "operations")),
+        entries=fields.integer("entries"),
+    )
+    fields.done()
+    return pod
+
+
+def _app(fields: Fields) -> App:
+    app = App(
+        name=fields.text("name"),
+        image=_image(fields.object("image")),
+        relaxations=_texts(fields, "relaxations"),
+    )
+    fields.done()
+    return app
+
+
+def _texts(fields: Fields, name: str) -> tuple[str, ...]:
+    return tuple(as_text(item, name) for item in fields.items(name, limit=MAX_RECORDS))

@@ -16,6 +16,7 @@ from secrun_attest.fields import (
     as_base64,
     as_hex,
     as_integer,
+    parse_json,
     to_base64,
 )
 from secrun_attest.jcs import JsonObject, JsonValue
@@ -98,7 +99,7 @@ def log_digest(records: Sequence[LogRecord], bank: str = "sha256") -> bytes:
 
 def parse_evidence(data: bytes) -> Evidence:
     """Parse a bundle; raises FormatError if it is too large, not strict JSON, or not of this version."""
-    fields = Fields(jcs.parse(data, what="evidence", limit=MAX_EVIDENCE), "evidence")
+    fields = Fields(parse_json(data, what="evidence", limit=MAX_EVIDENCE), "evidence")
     if (version := fields.integer("v")) != VERSION:
         raise FieldError(f"evidence has version {version}, this verifier reads {VERSION}")
     log = fields.object("log")

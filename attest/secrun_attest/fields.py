@@ -1,7 +1,10 @@
-"""Strict reading of JSON: each member has one type, a bound and a name in the error; unknown ones are refused."""
+"""Strict reading of JSON: each member has a type, a bound and a name; unknown ones are refused."""
 
 import base64
 import binascii
+import json
+from typing import NoReturn
+from unicodedata import is_normalized
 
 from secrun_attest.errors import FormatError
 from secrun_attest.jcs import JsonObject, JsonValue
@@ -11,6 +14,7 @@ from secrun_attest.limits import MAX_INTEGER
 OPTIONAL_PREFIX = "x_"
 # Names, references and messages: longer ones are an attack on whoever prints them.
 MAX_TEXT = 4096
+MAX_DIGITS = len(str(-MAX_INTEGER))
 DIGEST_PREFIX = "sha256:"
 
 
@@ -18,6 +22,44 @@ class FieldError(FormatError):
     """A document lacks a member, has an unknown one, or one of the wrong type or size."""
 
     code = "field"
+
+
+def _unique(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise FieldError("an object has the same key twice")
+    return result
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise FieldError(f"the number {text[:20]}... is too large")
+    return int(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise FieldError(f"the number {text[:20]} is not an integer")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_integer, parse_float=_no_number, parse_constant=_no_number
+)
+
+
+def parse_json(data: bytes, *, what: str, limit: int) -> JsonValue:
+    """Parse JSON of at most `limit` bytes; duplicate keys, floats and deep nesting raise FieldError.
+
+    Values are checked when they are asked for: text, integers and depth have the bounds of their member.
+    """
+    if len(data) > limit:
+        raise FieldError(f"{what} has {len(data)} bytes, the limit is {limit}")
+    try:
+        value: JsonValue = _DECODER.decode(data.decode("utf-8"))
+    except RecursionError as error:
+        raise FieldError(f"{what} nests too deep") from error
+    except ValueError as error:
+        raise FieldError(f"{what} is not strict JSON: {str(error)[:160]}") from error
+    return value
 
 
 class Fields:
@@ -90,13 +132,13 @@ class Fields:
 
 
 def as_text(value: JsonValue, what: str, *, limit: int = MAX_TEXT) -> str:
-    """Return `value` if it is a string of at most `limit` characters without lone surrogates."""
+    """Return `value` if it is a string of at most `limit` characters in NFC."""
     if not isinstance(value, str) or len(value) > limit:
         raise FieldError(f"{what} is not a string of at most {limit} characters")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise FieldError(f"{what} is not Unicode text") from None
+    if not value.isascii() and (
+        any("\ud800" <= char <= "\udfff" for char in value) or not is_normalized("NFC", value)
+    ):
+        raise FieldError(f"{what} is not Unicode text in form NFC")
     return value
 
 

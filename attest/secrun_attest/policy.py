@@ -1,12 +1,11 @@
-"""What a verifier accepts: rules for freshness and keys, reference values for platform, runtime and workload."""
+"""What a verifier accepts: rules for freshness and keys; reference values of platform, runtime, workload."""
 
 import hashlib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from secrun_attest import jcs
 from secrun_attest.evidence import MAX_PCRS
-from secrun_attest.fields import FieldError, Fields, as_digest, as_hex, as_text
+from secrun_attest.fields import FieldError, Fields, as_digest, as_hex, as_text, parse_json
 from secrun_attest.jcs import JsonValue
 from secrun_attest.wire import HASH_SIZES, Hierarchy
 
@@ -70,7 +69,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One version of a policy; times are seconds since 1970, `max_age` is seconds since the nonce was given."""
+    """One version of a policy; times are seconds since 1970, `max_age` counts from the nonce."""
 
     id: str
     version: int
@@ -91,7 +90,7 @@ class Policy:
 
 def parse_policy(data: bytes) -> Policy:
     """Parse a policy; raises FormatError. Its digest is that of the bytes, which are what is signed."""
-    fields = Fields(jcs.parse(data, what="policy", limit=MAX_POLICY), "policy")
+    fields = Fields(parse_json(data, what="policy", limit=MAX_POLICY), "policy")
     if (version := fields.integer("v")) != VERSION:
         raise FieldError(f"the policy has format {version}, this verifier reads {VERSION}")
     policy = Policy(

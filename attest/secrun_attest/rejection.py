@@ -63,7 +63,7 @@ STEPS: dict[Code, int] = {
 
 
 class RejectedError(AttestError):
-    """Evidence does not prove what it claims: `reason` is the stable code, `step` the number of the check."""
+    """Evidence does not prove what it claims: `reason` is the code, `step` the number of the check."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message, code=code.value)

@@ -1,4 +1,4 @@
-"""Checks 2 to 14: the right TPM signed exactly this log, now. Each raises RejectedError with its own code."""
+"""Checks 2 to 14: the right TPM signed exactly this log, now. Each raises RejectedError with a code."""
 
 import hashlib
 import hmac

@@ -86,7 +86,8 @@ class Machine:
             self._take(event, Fields(dict(event.fields), event.operation.value))
         except FieldError as error:
             raise RejectedError(Code.SEM, f"record {event.seq}: {error.message}") from error
-        if "pod" not in event.fields:
+        # A denied pod is not in the state: the denial is the host's.
+        if "pod" not in event.fields or event.operation is Operation.DENIED:
             self.operations.add(event.operation.value)
 
     def _take(self, event: Event, fields: Fields) -> None:
@@ -97,6 +98,15 @@ class Machine:
                 self.runtimes += (fields.object("runtime").digest("digest"),)
             case Operation.IMAGE_ADMIT:
                 self._admit(fields)
+            case Operation.DENIED:
+                self.denied += 1
+            case Operation.TRUST_CHANGE | Operation.POLICY_LOAD | Operation.RESUME | Operation.CHECKPOINT:
+                pass  # they change no pod
+            case _:
+                self._take_pod(event, fields)
+
+    def _take_pod(self, event: Event, fields: Fields) -> None:
+        match event.operation:
             case Operation.POD_PREPARE:
                 self._prepare(event, fields)
             case Operation.POD_START:
@@ -109,10 +119,8 @@ class Machine:
                 self._move(event, fields, PodState.REMOVED, PodState.PREPARED, PodState.EXITED)
             case Operation.UNMEASURED:
                 self._bypass(event, fields)
-            case Operation.DENIED:
-                self.denied += 1
-            case Operation.TRUST_CHANGE | Operation.POLICY_LOAD | Operation.RESUME | Operation.CHECKPOINT:
-                pass  # they change no pod
+            case _:
+                raise _illegal(event, "this verifier does not know what it means")
 
     def _open(self, fields: Fields) -> None:
         self.opened = True

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from secrun_attest import jcs
-from secrun_attest.fields import FieldError, Fields, as_digest, as_hex, as_text
+from secrun_attest.fields import FieldError, Fields, as_digest, as_hex, as_text, parse_json
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_COUNT, MAX_INTEGER, MAX_RECORDS
 from secrun_attest.record import DIGEST_SIZES, Bank, Epoch
@@ -39,7 +39,7 @@ class State:
 
 def load_state(data: bytes) -> State:
     """Read what `State.dump` wrote; raises FormatError."""
-    fields = Fields(jcs.parse(data, what="verifier state", limit=MAX_STATE), "state")
+    fields = Fields(parse_json(data, what="verifier state", limit=MAX_STATE), "state")
     if (version := fields.integer("v")) != VERSION:
         raise FieldError(f"the state has version {version}, this verifier reads {VERSION}")
     epoch, clock = fields.object("epoch"), fields.object("clock")

@@ -1,4 +1,4 @@
-"""The result token: an EAR (draft-ietf-rats-ear-04) signed as a compact JWS with ES256 (RFC 7515, RFC 7518 3.4).
+"""The result token: an EAR (draft-ietf-rats-ear-04) as a compact JWS with ES256 (RFC 7515, RFC 7518 3.4).
 
 The key is passed in and stays with the caller; time and the token's id are arguments too.
 """
@@ -100,7 +100,7 @@ def sign(payload: JsonObject, key: "EllipticCurvePrivateKey", *, key_id: str) ->
 
 
 def verify_token(token: str, key: "EllipticCurvePublicKey", *, audience: str, now: int) -> JsonObject:
-    """Return the claims of a token that `key` signed for `audience` and that is valid now; raises TokenError."""
+    """Return the claims of a token that `key` signed for `audience`, valid now; raises TokenError."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec

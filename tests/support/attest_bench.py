@@ -246,13 +246,13 @@ def select(alg: int, pcrs: tuple) -> bytes:
     return struct.pack(">HB", alg, 3) + bits.to_bytes(3, "little")
 
 
-def enrolled(host: Host, **changes) -> Enrolment:
+def enrolled(host: Host, /, **changes) -> Enrolment:
     return replace(
         Enrolment(host=host.name, ak_name=host.ak.name, hierarchy=Hierarchy.ENDORSEMENT), **changes
     )
 
 
-def session(host: Host, **changes) -> Session:
+def session(host: Host, /, **changes) -> Session:
     first = Session(
         nonce=NONCE, issued=NOW - 5, expires=NOW + 55, audience=AUDIENCE, enrolment=enrolled(host)
     )

@@ -1,0 +1,76 @@
+"""Random damage to evidence, and what must never come of it: a crash, or another content believed."""
+
+import json
+import random
+from dataclasses import replace
+
+from secrun_attest.evidence import build_evidence, parse_evidence
+from secrun_attest.verify import RejectedError, appraise
+from support.attest_bench import NOW, firmware_log, policy, session, usual_host
+
+
+class Bench:
+    """One host's honest evidence, and how often damaged copies of it were refused for which reason."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        host = usual_host(firmware=firmware_log([], ("sha1", "sha256", "sha384", "sha512")))
+        host.static = dict.fromkeys(range(8), bytes(32))
+        self.host, self.session = host, session(host)
+        self.policy = policy(platform={"pcrs": {}})
+        self.good = host.evidence()
+        self.verdict = appraise(self.good, self.session, self.policy, None, NOW)
+        self.codes: dict[str, int] = {}
+
+    def try_one(self) -> None:
+        """Damage a copy; if it is believed, it must say what the original says."""
+        how = self.random.choice([self._bytes, self._member, self._binary, self._signed])
+        data = how()
+        try:
+            verdict = appraise(data, self.session, self.policy, None, NOW)
+        except RejectedError as error:
+            self.codes[error.code] = self.codes.get(error.code, 0) + 1
+            return
+        believed = replace(verdict, state=replace(verdict.state, clock=self.verdict.state.clock))
+        assert believed == self.verdict, data
+
+    def _bytes(self, data: bytes = b"") -> bytes:
+        damaged = bytearray(data or self.good)
+        for _ in range(self.random.choice([1, 1, 1, 2, 5])):
+            at = self.random.randrange(len(damaged))
+            end = at + self.random.choice([0, 1, 1, 1, 2, 8])
+            size = self.random.choice([0, 1, 1, 1, 2])
+            damaged[at:end] = self.random.randbytes(size) if self.random.random() < 0.5 else b'0f"[{,'[:size]
+            damaged = damaged or bytearray(b"\0")
+        return bytes(damaged)
+
+    def _member(self) -> bytes:
+        """Replace, drop or double a random member of the JSON."""
+        document = json.loads(self.good)
+        place = document
+        while True:
+            key = self.random.choice(list(place) if isinstance(place, dict) else range(len(place)))
+            child = place[key]
+            if not (isinstance(child, dict | list) and child) or self.random.random() < 0.2:
+                break
+            place = child
+        values = [None, 0, 1, -1, 2**32, 2**64, True, "", "00" * 32, [], {}, [[[[]]]], child]
+        if self.random.random() < 0.2:
+            del place[key]
+        else:
+            place[key] = self.random.choice(values)
+            if isinstance(place, list) and self.random.random() < 0.3:
+                place.insert(0, child)
+        return json.dumps(document).encode()
+
+    def _binary(self) -> bytes:
+        """Damage one of the structures inside, with nothing around it to notice."""
+        good = parse_evidence(self.good)
+        name = self.random.choice(["ak_pub", "quote", "signature", "firmware_log"])
+        return build_evidence(replace(good, **{name: self._bytes(getattr(good, name))}))
+
+    def _signed(self) -> bytes:
+        """Damage the quote and have the genuine key sign it: the checks behind the signature see it."""
+        good = parse_evidence(self.good)
+        quote = self._bytes(good.quote)
+        return build_evidence(replace(good, quote=quote, signature=self.host.ak.sign(quote)))

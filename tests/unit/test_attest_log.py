@@ -6,11 +6,12 @@ import stat
 import pytest
 
 from secrun_attest import celjson, checkpoint
-from secrun_attest.errors import BrokenEpochError, LogError, TpmError, TpmTransportError
+from secrun_attest.errors import BrokenEpochError, FormatError, LogError, TpmError, TpmTransportError
+from secrun_attest.history import History
 from secrun_attest.logfile import EventLog
-from secrun_attest.record import Bank, Operation, parse_event_data
+from secrun_attest.record import Bank, Epoch, Operation, Record, make_record, parse_event_data
 from secrun_attest.replay import replay, zeros
-from support.eventlog import BOOT_ID, FakeTpm
+from support.eventlog import BOOT_ID, FakeTpm, event
 
 PCR = 15
 
@@ -59,10 +60,10 @@ def append_killed_at(monkeypatch, log, point):
 
 
 def test_a_log_begins_with_log_open_and_replays_to_the_pcr(log, tpm, tmp_path):
-    record = log.append(Operation.POD_START, {"pod": "p"})
+    started = log.append(Operation.POD_START, {"pod": "p"})
     records = log.records()
     assert operations(records) == ["LogOpen", "PodStart"]
-    assert records[1] == record
+    assert records[1] == started
     assert agrees(records, tpm)
     opening = parse_event_data(records[0].event_data)
     assert opening.fields["runtime"] == "1.0"
@@ -325,3 +326,92 @@ def test_an_append_reads_only_what_is_new(log, tmp_path, tpm, monkeypatch):
     monkeypatch.setattr(celjson, "parse_lines", lambda data: read.append(len(data)) or honest(data))
     log.append(Operation.POD_START, {})
     assert read == [0]
+
+
+def test_a_torn_record_of_a_neighbour_is_dropped(log, tpm, tmp_path, monkeypatch):
+    log.append(Operation.POD_PREPARE, {})
+    append_killed_at(monkeypatch, open_log(tmp_path, tpm), "torn")
+    log.append(Operation.POD_EXIT, {})
+    assert operations(log.records()) == ["LogOpen", "PodPrepare", "PodExit"]
+
+
+def test_a_log_that_was_put_in_its_place_is_read_again(log, tpm, tmp_path):
+    log.append(Operation.POD_START, {})
+    path = the_file(tmp_path)
+    other = tmp_path / "other"
+    other.write_bytes(path.read_bytes().replace(b"4c454141", b"4c454142"))
+    other.chmod(0o600)
+    other.rename(path)
+    with pytest.raises(LogError) as caught:
+        log.append(Operation.POD_START, {})
+    assert caught.value.code == "log-damaged"
+
+
+def test_a_log_that_was_never_opened_is_not_resumed(log, tpm, tmp_path, monkeypatch):
+    append_killed_at(monkeypatch, log, "logged")
+    tpm.sleep_and_lose()
+    found = log.recover()
+    assert operations(found) == ["LogOpen"]
+    assert parse_event_data(found[0].event_data).epoch.restart == 1
+
+
+ZERO = {bank.value: "00" * len(value) for bank, value in zeros(Bank).items()}
+OTHER_EPOCH = Epoch(reset=8, restart=0, boot_id=BOOT_ID)
+
+
+def opening(**fields):
+    return event(0, Operation.LOG_OPEN, **({"baseline": ZERO} | fields))
+
+
+def record(one, pcr=PCR):
+    return make_record(one, pcr=pcr, banks=Bank)
+
+
+def moved(one, recnum):
+    return Record(recnum=recnum, pcr=one.pcr, digests=one.digests, event_data=one.event_data)
+
+
+def forged(one, bank):
+    return Record(
+        recnum=one.recnum,
+        pcr=one.pcr,
+        digests={**one.digests, bank: bytes(len(one.digests[bank]))},
+        event_data=one.event_data,
+    )
+
+
+@pytest.mark.parametrize(
+    ("records", "code"),
+    [
+        ([record(event(0))], "log-open"),
+        ([record(opening()), record(event(1, Operation.LOG_OPEN, baseline=ZERO))], "log-open"),
+        ([record(opening()), record(event(1, epoch=OTHER_EPOCH))], "log-epoch"),
+        ([record(opening()), record(event(1), pcr=8)], "log-pcr"),
+        ([record(opening(), pcr=8)], "log-pcr"),
+        ([record(opening()), forged(record(event(1)), Bank.SHA1)], "log-digest"),
+        ([record(opening()), forged(record(event(1)), Bank.SHA512)], "log-digest"),
+        ([record(opening()), moved(record(event(2)), 1)], "log-order"),
+        ([record(opening()), record(event(2))], "log-order"),
+        ([record(opening()), moved(record(event(1)), 2)], "log-order"),
+        ([record(opening()), record(event(1, Operation.RESUME))], "log-resume"),
+        ([record(opening()), record(event(1, Operation.RESUME, restart=0))], "log-resume"),
+        ([record(opening()), record(event(1, Operation.RESUME, restart=True))], "log-resume"),
+        ([record(opening(baseline=None))], "log-baseline-field"),
+        ([record(opening(baseline={}))], "log-baseline-field"),
+        ([record(opening(baseline=ZERO | {"sm3_256": "00" * 32}))], "log-baseline-field"),
+        ([record(opening(baseline=ZERO | {"sha1": "00" * 19}))], "log-baseline-field"),
+        ([record(opening(baseline=ZERO | {"sha1": "AB" * 20}))], "log-baseline-field"),
+        ([record(opening(baseline=ZERO | {"sha1": "0 " * 20}))], "log-baseline-field"),
+        ([record(opening(baseline={"sha256": "00" * 32}))], "record-banks"),
+    ],
+)
+def test_records_that_cannot_follow_are_refused(records, code):
+    with pytest.raises(FormatError) as caught:
+        History.of(PCR, records)
+    assert caught.value.code == code
+
+
+def test_history_follows_a_resume():
+    found = History.of(PCR, [record(opening()), record(event(1, Operation.RESUME, restart=3))])
+    assert found.restart == 3
+    assert History.of(PCR, []) is None

@@ -1,5 +1,6 @@
 """Records as TCG Canonical Event Log JSON, one per line: the form that the log itself has on disk."""
 
+import re
 from collections.abc import Iterator
 
 from secrun_attest import jcs
@@ -12,6 +13,20 @@ CONTENT_TYPE = "pcclient_std"
 EVENT_TYPE = "EV_EVENT_TAG"
 
 _BANKS = {bank.value: bank for bank in Bank}
+_BANK_NAMES = {bank.encode(): bank for bank in Bank}
+
+# What is canonical has one text, so the lines of a log are a regular language; this reads one several times
+# faster than JSON does. Lines that do not match go the long way, which knows what is wrong with them.
+_DIGEST = re.compile(rb'\{"digest":"([0-9a-f]+)","hashAlg":"([0-9a-z]+)"\}')
+_ANY_DIGEST = b"|".join(
+    b'\\{"digest":"[0-9a-f]{%d}","hashAlg":"%b"\\}' % (2 * size, bank.encode())
+    for bank, size in DIGEST_SIZES.items()
+)
+_LINE = re.compile(
+    rb'\{"content":\{"event_data":"([0-9a-f]*)","event_type":"EV_EVENT_TAG"\},"content_type":"pcclient_std",'
+    rb'"digests":\[((?:%(one)b)(?:,(?:%(one)b))*)\],"pcr":(0|[1-9][0-9]?),"recnum":(0|[1-9][0-9]{0,5})\}\Z'
+    % {b"one": _ANY_DIGEST}
+)
 _HEX_DIGITS = frozenset("0123456789abcdef")
 
 
@@ -55,7 +70,19 @@ def line(record: Record) -> bytes:
 
 def parse_line(data: bytes) -> Record:
     """Parse one line without its end; raises FormatError unless it is exactly what `line` writes."""
+    match = _LINE.match(data) if len(data) <= MAX_LOG_LINE else None
+    if match is not None and len(match[1]) % 2 == 0:
+        return _from_match(match)
     return from_json(jcs.parse_canonical(data, what="line of the log", limit=MAX_LOG_LINE))
+
+
+def _from_match(match: re.Match[bytes]) -> Record:
+    event_data, digests, pcr, recnum = match.groups()
+    found = {_BANK_NAMES[name]: bytes.fromhex(value.decode()) for value, name in _DIGEST.findall(digests)}
+    if len(found) != digests.count(b"{"):
+        raise FormatError(f"record {recnum.decode()} has two digests for one bank", code="record-digests")
+    data = bytes.fromhex(event_data.decode())
+    return Record(recnum=int(recnum), pcr=int(pcr), digests=found, event_data=data)
 
 
 def parse_lines(data: bytes) -> Iterator[Record]:

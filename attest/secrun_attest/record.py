@@ -106,8 +106,9 @@ class Event:
     def __post_init__(self) -> None:
         _expect_integer(self.seq, "seq", MAX_RECORDS - 1)
         _expect_integer(self.t, "t", MAX_INTEGER)
-        if taken := RESERVED & self.fields.keys():
-            raise FormatError(f"field {min(taken)!r} is not the operation's to set", code="event-field")
+        if not RESERVED.isdisjoint(self.fields):
+            taken = min(RESERVED & self.fields.keys())
+            raise FormatError(f"field {taken!r} is not the operation's to set", code="event-field")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,9 +192,10 @@ def parse_event_data(data: bytes) -> Event:
     check_event_size(len(data))
     operation, text = _parse_tag(data)
     payload = jcs.parse_canonical(text, what=f"{operation} event", limit=MAX_EVENT_DATA)
-    if missing := RESERVED - payload.keys():
-        raise FormatError(f"{operation} event lacks {min(missing)!r}", code="event-field")
-    version, seq, epoch, t = (payload.pop(name) for name in ("v", "seq", "epoch", "t"))
+    try:
+        version, seq, epoch, t = payload.pop("v"), payload.pop("seq"), payload.pop("epoch"), payload.pop("t")
+    except KeyError as error:
+        raise FormatError(f"{operation} event lacks {error}", code="event-field") from error
     if type(version) is not int or version != VERSION:
         got = f"{operation} event has version {str(version)[:20]}"
         raise FormatError(f"{got}, expected {VERSION}", code="event-version")

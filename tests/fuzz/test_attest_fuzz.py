@@ -14,6 +14,7 @@ from secrun_attest.exports import (
     parse_cel_tlv,
     parse_tcg,
 )
+from secrun_attest.jcs import parse_canonical
 from secrun_attest.logfile import EventLog
 from secrun_attest.record import Bank, make_record, parse_event_data
 from secrun_attest.replay import replay, zeros
@@ -106,6 +107,22 @@ def test_damaged_logs_are_refused_or_read_as_what_they_say(fuzz_scale):
             if got and parser in (celjson.parse_lines, parse_tcg):
                 assert write(got) == damaged  # these two forms have one text per record
     assert refused > 1000 * fuzz_scale
+
+
+def test_the_quick_reader_of_lines_takes_what_the_thorough_one_takes(fuzz_scale):
+    chance = random.Random(3)
+    taken = 0
+    for banks in (tuple(Bank), (Bank.SHA256,), (Bank.SHA512, Bank.SHA1)):
+        text = celjson.line(make_record(event(pod="p"), pcr=15, banks=banks))[:-1]
+        for _ in range(400 * fuzz_scale):
+            damaged = mutate(chance, text)
+            quick = parsed(lambda data: [celjson.parse_line(data)], damaged)
+            thorough = parsed(
+                lambda data: [celjson.from_json(parse_canonical(data, what="it", limit=10**6))], damaged
+            )
+            assert quick == thorough
+            taken += quick is not None
+    assert taken > 100 * fuzz_scale
 
 
 def test_damaged_events_are_refused_or_are_other_events(fuzz_scale):

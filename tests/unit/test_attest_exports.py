@@ -151,6 +151,7 @@ GOOD = json.loads(celjson.line(records(1)[0]))
         ({"digests": [{"hashAlg": "sha256", "digest": "00" * 31}]}, "record-digest-size"),
         ({"digests": [{"hashAlg": "sha256", "digest": "0G" * 32}]}, "record-hex"),
         ({"digests": [{"hashAlg": "sha256"}]}, "record-field"),
+        ({"recnum": 2**60}, "json"),
     ],
 )
 def test_lines_that_are_not_ours_are_refused(change, code):

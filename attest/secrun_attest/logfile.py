@@ -5,7 +5,7 @@ Protocol and files: docs/event-log.md.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,15 +137,13 @@ class EventLog:
             return self._known.path
         exact = logstore.log_path(self._directory, clock.reset, clock.restart)
         earlier = logstore.earlier_log(self._directory, clock.reset, clock.restart)
-        if earlier is None or os.path.lexists(exact):
+        if earlier is None or os.path.lexists(exact) or values == self._start(values):
             return exact
         with logstore.opened(earlier, self._pcr) as log:
             log.load()
             history = log.history
-        if history is None:
-            return exact
-        unfinished = len(history.records) > 1 and values == history.before
-        return earlier if values == history.values or unfinished else exact
+        goes_on = history is not None and values in (history.values, history.before)
+        return earlier if goes_on else exact
 
     def _load(self, log: LogFile, values: Mapping[Bank, bytes], known: _Known | None) -> None:
         if known is not None and known.inode == _inode(log) and known.size <= os.fstat(log.fd).st_size:
@@ -174,11 +172,20 @@ class EventLog:
             )
         elif values == history.before:
             self._extend(log, history.before, history.records[-1])
+        elif values == self._start(values) and history.epoch.boot_id != self._boot_id():
+            raise LogError(
+                f"{log.path} is of another boot, {history.epoch.boot_id}: its counters have come again",
+                hint="the TPM was cleared or exchanged since; move the file out of this folder",
+                code="log-stale",
+            )
         elif values != history.values:
             raise self._broken(log, history.values, values)
 
+    def _start(self, banks: Iterable[Bank]) -> Mapping[Bank, bytes]:
+        return zeros(banks) if self._baseline is None else self._baseline
+
     def _check_baseline(self, values: Mapping[Bank, bytes]) -> None:
-        expected = zeros(values) if self._baseline is None else self._baseline
+        expected = self._start(values)
         if values != expected:
             raise LogError(
                 f"PCR {self._pcr} holds {_short(values)} before the first record of this boot, "

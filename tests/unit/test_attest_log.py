@@ -355,6 +355,37 @@ def test_a_log_that_was_never_opened_is_not_resumed(log, tpm, tmp_path, monkeypa
     assert parse_event_data(found[0].event_data).epoch.restart == 1
 
 
+def test_a_damaged_log_of_a_life_that_is_over_does_not_matter(log, tpm, tmp_path):
+    log.append(Operation.POD_START, {})
+    the_file(tmp_path).write_bytes(b"rubbish\n")
+    tpm.sleep_and_lose()
+    assert operations(open_log(tmp_path, tpm).recover()) == ["LogOpen"]
+
+
+def test_a_log_of_another_boot_under_this_name_is_named_as_that(log, tpm, tmp_path):
+    log.append(Operation.POD_START, {})
+    whole = the_file(tmp_path).read_bytes()
+    tpm.values.clear()
+    later = open_log(tmp_path, tpm, boot_id=lambda: BOOT_ID.replace("6", "7"))
+    with pytest.raises(LogError) as caught:
+        later.append(Operation.POD_START, {})
+    assert caught.value.code == "log-stale"
+    assert the_file(tmp_path).read_bytes() == whole
+    the_file(tmp_path).unlink()
+    assert operations(later.recover()) == ["LogOpen"]
+
+
+def test_a_refused_roll_forward_keeps_the_record(log, tpm, tmp_path, monkeypatch):
+    log.recover()
+    append_killed_at(monkeypatch, log, "logged")
+    tpm.fail = TpmError("lockout")
+    with pytest.raises(TpmError):
+        log.recover()
+    found = log.recover()
+    assert operations(found) == ["LogOpen", "PodStart"]
+    assert agrees(found, tpm)
+
+
 ZERO = {bank.value: "00" * len(value) for bank, value in zeros(Bank).items()}
 OTHER_EPOCH = Epoch(reset=8, restart=0, boot_id=BOOT_ID)
 

@@ -4,6 +4,7 @@ Sources: TCG PC Client Platform Firmware Profile 1.05, 10 (tcg); TCG Canonical E
 RFC 7464 (JSON text sequences).
 """
 
+import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -109,7 +110,9 @@ def _text_line(record: Record, banks: Sequence[Bank]) -> bytes:
     event = parse_event_data(record.event_data)
     digests = " ".join(f"{bank}:{record.digests[bank].hex()}" for bank in banks)
     head = f"{record.recnum} {record.pcr} {digests} {event.operation} "
-    return head.encode("ascii") + jcs.encode(dict(event.fields)) + b"\n"
+    # Escaped, so that no name steers the reader's terminal.
+    fields = json.dumps(dict(event.fields), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return f"{head}{fields}\n".encode("ascii")
 
 
 _WRITERS: Final[Mapping[LogFormat, Callable[[Sequence[Record], Sequence[Bank]], bytes]]] = {

@@ -91,6 +91,11 @@ def test_text_shows_what_happened():
     assert text == f'0 15 sha256:{record.digests[Bank.SHA256].hex()} PodStart {{"word":"w0"}}\n'
 
 
+def test_text_does_not_steer_a_terminal():
+    record = make_record(event(word="a\u009b31m\u202e\x1b[2J"), pcr=15, banks=BANKS)
+    assert b'{"word":"a\\u009b31m\\u202e\\u001b[2J"}\n' in export([record], LogFormat.TEXT, BANKS)
+
+
 def test_a_part_of_a_log_keeps_its_numbers():
     part = records(2, start=40)
     assert list(parse_cel_tlv(export(part, LogFormat.CEL_TLV, BANKS))) == part

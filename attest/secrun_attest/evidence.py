@@ -16,13 +16,14 @@ from secrun_attest.fields import (
     as_base64,
     as_hex,
     as_integer,
+    as_list,
+    as_text,
     parse_json,
     to_base64,
 )
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_COUNT, MAX_EVENT_DATA, MAX_PCR, MAX_RECORDS
-from secrun_attest.record import Epoch
-from secrun_attest.wire import HASH_SIZES
+from secrun_attest.record import DIGEST_SIZES, Bank, Epoch
 
 VERSION = 1
 # A host with the largest log allowed sends about 400 MB; verifiers ask for pieces long before.
@@ -36,6 +37,11 @@ NONCE_SIZES = (32,)
 BINDING = b"secrun-quote-v1\0"
 CONTENT_TYPE = "pcclient_std"
 EVENT_TYPE = "EV_EVENT_TAG"
+
+BANKS = {bank.value: bank for bank in Bank}
+RECORD_KEYS = frozenset({"recnum", "pcr", "digests", "content_type", "content"})
+CONTENT_KEYS = frozenset({"event_type", "event_data"})
+DIGEST_KEYS = frozenset({"hashAlg", "digest"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,7 @@ class LogRecord:
 
     recnum: int
     pcr: int
-    digests: tuple[tuple[str, bytes], ...]
+    digests: tuple[tuple[Bank, bytes], ...]
     content_type: str
     event_type: str
     data: bytes
@@ -78,7 +84,7 @@ class Evidence:
     signature: bytes
     pcr_values: tuple[tuple[str, tuple[tuple[int, bytes], ...]], ...]
     log_from: int
-    base_pcr: tuple[tuple[str, bytes], ...]
+    base_pcr: tuple[tuple[Bank, bytes], ...]
     records: tuple[LogRecord, ...]
     firmware_log: bytes | None = None
     contents: tuple[tuple[bytes, bytes], ...] = ()
@@ -91,7 +97,7 @@ def binding(nonce: bytes, header: Header) -> bytes:
     return hashlib.sha256(BINDING + nonce + hashlib.sha256(header.canonical()).digest()).digest()
 
 
-def log_digest(records: Sequence[LogRecord], bank: str = "sha256") -> bytes:
+def log_digest(records: Sequence[LogRecord], bank: Bank = Bank.SHA256) -> bytes:
     """Return the digest of the records sent: SHA-256 over their digests in `bank`, in order."""
     digests = (digest for record in records for name, digest in record.digests if name == bank)
     return hashlib.sha256(b"".join(digests)).digest()
@@ -113,7 +119,7 @@ def parse_evidence(data: bytes) -> Evidence:
         signature=fields.base64("signature"),
         pcr_values=_pcr_values(fields.mapping("pcr_values", limit=MAX_BANKS)),
         log_from=log.integer("from", limit=MAX_RECORDS),
-        base_pcr=_banks(log.mapping("base_pcr", limit=MAX_BANKS), "evidence.log.base_pcr"),
+        base_pcr=tuple(banks(log.mapping("base_pcr", limit=MAX_BANKS), "evidence.log.base_pcr").items()),
         records=tuple(_record(item) for item in log.items("records", limit=MAX_RECORDS)),
         firmware_log=fields.base64("firmware_log") if fields.has("firmware_log") else None,
         contents=_contents(fields.mapping("contents", limit=MAX_CONTENTS)),
@@ -151,21 +157,23 @@ def _header(fields: Fields) -> Header:
     return header
 
 
-def _banks(value: JsonObject, what: str) -> tuple[tuple[str, bytes], ...]:
-    return tuple((bank, as_hex(text, what, sizes=(_size(bank, what),))) for bank, text in value.items())
+def banks(value: JsonObject, what: str) -> dict[Bank, bytes]:
+    """Return a digest per bank out of an object of hex strings; raises FieldError."""
+    named = ((_bank(name, what), text) for name, text in value.items())
+    return {bank: as_hex(text, what, sizes=(DIGEST_SIZES[bank],)) for bank, text in named}
 
 
-def _size(bank: str, what: str) -> int:
-    if bank not in HASH_SIZES:
-        raise FieldError(f"{what} names the bank {bank[:40]!r}, which is not known")
-    return HASH_SIZES[bank]
+def _bank(name: str, what: str) -> Bank:
+    if name not in BANKS:
+        raise FieldError(f"{what} names the bank {name[:40]!r}, which is not known")
+    return BANKS[name]
 
 
 def _pcr_values(value: JsonObject) -> tuple[tuple[str, tuple[tuple[int, bytes], ...]], ...]:
     what = "evidence.pcr_values"
     result = []
     for bank, values in value.items():
-        size = _size(bank, what)
+        size = DIGEST_SIZES[_bank(bank, what)]
         if not isinstance(values, dict) or len(values) > MAX_PCRS:
             raise FieldError(f"{what}.{bank} is not an object of at most {MAX_PCRS} values")
         found = tuple((_index(key), as_hex(text, what, sizes=(size,))) for key, text in values.items())
@@ -180,28 +188,36 @@ def _index(key: str) -> int:
 
 
 def _record(value: JsonValue) -> LogRecord:
-    fields = Fields(value, "record")
-    content = fields.object("content")
-    digests = []
-    for item in fields.items("digests", limit=MAX_BANKS):
-        entry = Fields(item, "record.digests")
-        bank = entry.text("hashAlg", limit=20)
-        digests.append((bank, entry.hex("digest", sizes=(_size(bank, "record"),))))
-        entry.done()
-    data = content.hex("event_data")
+    # Most of the time of an appraisal goes by here: one look at the keys instead of one per member.
+    if not isinstance(value, dict) or value.keys() != RECORD_KEYS:
+        raise FieldError(f"a record does not have exactly the members {', '.join(sorted(RECORD_KEYS))}")
+    content = value["content"]
+    if not isinstance(content, dict) or content.keys() != CONTENT_KEYS:
+        raise FieldError("the content of a record is not event_type and event_data")
+    data = as_hex(content["event_data"], "event_data")
     if len(data) > MAX_EVENT_DATA:
         raise FieldError(f"a record has {len(data)} bytes, the limit is {MAX_EVENT_DATA}")
-    record = LogRecord(
-        recnum=fields.integer("recnum", limit=MAX_RECORDS),
-        pcr=fields.integer("pcr", limit=MAX_PCR),
-        digests=tuple(digests),
-        content_type=fields.text("content_type", limit=40),
-        event_type=content.text("event_type", limit=40),
+    return LogRecord(
+        recnum=as_integer(value["recnum"], "recnum", limit=MAX_RECORDS),
+        pcr=as_integer(value["pcr"], "pcr", limit=MAX_PCR),
+        digests=tuple(_bank_digest(item) for item in as_list(value["digests"], "digests", limit=MAX_BANKS)),
+        content_type=as_text(value["content_type"], "content_type", limit=40),
+        event_type=as_text(content["event_type"], "event_type", limit=40),
         data=data,
     )
-    content.done()
-    fields.done()
-    return record
+
+
+def _bank_digest(item: JsonValue) -> tuple[Bank, bytes]:
+    if not isinstance(item, dict) or item.keys() != DIGEST_KEYS:
+        raise FieldError("a digest of a record is not hashAlg and digest")
+    name = item["hashAlg"]
+    bank = BANKS.get(name) if isinstance(name, str) else None
+    if bank is None:
+        raise FieldError("a record has a digest of an unknown bank")
+    value = as_hex(item["digest"], "digest")
+    if len(value) != DIGEST_SIZES[bank]:
+        raise FieldError(f"a {bank} digest has {len(value)} bytes")
+    return bank, value
 
 
 def _contents(value: JsonObject) -> tuple[tuple[bytes, bytes], ...]:

@@ -89,7 +89,12 @@ class Fields:
 
     def text(self, name: str, *, limit: int = MAX_TEXT) -> str:
         """Return a string of at most `limit` characters that can be encoded."""
-        return as_text(self.take(name), f"{self.what}.{name}", limit=limit)
+        value = self.take(name)
+        if (
+            type(value) is str and len(value) <= limit and value.isascii()
+        ):  # the usual case, without a message
+            return value
+        return as_text(value, f"{self.what}.{name}", limit=limit)
 
     def integer(self, name: str, *, limit: int = MAX_INTEGER) -> int:
         """Return an integer from 0 to `limit`."""

@@ -4,10 +4,11 @@ import hashlib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from secrun_attest.evidence import MAX_PCRS
+from secrun_attest.evidence import BANKS, MAX_PCRS
 from secrun_attest.fields import FieldError, Fields, as_digest, as_hex, as_text, parse_json
 from secrun_attest.jcs import JsonValue
-from secrun_attest.wire import HASH_SIZES, Hierarchy
+from secrun_attest.record import DIGEST_SIZES, Bank
+from secrun_attest.wire import Hierarchy
 
 VERSION = 1
 # Reference values for ten thousand images, with room.
@@ -76,7 +77,7 @@ class Policy:
     not_before: int
     not_after: int
     pcr: int
-    bank: str
+    bank: Bank
     selection: tuple[int, ...]
     hierarchies: frozenset[Hierarchy]
     keys: frozenset[bytes] | None
@@ -117,7 +118,7 @@ def parse_policy(data: bytes) -> Policy:
 def _consistent(policy: Policy) -> Policy:
     if policy.pcr not in policy.selection:
         raise FieldError(f"policy.selection leaves out PCR {policy.pcr}, where the runtime measures")
-    size = HASH_SIZES[policy.bank]
+    size = DIGEST_SIZES[policy.bank]
     for index, values in policy.platform.pcrs:
         if index not in policy.selection or index == policy.pcr:
             raise FieldError(f"policy.platform.pcrs: PCR {index} is not selected, or is the runtime's own")
@@ -126,11 +127,11 @@ def _consistent(policy: Policy) -> Policy:
     return policy
 
 
-def _bank(name: str) -> str:
+def _bank(name: str) -> Bank:
     # SHA-1 is extended with the others, but collisions in it are cheap: it proves nothing.
-    if name not in HASH_SIZES or name == "sha1":
+    if name not in BANKS or name == "sha1":
         raise FieldError(f"policy.bank is {name!r}, expected sha256, sha384 or sha512")
-    return name
+    return BANKS[name]
 
 
 def _selection(values: list[JsonValue]) -> tuple[int, ...]:

@@ -224,7 +224,7 @@ class Host:
             signature=self.ak.sign(attest),
             pcr_values=(("sha256", tuple(sorted(values.items()))),),
             log_from=begin,
-            base_pcr=tuple((str(bank), self.pcr(bank, begin)) for bank in self.banks),
+            base_pcr=tuple((bank, self.pcr(bank, begin)) for bank in self.banks),
             records=tuple(self.records[begin:]),
             firmware_log=self.firmware,
             contents=((raw_of(IMAGE), IMAGE_MANIFEST), (raw_of(POD_DIGEST), POD_MANIFEST))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from secrun_attest.errors import FormatError
 from secrun_attest.evidence import Evidence, parse_evidence
 from secrun_attest.policy import Policy
-from secrun_attest.record import Epoch, parse_event_data
+from secrun_attest.record import Bank, Epoch, parse_event_data
 from secrun_attest.rejection import Code, RejectedError
 from secrun_attest.verify import checks
 from secrun_attest.verify.judge import Appraisal, Status, check_policy, judge_host, judge_pod
@@ -115,7 +115,7 @@ def _check_format(data: bytes) -> _Parsed:
 
 
 def _check_meaning(
-    evidence: Evidence, base: dict[str, bytes], enrolment: Enrolment, state: State | None
+    evidence: Evidence, base: dict[Bank, bytes], enrolment: Enrolment, state: State | None
 ) -> Machine:
     """15: the events' own numbers agree with the log and the TPM, and their story can have happened."""
     machine = Machine() if state is None else state.machine.copy()

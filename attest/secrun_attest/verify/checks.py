@@ -9,7 +9,7 @@ from secrun_attest.errors import FormatError
 from secrun_attest.evidence import CONTENT_TYPE, EVENT_TYPE, Evidence, LogRecord, binding, log_digest
 from secrun_attest.firmware import replay_firmware
 from secrun_attest.policy import Policy
-from secrun_attest.record import Bank, digest
+from secrun_attest.record import DIGEST_SIZES, Bank, digest
 from secrun_attest.rejection import Code, RejectedError
 from secrun_attest.verify.session import Enrolment, Session
 from secrun_attest.verify.state import State
@@ -17,7 +17,6 @@ from secrun_attest.wire import (
     CURVE_NIST_P256,
     GENERATED,
     HASH_NAMES,
-    HASH_SIZES,
     ST_ATTEST_QUOTE,
     Alg,
     Attest,
@@ -242,7 +241,7 @@ def check_epoch(attest: Attest, evidence: Evidence, state: State | None) -> Stat
 
 def check_baseline(
     evidence: Evidence, values: dict[int, bytes], policy: Policy, state: State | None
-) -> dict[str, bytes]:
+) -> dict[Bank, bytes]:
     """12: what lay in the PCRs before the log is explained; return the base of the replay by bank."""
     base = dict(evidence.base_pcr)
     if policy.bank not in base:
@@ -274,9 +273,9 @@ def _check_firmware(evidence: Evidence, values: dict[int, bytes], policy: Policy
             raise RejectedError(Code.BASELINE, f"PCR {index} is {got}")
 
 
-def _explained(evidence: Evidence, bank: str, pcr: int) -> bytes:
+def _explained(evidence: Evidence, bank: Bank, pcr: int) -> bytes:
     if evidence.firmware_log is None:
-        return bytes(HASH_SIZES[bank])
+        return bytes(DIGEST_SIZES[bank])
     return _replayed(evidence.firmware_log, bank)[pcr]
 
 
@@ -287,14 +286,14 @@ def _replayed(log: bytes, bank: str) -> tuple[bytes, ...]:
         raise RejectedError(Code.BASELINE, error.message) from error
 
 
-def check_log(evidence: Evidence, policy: Policy, banks: Iterable[str], state: State | None) -> None:
+def check_log(evidence: Evidence, policy: Policy, banks: Iterable[Bank], state: State | None) -> None:
     """13: the records are those the header counts, in order, each with the digests of its own bytes."""
     begin = 0 if state is None else state.recnum
     records, header = evidence.records, evidence.header
     if evidence.log_from != begin or header.log_count != begin + len(records):
         got = f"{len(records)} records from {evidence.log_from}, {header.log_count} counted"
         raise RejectedError(Code.LOG_RECNUM, f"{got}, expected them from {begin}")
-    wanted = sorted(Bank(bank) for bank in banks)
+    wanted = sorted(banks)
     for recnum, record in enumerate(records, begin):
         _check_record(record, recnum, policy.pcr, wanted)
     if log_digest(records) != header.log_sha256:
@@ -309,26 +308,26 @@ def _check_record(record: LogRecord, recnum: int, pcr: int, banks: list[Bank]) -
     if (record.content_type, record.event_type) != (CONTENT_TYPE, EVENT_TYPE):
         got = f"{record.content_type[:40]!r} {record.event_type[:40]!r}"
         raise RejectedError(Code.LOG_CONTENT, f"record {recnum} holds {got}, expected an {EVENT_TYPE}")
-    if sorted(bank for bank, _ in record.digests) != banks:
+    if sorted([bank for bank, _ in record.digests]) != banks:
         expected = ", ".join(banks)
         raise RejectedError(Code.LOG_BANK, f"record {recnum} has not one digest for each of {expected}")
     for bank, value in record.digests:
-        if digest(Bank(bank), record.data) != value:
+        if digest(bank, record.data) != value:
             raise RejectedError(
                 Code.LOG_DIGEST, f"the {bank} digest of record {recnum} is not that of its bytes"
             )
 
 
 def check_replay(
-    evidence: Evidence, values: dict[int, bytes], base: dict[str, bytes], policy: Policy
-) -> dict[str, bytes]:
+    evidence: Evidence, values: dict[int, bytes], base: dict[Bank, bytes], policy: Policy
+) -> dict[Bank, bytes]:
     """14: the records, replayed from the base, give exactly the quoted PCR; return the PCR by bank."""
-    result = {}
+    result: dict[Bank, bytes] = {}
     sent = [dict(record.digests) for record in evidence.records]
     for bank, first in base.items():
         value = first
         for digests in sent:
-            value = digest(Bank(bank), value + digests[bank])
+            value = digest(bank, value + digests[bank])
         result[bank] = value
     if result[policy.bank] != values[policy.pcr]:
         got = f"{values[policy.pcr].hex()}, the log gives {result[policy.bank].hex()}"

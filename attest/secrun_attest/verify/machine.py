@@ -6,8 +6,9 @@ It holds facts, not judgements: whether an image may run is the policy's busines
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from secrun_attest.fields import FieldError, Fields, as_hex, as_text
-from secrun_attest.record import DIGEST_SIZES, Bank, Event, Operation
+from secrun_attest.evidence import banks
+from secrun_attest.fields import FieldError, Fields, as_text
+from secrun_attest.record import Bank, Event, Operation
 from secrun_attest.rejection import Code, RejectedError
 
 # A pod has tens of apps at most; images, mounts and units are counted elsewhere.
@@ -61,7 +62,7 @@ class Machine:
 
     opened: bool = False
     ak: bytes = b""
-    baseline: dict[str, bytes] = field(default_factory=dict)
+    baseline: dict[Bank, bytes] = field(default_factory=dict)
     runtimes: tuple[bytes, ...] = ()
     images: dict[tuple[bytes, bytes], Image] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
@@ -126,10 +127,7 @@ class Machine:
         self.opened = True
         self.ak = fields.hex("ak")
         self.runtimes = (fields.object("runtime").digest("digest"),)
-        self.baseline = {
-            bank: as_hex(value, "LogOpen.baseline", sizes=(_size(bank),))
-            for bank, value in fields.mapping("baseline", limit=len(Bank)).items()
-        }
+        self.baseline = banks(fields.mapping("baseline", limit=len(Bank)), "LogOpen.baseline")
 
     def _admit(self, fields: Fields) -> None:
         image = Image(
@@ -190,12 +188,6 @@ class Machine:
 def _relaxations(fields: Fields) -> tuple[str, ...]:
     what = f"{fields.what}.relaxations"
     return tuple(as_text(item, what) for item in fields.items("relaxations", limit=MAX_RELAXATIONS))
-
-
-def _size(bank: str) -> int:
-    if bank not in set(Bank):
-        raise FieldError(f"LogOpen.baseline names an unknown bank {bank[:40]!r}")
-    return DIGEST_SIZES[Bank(bank)]
 
 
 def _illegal(event: Event, why: str) -> RejectedError:

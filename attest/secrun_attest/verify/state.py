@@ -4,10 +4,11 @@ import hashlib
 from dataclasses import dataclass
 
 from secrun_attest import jcs
-from secrun_attest.fields import FieldError, Fields, as_digest, as_hex, as_text, parse_json
+from secrun_attest.evidence import banks
+from secrun_attest.fields import FieldError, Fields, as_digest, as_text, parse_json
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_COUNT, MAX_INTEGER, MAX_RECORDS
-from secrun_attest.record import DIGEST_SIZES, Bank, Epoch
+from secrun_attest.record import Bank, Epoch
 from secrun_attest.verify.machine import App, Image, Machine, Pod, PodState
 from secrun_attest.wire import Clock
 
@@ -25,7 +26,7 @@ class State:
     epoch: Epoch
     clock: Clock
     recnum: int
-    pcrs: tuple[tuple[str, bytes], ...]
+    pcrs: tuple[tuple[Bank, bytes], ...]
     machine: Machine
 
     def dump(self) -> bytes:
@@ -140,12 +141,8 @@ def _machine(fields: Fields) -> Machine:
     return machine
 
 
-def _banks(fields: Fields, name: str) -> dict[str, bytes]:
-    sizes = {bank.value: size for bank, size in DIGEST_SIZES.items()}
-    return {
-        bank: as_hex(value, name, sizes=(sizes.get(bank, -1),))
-        for bank, value in fields.mapping(name, limit=len(Bank)).items()
-    }
+def _banks(fields: Fields, name: str) -> dict[Bank, bytes]:
+    return banks(fields.mapping(name, limit=len(Bank)), name)
 
 
 def _image(fields: Fields) -> Image:

@@ -39,6 +39,7 @@ CONTENT_TYPE = "pcclient_std"
 EVENT_TYPE = "EV_EVENT_TAG"
 
 BANKS = {bank.value: bank for bank in Bank}
+DIGESTS = {bank.value: (bank, (DIGEST_SIZES[bank],)) for bank in Bank}
 RECORD_KEYS = frozenset({"recnum", "pcr", "digests", "content_type", "content"})
 CONTENT_KEYS = frozenset({"event_type", "event_data"})
 DIGEST_KEYS = frozenset({"hashAlg", "digest"})
@@ -211,13 +212,10 @@ def _bank_digest(item: JsonValue) -> tuple[Bank, bytes]:
     if not isinstance(item, dict) or item.keys() != DIGEST_KEYS:
         raise FieldError("a digest of a record is not hashAlg and digest")
     name = item["hashAlg"]
-    bank = BANKS.get(name) if isinstance(name, str) else None
-    if bank is None:
+    known = DIGESTS.get(name) if isinstance(name, str) else None
+    if known is None:
         raise FieldError("a record has a digest of an unknown bank")
-    value = as_hex(item["digest"], "digest")
-    if len(value) != DIGEST_SIZES[bank]:
-        raise FieldError(f"a {bank} digest has {len(value)} bytes")
-    return bank, value
+    return known[0], as_hex(item["digest"], "digest", sizes=known[1])
 
 
 def _contents(value: JsonObject) -> tuple[tuple[bytes, bytes], ...]:

@@ -106,7 +106,7 @@ class Fields:
 
     def digest(self, name: str) -> bytes:
         """Return the 32 bytes of a digest written as `sha256:` and lower-case hex."""
-        return as_digest(self.take(name), f"{self.what}.{name}")
+        return as_digest(self.take(name), name)
 
     def base64(self, name: str) -> bytes:
         """Return bytes written as canonical base64 with padding."""

@@ -351,6 +351,14 @@ def test_an_epoch_never_comes_back(reset, restart, now_restart, boot):
     assert refused(twin.bundle(), later(host, state), state=state) is Code.EPOCH
 
 
+def test_a_resume_that_was_seen_is_not_undone():
+    host, state = first_pass()
+    host.restart = 3
+    state = appraise(host.evidence(begin=5), later(host, state), policy(), state, NOW).state
+    host.restart = 2
+    assert refused(host.bundle(begin=5), later(host, state), state=state) is Code.EPOCH
+
+
 @pytest.mark.parametrize("changes", [{"reset": 8}, {"restart": 1}])
 def test_the_log_must_be_of_the_signed_epoch(changes):
     host = usual_host()
@@ -391,6 +399,12 @@ def test_what_lay_in_the_pcr_before_must_be_explained():
     dirty = {bank: b"\x01" * hashlib.new(bank).digest_size for bank in Bank}
     host = usual_host(base=dirty)
     assert refused(host.bundle(), session(host)) is Code.BASELINE
+
+
+def test_the_base_must_hold_the_pinned_bank():
+    host = usual_host()
+    evidence = edited(host.evidence(), ("log", "base_pcr", "sha256"), ...)
+    assert refused(evidence, session(host)) is Code.BASELINE
 
 
 def with_firmware(events):

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from secrun_attest.errors import FormatError
@@ -44,6 +45,8 @@ REQUIRED = (
     | Attribute.SIGN
 )
 STRONG_HASHES = (Alg.SHA256, Alg.SHA384, Alg.SHA512)
+# Hosts come back twice a minute with the same key; loading one costs as much as verifying with it.
+KEY_CACHE = 4096
 RSA_BITS = (2048, 3072, 4096)
 # The PCRs that firmware alone extends before the operating system runs.
 FIRMWARE_PCRS = range(8)
@@ -124,14 +127,21 @@ def _hash(alg: int) -> "HashAlgorithm":
     return hashes.SHA384() if alg == Alg.SHA384 else hashes.SHA512()
 
 
+@lru_cache(maxsize=KEY_CACHE)
+def _point(x: bytes, y: bytes) -> "EllipticCurvePublicKey":
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.EllipticCurvePublicNumbers(
+        int.from_bytes(x, "big"), int.from_bytes(y, "big"), ec.SECP256R1()
+    ).public_key()
+
+
 def _verify_ecdsa(public: Public, quote: bytes, signature: Signature) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-    x, y = (int.from_bytes(part, "big") for part in public.unique)
     r, s = (int.from_bytes(part, "big") for part in signature.parts)
-    key: EllipticCurvePublicKey = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
-    key.verify(encode_dss_signature(r, s), quote, ec.ECDSA(_hash(signature.hash)))
+    _point(*public.unique).verify(encode_dss_signature(r, s), quote, ec.ECDSA(_hash(signature.hash)))
 
 
 def _verify_rsa(public: Public, quote: bytes, signature: Signature) -> None:

@@ -163,8 +163,7 @@ class Machine:
         return App(name=name, image=image, relaxations=_relaxations(fields))
 
     def _enter(self, event: Event, fields: Fields) -> None:
-        pod = self._move(event, fields, PodState.STARTED, PodState.STARTED)
-        self.pods[pod.uuid] = replace(pod, entries=pod.entries + 1)
+        self._move(event, fields, PodState.STARTED, PodState.STARTED)
 
     def _bypass(self, event: Event, fields: Fields) -> None:
         if fields.has("pod"):
@@ -180,7 +179,15 @@ class Machine:
         if pod is None or pod.state not in sources:
             now = "unknown" if pod is None else pod.state.value
             raise _illegal(event, f"pod {uuid} is {now}, expected {' or '.join(sources)}")
-        moved = replace(pod, state=to, operations=pod.operations | {event.operation.value})
+        moved = Pod(
+            uuid=uuid,
+            state=to,
+            manifest=pod.manifest,
+            apps=pod.apps,
+            relaxations=pod.relaxations,
+            operations=pod.operations | {event.operation.value},
+            entries=pod.entries + (event.operation is Operation.POD_EXEC),
+        )
         self.pods[uuid] = moved
         return moved
 

@@ -341,7 +341,12 @@ def test_a_fetch_killed_in_the_middle_of_a_layer_is_purged_by_the_next(secrun, s
 
 def test_an_interrupt_ends_a_fetch_at_once_although_the_registry_stalls(secrun, stalling):
     server, _ = stalling
-    words = secrun.argv("fetch", *PLAIN, f"docker://{server.address}/t/app:1")
+    # A run in the background of a shell is born deaf to SIGINT, and so are its children.
+    words = [
+        "env",
+        "--default-signal=INT",
+        *secrun.argv("fetch", *PLAIN, f"docker://{server.address}/t/app:1"),
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     eventually(lambda: half_written(secrun), "half a layer in scratch")
     process.send_signal(signal.SIGINT)

@@ -274,7 +274,8 @@ def test_entering_with_a_terminal_follows_its_size_and_returns_the_code(secrun: 
     uuid = secrun.detach("sleep", "1000")
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 70, 0, 0))
-    script = "stty size; read x; stty size; read y; exit 9"
+    # crun makes the terminal of an entered command, and its size comes an instant later.
+    script = "until stty size; do sleep 0.05; done; read x; stty size; read y; exit 9"
     argv = secrun.argv("enter", "-i", "-t", uuid, "--", "sh", "-c", script)
     with killed_in_the_end(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
         expect(master, b"20 70")

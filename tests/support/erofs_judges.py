@@ -12,7 +12,8 @@ from secrun.image.rootfs.model import Extent, FdSource, FileKind, PackedImage, T
 from secrun.image.rootfs.pack import pack
 from secrun.launch import run
 from secrun.record import replace
-from secrun.syscalls import MS_RDONLY, LinuxSyscalls
+from secrun.stage1.imagemount import mount_image
+from secrun.syscalls import LinuxSyscalls
 
 # What lstat, readlink, listxattr and read say about one path.
 Seen = tuple[object, ...]
@@ -32,7 +33,7 @@ def mounted(image: Path, place: Path) -> Iterator[bytes]:
     """Mount an image file read-only; yields the mount point as bytes."""
     place.mkdir(exist_ok=True)
     calls = LinuxSyscalls()
-    calls.mount(str(image), str(place), "erofs", MS_RDONLY)
+    mount_image(calls, image, place)
     try:
         yield os.fsencode(place)
     finally:

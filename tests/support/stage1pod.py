@@ -9,7 +9,8 @@ from pathlib import Path
 
 from secrun.launch import Completed, run
 from secrun.stage1.imagebuild import Stage1Image
-from secrun.syscalls import MS_RDONLY, LinuxSyscalls
+from secrun.stage1.imagemount import mount_image
+from secrun.syscalls import LinuxSyscalls
 
 BASE = 0x70010000
 UNITS = {
@@ -44,7 +45,7 @@ def mounted_image(image: Stage1Image) -> Iterator[Path]:
     folder.chmod(0o755)
     call = LinuxSyscalls()
     (folder / "mnt").mkdir()
-    call.mount(str(image.path), str(folder / "mnt"), "erofs", MS_RDONLY)
+    mount_image(call, image.path, folder / "mnt")
     try:
         yield folder / "mnt"
     finally:

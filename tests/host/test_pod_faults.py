@@ -164,3 +164,24 @@ def test_an_app_that_fills_the_disk_is_told_and_can_be_removed(small: Secrun):
     small("gc", "--grace-period=0s")
     assert small.pods() == []
     assert small.run("echo", "works again").out == "works again\n"
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_a_start_that_fails_after_the_mounts_leaves_nothing_behind(secrun: Secrun, tmp_path: Path, remove):
+    """A damaged rootfs image is found when stage1 is already mounted and the cgroup is made."""
+    other = Secrun(root=tmp_path / "root", run_root=tmp_path / "run")
+    image = other("fetch", "--insecure-options=image", f"oci:{secrun.root.parent / 'layout'}:busybox")
+    (rootfs,) = (other.root / "rootfs").glob("*.erofs")
+    with rootfs.open("r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"\xff")
+    before = footprint(str(tmp_path))
+    saved = ("--uuid-file-save", tmp_path / "uuid", *(("--rm",) if remove else ()))
+    result = other("run", *RELAXED, *saved, image.out.split()[-1], "--", "true", code=125)
+    assert "does not have the verity root" in result.err
+    uuid = (tmp_path / "uuid").read_text().strip()
+    assert not cgroups.host().pod(uuid).exists()
+    assert [pod["exit_code"] for pod in other.pods()] == ([] if remove else [125])
+    clean_up(other)
+    assert other.pods() == []
+    assert [line for line in leaks_since(before, str(tmp_path)) if "cgroups" not in line] == []

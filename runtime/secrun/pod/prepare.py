@@ -215,6 +215,6 @@ def prepared(layout: Layout, pod: PodRequest) -> Iterator[LockedPod]:
             checkpoint.reached("prepared")
             yield locked
         except BaseException:
-            if locked.folder is not Folder.RUN:
+            if locked.folder in (Folder.PREPARING, Folder.PREPARED):
                 delete(locked)
             raise

@@ -4,9 +4,11 @@ import os
 import stat
 from collections.abc import Iterator
 from itertools import repeat
+from pathlib import Path
 
 from secrun.locks import open_dir
 from secrun.pod.states import Folder, LockedPod
+from secrun.syscalls import MNT_DETACH, LinuxSyscalls
 
 
 def _unlink_or_hoist(parent_fd: int, top_fd: int, names: Iterator[str]) -> None:
@@ -55,3 +57,14 @@ def delete(pod: LockedPod) -> None:
     finally:
         os.close(fd)
     os.rmdir(pod.path)
+
+
+def unmount_below(path: Path) -> None:
+    """Unmount what lies below the pod's folder: for processes in the pod's own mount namespace."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    targets = [line.split(" ")[4].encode().decode("unicode_escape") for line in lines]
+    inside = [target for target in targets if target.startswith(f"{path}/")]
+    if inside:
+        call = LinuxSyscalls()
+        for target in reversed(inside):
+            call.umount(target, MNT_DETACH)

@@ -10,7 +10,7 @@ from secrun import checkpoint
 from secrun.errors import HostError, StateError
 from secrun.files import write_atomic
 from secrun.pod import exits
-from secrun.pod.removal import delete
+from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
 from secrun.record import record
 from secrun.stage1 import flavours, waiter
@@ -91,6 +91,7 @@ def _silence() -> None:
 def _abandon(pod: LockedPod, options: StartOptions, error: BaseException | None) -> None:
     """Keep why a pod could not start, or with --rm nothing at all."""
     if options.remove:
+        unmount_below(pod.path)
         delete(pod)
     else:
         _record_failure(PodFiles(pod.path), error)

@@ -90,7 +90,8 @@ class NspawnLauncher:
         checkpoint.reached("uid-range")
         hierarchy = cgroups.host()
         controllers = sorted({name for app in manifest.apps for name in app.limits.controllers})
-        undo.callback(cgroups.destroy, hierarchy.pod(manifest.uuid))
+        # Looked up again when it is undone: by then the pod's own mounts may cover the host's path.
+        undo.callback(lambda: cgroups.destroy(cgroups.host().pod(manifest.uuid)))
         group = cgroups.create(hierarchy, manifest.uuid, controllers)
         checkpoint.reached("cgroup")
         attach = self._rw_and_host(files, manifest, uid_range.base, undo)

@@ -185,3 +185,22 @@ def test_a_start_that_fails_after_the_mounts_leaves_nothing_behind(secrun: Secru
     clean_up(other)
     assert other.pods() == []
     assert [line for line in leaks_since(before, str(tmp_path)) if "cgroups" not in line] == []
+
+
+def test_a_caller_that_is_interrupted_leaves_a_detached_pod_alone(secrun: Secrun, tmp_path: Path):
+    """Ctrl-C between fork and readiness: what has become of the pod is whole and can be collected."""
+    clean_up(secrun)
+    before = footprint(str(secrun.root))
+    words = secrun.argv("run", "-d", *RELAXED, secrun.image, "--", "sleep", "1000")
+    with subprocess.Popen(
+        ["env", "--default-signal=INT", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        eventually(lambda: [pod for pod in secrun.pods() if pod["state"] == "running"], "a running pod")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert b"Errno" not in said
+    assert b"No such file" not in said
+    uuids = [str(pod["uuid"]) for pod in secrun.pods()]
+    secrun("stop", "--force", *uuids)
+    clean_up(secrun)
+    assert_nothing_is_left(secrun, before, uuids)

@@ -130,6 +130,8 @@ def _detach(pod: LockedPod, options: StartOptions) -> int:
         os.setsid()
         _supervise(pod, options, write_fd)
     os.close(write_fd)
+    # The pod is the child's from now on; an interrupted caller must not take it back.
+    pod.folder = Folder.RUN
     # The child holds the same open file description, hence the same lock.
     with os.fdopen(read_fd, "rb") as stream:
         said = stream.readline()

@@ -84,7 +84,7 @@ def verb_section(verb: Verb) -> Iterator[str]:
 
 def commands_page() -> str:
     """Render docs/commands.md from the option table."""
-    shown = [verb for verb in VERBS if not verb.hidden]
+    shown = list(VERBS)
     parts = [NOTE, "\n# Commands\n\n    secrun [GLOBAL OPTION ...] COMMAND ...\n\nGlobal options:\n\n"]
     parts += map(option_line, GLOBAL)
     parts.append("\n| command | what it does |\n|---|---|\n")

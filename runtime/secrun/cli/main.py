@@ -44,7 +44,7 @@ def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
         count = len(verb.words)
         if tuple(words[:count]) == verb.words:
             return verb, list(words[count:])
-    families = sorted({verb.words[0] for verb in VERBS if not verb.hidden})
+    families = sorted({verb.words[0] for verb in VERBS})
     if words[0] in families:
         members = ", ".join(verb.words[1] for verb in VERBS if verb.words[0] == words[0] and verb.words[1:])
         raise UsageError(f"secrun {words[0]} needs one of: {members}")
@@ -58,7 +58,7 @@ def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
 def help_text() -> str:
     """Return the overview of all verbs."""
     lines = ["usage: secrun [--root DIR] [--run-root DIR] [--debug] COMMAND ...", ""]
-    shown = [verb for verb in VERBS if not verb.hidden]
+    shown = list(VERBS)
     width = max(len(" ".join(verb.words)) for verb in shown)
     lines += [f"  {' '.join(verb.words):<{width}}  {verb.summary}" for verb in shown]
     lines += ["", "secrun COMMAND --help tells the options of one command."]

@@ -135,5 +135,4 @@ class Verb:
     takes_apps: bool = False
     """Segments separated by `---`, each an image with its own options and words after `--`."""
     needs_root: bool = False
-    hidden: bool = False
     examples: tuple[str, ...] = field(default=())

@@ -4,7 +4,6 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from enum import StrEnum
 
 from secrun import checkpoint
@@ -154,7 +153,10 @@ def purge_store(layout: Layout) -> None:
     if layout.images.exists():
         store = ImageStore(layout)
         store.purge_stale()
-        # Somebody is fetching: what looks unused may be theirs, and the next gc will see.
-        with suppress(StateError):
+        try:
             store.collect(in_use=images_in_use(layout))
+        except StateError as error:
+            # Somebody is fetching: what looks unused may be theirs, and the next gc will see.
+            if error.code != "state-locked":
+                raise
     remove_unused(layout, stage1_in_use(layout))

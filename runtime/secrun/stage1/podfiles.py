@@ -7,7 +7,7 @@ from pathlib import Path
 
 from secrun.errors import StateError
 from secrun.record import row
-from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, Outline, PodManifest
+from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, PodManifest
 
 # One connection per app at most is accepted; the rest of a burst may wait.
 _BACKLOG = 64
@@ -96,22 +96,16 @@ class PodFiles:
         """How the pod ended."""
         return self.path / "exit.json"
 
-    def _manifest_bytes(self) -> bytes:
+    def read_manifest(self) -> PodManifest:
+        """Read the manifest; raises StateError if it is absent or damaged."""
         try:
             with self.manifest.open("rb") as stream:
-                return stream.read(MAX_MANIFEST_BYTES + 1)
+                data = stream.read(MAX_MANIFEST_BYTES + 1)
         except FileNotFoundError as error:
             raise StateError(
                 f"pod {self.path.name} has no manifest yet", code="state-no-manifest"
             ) from error
-
-    def read_manifest(self) -> PodManifest:
-        """Read the manifest; raises StateError if it is absent or damaged."""
-        return PodManifest.from_bytes(self._manifest_bytes())
-
-    def read_outline(self) -> Outline:
-        """Read the little of the manifest that lists show; raises StateError if it is absent or damaged."""
-        return Outline.from_bytes(self._manifest_bytes())
+        return PodManifest.from_bytes(data)
 
     def write_uid_base(self, base: int) -> None:
         """Remember the uid range for readers."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from host.agent_host import Host, Terminal, hosted, opened_terminal
+from host.agent_kit import Stage
 from support.images import busybox_image
 from support.leaks import Footprint, footprint, leaks_since
 from support.secrun import Secrun
@@ -81,3 +83,23 @@ def secrun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secrun]:
     fetched = command("fetch", "--insecure-options=image", f"oci:{base / 'layout'}:busybox")
     yield dataclasses.replace(command, image=fetched.out.split()[-1])
     command("gc", "--grace-period=0s", "--expire-prepared=0s")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with hosted(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    with opened_terminal() as made:
+        yield made
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path / "stage")
+    made.listen()
+    yield made
+    made.close()

@@ -2,12 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from host.agent_host import APP, Host, go, hosted
+from host.agent_host import APP, Host, go
 from host.agent_kit import children, eventually
 
 # Says that it runs, waits for the status on the descriptor it was given, and ends with its own code.
@@ -21,12 +18,6 @@ case $1 in
 esac
 exit 6
 """
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with hosted(tmp_path) as made:
-        yield made
 
 
 def test_it_is_told_the_status_and_decides_the_exit_code(host: Host) -> None:

@@ -4,13 +4,11 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from host.agent_host import Host, Terminal, hosted, opened_terminal
+from host.agent_host import Host, Terminal
 from host.agent_kit import (
     ERROR,
     EXEC,
@@ -33,18 +31,6 @@ from host.agent_kit import (
     pack,
     window_size,
 )
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with hosted(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    with opened_terminal() as made:
-        yield made
 
 
 @dataclass

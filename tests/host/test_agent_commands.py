@@ -3,7 +3,6 @@
 import os
 import signal
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,14 +35,6 @@ from host.agent_kit import (
 )
 
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path / "stage")
-    made.listen()
-    yield made
-    made.close()
 
 
 # --- commands

@@ -2,12 +2,10 @@
 
 import os
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from host.agent_host import APP, Host, go, hosted, idle, readable
+from host.agent_host import APP, Host, go, idle, readable
 from host.agent_kit import (
     ATTACH,
     CREDIT,
@@ -22,13 +20,6 @@ from host.agent_kit import (
     pack,
     resident_bytes,
 )
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with hosted(tmp_path) as made:
-        yield made
-
 
 HOSTILE = {
     "garbage": "474554202f20485454502f312e310d0a0d0a",

@@ -4,7 +4,6 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,6 @@ from host.agent_kit import (
     joined,
     run_to_end,
 )
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path / "stage")
-    made.listen()
-    yield made
-    made.close()
-
 
 # --- the app's life
 

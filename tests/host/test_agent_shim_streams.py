@@ -5,10 +5,6 @@ import hashlib
 import os
 import signal
 import struct
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from host.agent_kit import (
     ATTACH,
@@ -35,14 +31,6 @@ from host.agent_kit import (
 )
 
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path / "stage")
-    made.listen()
-    yield made
-    made.close()
 
 
 # --- standard input

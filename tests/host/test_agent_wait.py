@@ -5,8 +5,6 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +12,6 @@ from host.agent_host import (
     APP,
     Host,
     go,
-    hosted,
     pending_signals,
 )
 from host.agent_kit import (
@@ -25,13 +22,6 @@ from host.agent_kit import (
     eventually,
     resident_bytes,
 )
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with hosted(tmp_path) as made:
-        yield made
-
 
 # --- the life of stage1
 

@@ -6,12 +6,8 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-from host.agent_host import APP, Host, Terminal, go, hosted, opened_terminal, pending_signals, readable
+from host.agent_host import APP, Host, Terminal, go, pending_signals, readable
 from host.agent_kit import (
     WANT_STDERR,
     WANT_STDIN,
@@ -22,19 +18,6 @@ from host.agent_kit import (
     eventually,
     window_size,
 )
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with hosted(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    with opened_terminal() as made:
-        yield made
-
 
 # --- streams
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from host.agent_host import idle
 from secrun.digest import Digest
 from secrun.image.limits import READ_TIMEOUT
 from secrun.image.platform import host_platform
@@ -348,7 +349,8 @@ def test_an_interrupt_ends_a_fetch_at_once_although_the_registry_stalls(secrun, 
         *secrun.argv("fetch", *PLAIN, f"docker://{server.address}/t/app:1"),
     ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    eventually(lambda: half_written(secrun), "half a layer in scratch")
+    # Half a layer is there, and every thread waits for the rest.
+    eventually(lambda: half_written(secrun) and idle(process.pid), "a fetch that waits")
     process.send_signal(signal.SIGINT)
     # Well below the time after which a silent connection counts as dead.
     process.communicate(timeout=READ_TIMEOUT / 3)

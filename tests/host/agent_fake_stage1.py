@@ -55,6 +55,13 @@ def expect() -> None:
     assert kind == int(value(), 16), (kind, payload)
 
 
+def expect_at_last() -> None:
+    """Pass over what comes before, such as the end of the input."""
+    wanted = int(value(), 16)
+    while receive()[0] != wanted:
+        pass
+
+
 def tell() -> None:
     """Show what came as output of the app."""
     kind, payload = receive()
@@ -118,6 +125,7 @@ STEPS: dict[str, Callable[[], object]] = {
     "started": lambda: frame(0x02, struct.pack("<Q", 1)),
     "ended": lambda: frame(0x06, bytes([int(value()), 0])),
     "recv": expect,
+    "recv-at-last": expect_at_last,
     "tell": tell,
     "echo": echo,
     "flood": flood,

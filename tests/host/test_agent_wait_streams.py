@@ -209,9 +209,9 @@ def test_terminal_is_restored_after_a_kill(host: Host, terminal: Terminal) -> No
 
 
 def test_a_lost_terminal_stops_the_pod(host: Host, terminal: Terminal) -> None:
-    steps = ["touch", str(host.top / "up"), "recv", "87", "touch", str(host.top / "stopped")]
+    steps = ["frame", "03", "up\n", "recv-at-last", "87", "touch", str(host.top / "stopped")]
     process = on_terminal(host, terminal, *steps)
-    eventually((host.top / "up").exists)
+    terminal.until(b"up\n")
     os.close(terminal.theirs)
     os.close(terminal.ours)
     process.signal(signal.SIGHUP)

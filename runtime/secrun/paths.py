@@ -41,6 +41,21 @@ class Layout:
         return self.root / "trust"
 
     @property
+    def measure(self) -> Path:
+        """Event logs, who this host is to a verifier, and what ran unmeasured."""
+        return self.root / "measure"
+
+    @property
+    def tpm(self) -> Path:
+        """State of the software TPM, only where the host has none."""
+        return self.root / "tpm"
+
+    @property
+    def tpm_run(self) -> Path:
+        """Sockets of the software TPM."""
+        return self.run_root / "tpm"
+
+    @property
     def locks(self) -> Path:
         """Lock files that outlive what they guard."""
         return self.run_root / "locks"

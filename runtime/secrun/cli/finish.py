@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import secrun
+import secrun_attest
 from secrun.cli.guard import guarded
 from secrun.errors import HostError
 from secrun.paths import Layout
@@ -26,8 +27,8 @@ def interpreter() -> tuple[str, ...]:
     It needs the standard library and secrun alone: without site a third of its start is saved, and no other
     package can get in between.
     """
-    root = str(Path(secrun.__file__).parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from secrun.cli.finish import main; sys.exit(main())"
+    roots = [str(Path(package.__file__).parent.parent) for package in (secrun, secrun_attest)]
+    code = f"import sys; sys.path[:0] = {roots!r}; from secrun.cli.finish import main; sys.exit(main())"
     return (sys.executable, "-S", "-P", "-c", code)
 
 
@@ -49,6 +50,14 @@ def _stage1_status(word: str) -> int | None:
     return int(said) if said else None
 
 
+def _warn(text: str) -> None:
+    sys.stderr.write(f"secrun: {text}\n")
+
+
+def _hush(text: str) -> None:
+    """Nobody listens to a detached pod; `secrun gc` tells what is left to do."""
+
+
 def _finish(arguments: Sequence[str]) -> int:
     root, run_root, uuid, lock_fd, removal, speech, ending = arguments
     status = _stage1_status(ending)
@@ -61,6 +70,7 @@ def _finish(arguments: Sequence[str]) -> int:
         lock_fd=int(lock_fd),
         stage1_status=status,
         remove=removal == "rm",
+        warn=_warn if speech == "tell" else _hush,
     )
     if speech == "tell":
         for line in complaints(result):

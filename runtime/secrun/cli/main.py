@@ -3,16 +3,17 @@
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from secrun import __version__, checkpoint
+from secrun import __version__, checkpoint, config
 from secrun.cli.guard import guarded
 from secrun.cli.options import GLOBAL, VERBS
 from secrun.cli.table import Context, Handler, Kind, Verb
+from secrun.config import Setting
 from secrun.errors import HostError, UsageError
-from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT, Layout
+from secrun.paths import Layout
 
 
 def _take_globals(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -38,6 +39,24 @@ def _take_globals(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return found, words
 
 
+def _settings(found: Mapping[str, str]) -> dict[str, Setting]:
+    """Join defaults, files and the options given, in this order; raises UsageError."""
+    options = {option.key: option for option in GLOBAL if option.key}
+    settings = {key: Setting(str(option.default), "default") for key, option in options.items()}
+    file = found.get("config")
+    settings |= config.load(tuple(options), Path(file) if file else None)
+    settings |= {
+        key: Setting(found[option.dest], option.flags[0])
+        for key, option in options.items()
+        if option.dest in found
+    }
+    for key, option in options.items():
+        value, origin = settings[key].value, settings[key].origin
+        if option.choices and value not in option.choices:
+            raise UsageError(f"{origin}: {key} is {value[:80]!r}, expected {', '.join(option.choices)}")
+    return settings
+
+
 def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
     """Return the verb that `words` begin with and the words after it; raises UsageError."""
     for verb in VERBS:
@@ -57,7 +76,7 @@ def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
 
 def help_text() -> str:
     """Return the overview of all verbs."""
-    lines = ["usage: secrun [--root DIR] [--run-root DIR] [--debug] COMMAND ...", ""]
+    lines = ["usage: secrun [GLOBAL OPTION ...] COMMAND ...", ""]
     shown = list(VERBS)
     width = max(len(" ".join(verb.words)) for verb in shown)
     lines += [f"  {' '.join(verb.words):<{width}}  {verb.summary}" for verb in shown]
@@ -79,11 +98,13 @@ def _dispatch(argv: Sequence[str]) -> int:
     arguments = parse_verb(f"secrun {' '.join(verb.words)}", verb, rest)
     if verb.needs_root and os.geteuid() != 0:
         raise HostError(f"secrun {' '.join(verb.words)} needs root", code="host-root")
+    settings = _settings(found)
     layout = Layout(
-        root=Path(found.get("root", DEFAULT_ROOT)).absolute(),
-        run_root=Path(found.get("run_root", DEFAULT_RUN_ROOT)).absolute(),
+        root=Path(settings["root"].value).absolute(), run_root=Path(settings["run_root"].value).absolute()
     )
-    context = Context(layout=layout, out=sys.stdout, err=sys.stderr, debug="debug" in found)
+    context = Context(
+        layout=layout, out=sys.stdout, err=sys.stderr, settings=settings, debug="debug" in found
+    )
     if context.debug:
         checkpoint.hook = lambda step: sys.stderr.write(f"secrun: debug: {step}\n")
     module, _, function = verb.handler.partition(":")

@@ -1,6 +1,8 @@
 """The option table: every verb and every option of secrun, declared once."""
 
+from secrun.cli.options_attest import ATTEST_VERBS
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
+from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
 
 
 def _app(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = "") -> Option:  # noqa: A002 - argparse's word
@@ -19,8 +21,40 @@ UUID = Positional(name="uuid", help="the pod's UUID or a unique prefix of it")
 UUIDS = Positional(name="uuid", help="UUIDs or unique prefixes", count="+")
 
 GLOBAL = (
-    Option(flags=("--root",), metavar="DIR", help="where images and pods are kept (/var/lib/secrun)"),
-    Option(flags=("--run-root",), metavar="DIR", help="what need not survive a reboot (/run/secrun)"),
+    Option(
+        flags=("--root",),
+        metavar="DIR",
+        default=str(DEFAULT_ROOT),
+        key="root",
+        help="where images and pods are kept",
+    ),
+    Option(
+        flags=("--run-root",),
+        metavar="DIR",
+        default=str(DEFAULT_RUN_ROOT),
+        key="run_root",
+        help="what need not survive a reboot",
+    ),
+    Option(
+        flags=("--attest",),
+        kind=Kind.CHOICE,
+        choices=("required", "preferred", "off"),
+        default="required",
+        key="attest.mode",
+        help="whether a pod may start that cannot be measured; what ran unmeasured is measured later",
+    ),
+    Option(
+        flags=("--tcti",),
+        metavar="NAME:CONFIG",
+        default="auto",
+        key="attest.tcti",
+        help="the TPM; auto: /dev/tpmrm0, else a software TPM of this root's own",
+    ),
+    Option(
+        flags=("--config",),
+        metavar="FILE",
+        help="read settings from FILE alone, not from /etc/secrun and its like",
+    ),
     Option(flags=("--debug",), kind=Kind.FLAG, help="tell each step on stderr"),
 )
 

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 from secrun.cli import finish as finishing
+from secrun.cli.attestoptions import measuring
 from secrun.cli.guard import each
 from secrun.cli.imageoptions import fetch_options
 from secrun.cli.table import Arguments, Context
 from secrun.errors import UsageError
+from secrun.measure.measuring import Measuring
 from secrun.pod import request
 from secrun.pod.prepare import prepared
 from secrun.pod.request import AppRequest, PodRequest
@@ -89,19 +91,23 @@ def _pod(args: Arguments, context: Context) -> PodRequest:
     )
 
 
-def _start_options(args: Arguments) -> StartOptions:
+def _start_options(args: Arguments, measures: Measuring) -> StartOptions:
     detach, remove = args.flag("detach"), args.flag("rm")
     return StartOptions(
-        finish=lambda pod: finishing.command(pod, remove=remove, quiet=detach), detach=detach, remove=remove
+        finish=lambda pod: finishing.command(pod, remove=remove, quiet=detach),
+        measuring=measures,
+        detach=detach,
+        remove=remove,
     )
 
 
 def run(args: Arguments, context: Context) -> int:
     """Prepare a pod and run it."""
-    options = _start_options(args)
+    measures = measuring(args, context)
+    options = _start_options(args, measures)
     if options.detach and (args.flag("interactive") or args.flag("tty")):
         raise UsageError("-i and -t need the foreground", hint="leave out -d")
-    with prepared(context.layout, _pod(args, context)) as pod:
+    with prepared(context.layout, _pod(args, context), measures) as pod:
         return _start(context, pod.uuid, start(pod, options), options)
 
 
@@ -116,14 +122,14 @@ def _start(context: Context, uuid: str, code: int, options: StartOptions) -> int
 
 def prepare(args: Arguments, context: Context) -> int:
     """Prepare a pod and print its UUID."""
-    with prepared(context.layout, _pod(args, context)) as pod:
+    with prepared(context.layout, _pod(args, context), measuring(args, context)) as pod:
         context.out.write(f"{pod.uuid}\n")
     return 0
 
 
 def run_prepared(args: Arguments, context: Context) -> int:
     """Start a prepared pod."""
-    options = _start_options(args)
+    options = _start_options(args, measuring(args, context))
     found = find(context.layout, args.required("uuid"))
     pod = lock(found, context.layout) if found.folder is Folder.PREPARED else None
     if pod is None:
@@ -150,7 +156,7 @@ def rm(args: Arguments, context: Context) -> int:
 
     def one(word: str) -> None:
         found = find(context.layout, word)
-        remove(found, context.layout)
+        remove(found, context.layout, measuring(args, context))
         context.out.write(f"{found.uuid}\n")
 
     return each(args.many("uuid"), one)
@@ -166,7 +172,7 @@ def gc(args: Arguments, context: Context) -> int:
         expire_prepared_seconds=request.duration(args.required("expire_prepared")),
         mark_only=args.flag("mark_only"),
     )
-    outcomes = list(sweep(context.layout, plan))
+    outcomes = list(sweep(context.layout, plan, measuring(args, context)))
     if not plan.mark_only:
         purge_store(context.layout)
     failed = [outcome for outcome in outcomes if outcome.action is GcAction.FAILED]
@@ -198,4 +204,5 @@ def enter(args: Arguments, context: Context) -> int:
             interactive=args.flag("interactive"),
             terminal=args.flag("tty"),
         ),
+        measuring(args, context),
     )

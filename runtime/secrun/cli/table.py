@@ -3,10 +3,11 @@
 Everything that must agree (parser, help, docs, completion) is derived from these values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TextIO, TypeAlias
 
+from secrun.config import Setting
 from secrun.errors import UsageError
 from secrun.paths import Layout
 from secrun.record import field, record, row
@@ -46,6 +47,8 @@ class Option:
     default: str | int | None = None
     const: str = ""
     scope: Scope = Scope.VERB
+    key: str = ""
+    """The TOML key that sets the same; only options before the verb have one."""
 
     @property
     def dest(self) -> str:
@@ -113,7 +116,14 @@ class Context:
     layout: Layout
     out: TextIO
     err: TextIO
+    settings: Mapping[str, Setting]
+    """Values of the options before the verb, by TOML key."""
     debug: bool = False
+
+    def warn(self, text: str) -> None:
+        """Tell what went wrong without ending the command."""
+        self.err.write(f"secrun: {text}\n")
+        self.err.flush()
 
 
 Handler: TypeAlias = Callable[[Arguments, Context], int]

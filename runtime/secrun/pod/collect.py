@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from secrun import checkpoint
-from secrun.errors import SecrunError, StateError
+from secrun.errors import HostError, SecrunError, StateError
 from secrun.files import write_atomic
+from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
 from secrun.pod import exits
 from secrun.pod.removal import delete
 from secrun.pod.states import Folder, Found, LockedPod, State, lock, walk
 from secrun.record import record, replace
 from secrun.stage1 import flavours
+from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
 
-_NS = 1_000_000_000
+_UNMEASURED_HINT = "see secrun doctor; with --attest=off the pod goes, and the log will say what it was not told"
 
 
 class Action(StrEnum):
@@ -47,15 +49,26 @@ class GcPlan:
     mark_only: bool = False
 
 
-def conclude(pod: LockedPod, stage1_status: int) -> exits.PodExit:
-    """Write the exit of a pod whose stage1 is gone and free what it held on the host; idempotent."""
+@record
+class Conclusion:
+    """How a pod ended, and why its end could not be measured yet; empty if it is, or need not be."""
+
+    exit: exits.PodExit
+    unmeasured: str
+
+
+def conclude(pod: LockedPod, stage1_status: int, measuring: Measuring) -> Conclusion:
+    """Write and measure the exit of a pod whose stage1 is gone, free what it held on the host; idempotent."""
     files = PodFiles(pod.path)
     manifest = files.read_manifest()
     flavour_cleanup(pod)
     checkpoint.reached("cleaned-up")
-    stored = exits.read(files)
-    if stored is not None:
-        return stored
+    result = exits.read(files) or _store_exit(files, manifest, stage1_status)
+    codes = {app.name: app.code for app in result.apps}
+    return Conclusion(exit=result, unmeasured=measuring.ended(files, pod.uuid, result.code, codes))
+
+
+def _store_exit(files: PodFiles, manifest: PodManifest, stage1_status: int) -> exits.PodExit:
     result = exits.collect(files, manifest, stage1_status, time.time_ns())
     try:
         write_atomic(files.exit, result.to_bytes())
@@ -75,10 +88,13 @@ def _age(pod: LockedPod) -> float:
     return max(0.0, time.time() - pod.path.stat().st_mtime)
 
 
-def _mark(pod: LockedPod) -> None:
+def _mark(pod: LockedPod, measuring: Measuring) -> None:
     """Bring an abandoned pod into one of the two garbage states; its mtime is the mark."""
     if pod.folder is Folder.RUN:
-        conclude(pod, exits.KILLED)
+        concluded = conclude(pod, exits.KILLED, measuring)
+        if concluded.unmeasured:
+            # It stays an exited pod: what a verifier is not told yet must not go.
+            raise HostError(concluded.unmeasured, hint=_UNMEASURED_HINT, code="host-measure")
         pod.move(Folder.EXITED_GARBAGE)
     else:
         pod.move(Folder.GARBAGE)
@@ -90,19 +106,20 @@ def _touch(pod: LockedPod) -> None:
     os.utime(pod.path)
 
 
-def _sweep_one(pod: LockedPod, plan: GcPlan) -> Outcome:
+def _sweep_one(pod: LockedPod, plan: GcPlan, measuring: Measuring) -> Outcome:
     marked = False
     expired = pod.folder is Folder.PREPARED and _age(pod) >= plan.expire_prepared_seconds
     if pod.folder is Folder.PREPARED and not expired:
         return Outcome(uuid=pod.uuid, action=Action.KEPT, detail="prepared")
     if pod.folder not in (Folder.GARBAGE, Folder.EXITED_GARBAGE):
-        _mark(pod)
+        _mark(pod, measuring)
         marked = True
     if plan.mark_only:
         return Outcome(uuid=pod.uuid, action=Action.MARKED if marked else Action.KEPT)
     if pod.folder is Folder.EXITED_GARBAGE and _age(pod) < plan.grace_seconds:
         return Outcome(uuid=pod.uuid, action=Action.MARKED if marked else Action.KEPT, detail="grace period")
     flavour_cleanup(pod)
+    measuring.removed(PodFiles(pod.path), pod.uuid)
     delete(pod)
     return Outcome(uuid=pod.uuid, action=Action.DELETED)
 
@@ -114,7 +131,7 @@ def flavour_cleanup(pod: LockedPod) -> None:
         flavours.load(name).cleanup(pod.uuid)
 
 
-def sweep(layout: Layout, plan: GcPlan) -> Iterator[Outcome]:
+def sweep(layout: Layout, plan: GcPlan, measuring: Measuring) -> Iterator[Outcome]:
     """Mark and delete every pod that nobody works on; yields what was done to each."""
     for found in list(walk(layout)):
         pod = lock(found, layout)
@@ -122,14 +139,14 @@ def sweep(layout: Layout, plan: GcPlan) -> Iterator[Outcome]:
             continue
         with pod:
             try:
-                yield _sweep_one(pod, plan)
+                yield _sweep_one(pod, plan, measuring)
             except (SecrunError, OSError) as error:
                 # One damaged pod must not keep the others from being cleaned.
                 yield Outcome(uuid=found.uuid, action=Action.FAILED, detail=str(error))
 
 
-def remove(found: Found, layout: Layout) -> None:
-    """Remove one pod that is not running; raises StateError if it is."""
+def remove(found: Found, layout: Layout, measuring: Measuring) -> None:
+    """Remove one pod that is not running; raises StateError if it is, HostError if its end is unmeasured."""
     pod = lock(found, layout)
     if pod is None:
         raise StateError(
@@ -138,7 +155,12 @@ def remove(found: Found, layout: Layout) -> None:
             code="state-running",
         )
     with pod:
+        if pod.folder is Folder.RUN:
+            concluded = conclude(pod, exits.KILLED, measuring)
+            if concluded.unmeasured:
+                raise HostError(concluded.unmeasured, hint=_UNMEASURED_HINT, code="host-measure")
         flavour_cleanup(pod)
+        measuring.removed(PodFiles(pod.path), pod.uuid)
         delete(pod)
 
 

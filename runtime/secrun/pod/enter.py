@@ -11,6 +11,7 @@ from typing import NoReturn
 from secrun.errors import HostError, StateError, UsageError
 from secrun.image import rootfs
 from secrun.jsonio import JsonObject, parse_object
+from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
 from secrun.pod.inside import open_path
 from secrun.pod.process import resolve_user
@@ -108,7 +109,7 @@ def _connect(files: PodFiles, app: str) -> socket.socket:
         os.close(fd)
 
 
-def enter(layout: Layout, text: str, request: EnterRequest) -> NoReturn:
+def enter(layout: Layout, text: str, request: EnterRequest, measuring: Measuring) -> NoReturn:
     """Run a command inside a running app; this process becomes the agent's client and ends with its code."""
     found = find(layout, text)
     if found.state is not State.RUNNING:
@@ -121,7 +122,10 @@ def enter(layout: Layout, text: str, request: EnterRequest) -> NoReturn:
         )
     document = process_document(files, layout, app, request)
     agent = agent_path()
-    _become_client(agent, _connect(files, app.name), exec_request(document, request), request)
+    frame = exec_request(document, request)
+    connection = _connect(files, app.name)
+    measuring.entering(files, found.uuid, app=app.name, argv=request.argv, user=request.user)
+    _become_client(agent, connection, frame, request)
 
 
 def exec_request(process: JsonObject, request: EnterRequest) -> bytes:

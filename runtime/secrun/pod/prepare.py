@@ -1,5 +1,6 @@
 """Prepare a pod: everything that can be decided and written before anything starts."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,12 +8,13 @@ from pathlib import Path
 
 from secrun import checkpoint
 from secrun.digest import Digest
-from secrun.errors import HostError
+from secrun.errors import DeniedError, HostError
 from secrun.files import write_atomic
 from secrun.image import rootfs
 from secrun.image.fetch import StoredImage, ensure_image
 from secrun.image.rootfs import RootfsImage
 from secrun.jsonio import canonical
+from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
 from secrun.pod import confine, request
 from secrun.pod.confine import ConfinedApp
@@ -23,7 +25,7 @@ from secrun.pod.states import Folder, LockedPod, create, new_uuid
 from secrun.record import record
 from secrun.stage1 import bundle, flavours, units
 from secrun.stage1.bundle import Process
-from secrun.stage1.contract import Flavour
+from secrun.stage1.contract import Flavour, Stage1Identity
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
@@ -39,11 +41,22 @@ class _Resolved:
     rootfs: RootfsImage
 
 
-def _resolve(layout: Layout, pod: PodRequest, names: Sequence[str]) -> tuple[_Resolved, ...]:
+def _ensure(layout: Layout, reference: str, pod: PodRequest, measuring: Measuring) -> StoredImage:
+    """Fetch and admit one image; a refusal is measured."""
+    try:
+        return ensure_image(layout, reference, pod.fetch)
+    except DeniedError as error:
+        measuring.denied(reference, error)
+        raise
+
+
+def _resolve(
+    layout: Layout, pod: PodRequest, names: Sequence[str], measuring: Measuring
+) -> tuple[_Resolved, ...]:
     """Fetch, admit and render every image; raises before anything of the pod exists."""
     result: list[_Resolved] = []
     for name, app in zip(names, pod.apps, strict=True):
-        image = ensure_image(layout, app.image, pod.fetch)
+        image = _ensure(layout, app.image, pod, measuring)
         rendered = rootfs.ensure(layout, image.layers)
         if rendered.max_id >= POD_IDS:
             raise HostError(
@@ -60,6 +73,7 @@ def _bundle(app: _Resolved, process: Process, network: Network, confined: Confin
     return canonical(
         bundle.runtime_config(
             app=app.name,
+            salt=os.urandom(16).hex(),
             process=process,
             network=network,
             read_only=app.request.read_only,
@@ -78,6 +92,7 @@ def _identity(app: _Resolved) -> ImageIdentity:
         rootfs=app.rootfs.key,
         tree=app.rootfs.tree_digest,
         verity_root=app.rootfs.verity_root,
+        admission=app.image.admission.to_json(),
     )
 
 
@@ -116,7 +131,7 @@ class _Plan:
 
 
 def _decide(
-    pod: PodRequest, uuid: str, apps: Sequence[_Resolved], flavour: Flavour, stage1: Digest
+    pod: PodRequest, uuid: str, apps: Sequence[_Resolved], flavour: Flavour, stage1: Stage1Identity
 ) -> _Plan:
     """Turn resolved images and a request into a manifest and its bundles."""
     hostname = request.host_name(pod.hostname or f"secrun-{uuid}")
@@ -133,7 +148,8 @@ def _decide(
         hostname=hostname,
         network=pod.network,
         flavour=flavour.name,
-        stage1=stage1,
+        stage1=stage1.digest,
+        stage1_tree=stage1.tree,
         created_ns=time.time_ns(),
         relaxations=_relaxations(pod, [app.image for app in apps]),
         outer_arguments=confined.outer_arguments,
@@ -188,8 +204,8 @@ def _relaxations(pod: PodRequest, images: Sequence[StoredImage]) -> tuple[str, .
 
 
 @contextmanager
-def prepared(layout: Layout, pod: PodRequest) -> Iterator[LockedPod]:
-    """Prepare a pod and yield it in state `prepared`, still locked.
+def prepared(layout: Layout, pod: PodRequest, measuring: Measuring) -> Iterator[LockedPod]:
+    """Prepare and measure a pod and yield it in state `prepared`, still locked.
 
     If anything fails, before or inside the `with`, while the pod is not yet started, it is removed.
     """
@@ -198,7 +214,7 @@ def prepared(layout: Layout, pod: PodRequest) -> Iterator[LockedPod]:
     if pod.uuid_file is not None:
         write_atomic(pod.uuid_file, f"{uuid}\n".encode())
     flavour = flavours.load(pod.flavour)
-    resolved = _resolve(layout, pod, names)
+    resolved = _resolve(layout, pod, names, measuring)
     checkpoint.reached("images-resolved")
     plan = _decide(pod, uuid, resolved, flavour, flavour.ensure_image(layout))
     _check(flavour, plan.manifest)
@@ -213,8 +229,10 @@ def prepared(layout: Layout, pod: PodRequest) -> Iterator[LockedPod]:
             checkpoint.reached("manifest-written")
             locked.move(Folder.PREPARED)
             checkpoint.reached("prepared")
+            measuring.prepared(PodFiles(locked.path), plan.manifest)
             yield locked
         except BaseException:
             if locked.folder in (Folder.PREPARING, Folder.PREPARED):
+                measuring.removed(PodFiles(locked.path), uuid)
                 delete(locked)
             raise

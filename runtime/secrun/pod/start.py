@@ -9,6 +9,7 @@ from typing import NoReturn
 from secrun import checkpoint
 from secrun.errors import HostError, StateError
 from secrun.files import write_atomic
+from secrun.measure.measuring import Measuring
 from secrun.pod import exits
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
@@ -28,6 +29,7 @@ class StartOptions:
 
     finish: Callable[[LockedPod], tuple[str, ...]]
     """Returns the command that concludes the pod; it inherits the pod's lock."""
+    measuring: Measuring
     detach: bool = False
     remove: bool = False
 
@@ -73,6 +75,8 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             finish=options.finish(pod),
             ready_fd=ready_fd,
         )
+        # Everything that runs is in place and checked, nothing of it runs yet.
+        options.measuring.starting(files, manifest)
         checkpoint.reached("before-waiter")
         if options.detach:
             _silence()
@@ -89,15 +93,18 @@ def _silence() -> None:
 
 
 def _abandon(pod: LockedPod, options: StartOptions, error: BaseException | None) -> None:
-    """Keep why a pod could not start, or with --rm nothing at all."""
-    if options.remove:
+    """Keep why a pod could not start, or with --rm nothing at all once its end is measured."""
+    files = PodFiles(pod.path)
+    result = _record_failure(files, error)
+    codes = {app.name: app.code for app in result.apps}
+    unmeasured = options.measuring.ended(files, pod.uuid, result.code, codes)
+    if options.remove and not unmeasured:
         unmount_below(pod.path)
+        options.measuring.removed(files, pod.uuid)
         delete(pod)
-    else:
-        _record_failure(PodFiles(pod.path), error)
 
 
-def _record_failure(files: PodFiles, error: BaseException | None) -> None:
+def _record_failure(files: PodFiles, error: BaseException | None) -> exits.PodExit:
     """Keep why a pod could not start, so that its exited state explains itself."""
     result = exits.PodExit(
         code=exits.RUNTIME_FAILED,
@@ -106,6 +113,7 @@ def _record_failure(files: PodFiles, error: BaseException | None) -> None:
         apps=tuple(exits.AppExit(name=app.name, code=None) for app in files.read_manifest().apps),
     )
     write_atomic(files.exit, result.to_bytes())
+    return result
 
 
 def start(pod: LockedPod, options: StartOptions) -> int:

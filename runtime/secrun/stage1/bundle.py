@@ -10,6 +10,7 @@ from secrun.stage1 import places
 from secrun.stage1.manifest import Network, Volume
 
 OCI_VERSION = "1.0.2"
+SALT_ANNOTATION = "dev.secrun.salt"
 _TARGET = re.compile(r"/[^\0]*\Z")
 
 
@@ -102,6 +103,7 @@ def check_volumes(volumes: Sequence[Volume]) -> None:
 def runtime_config(
     *,
     app: str,
+    salt: str,
     process: Process,
     network: Network,
     read_only: bool,
@@ -111,6 +113,7 @@ def runtime_config(
 ) -> JsonObject:
     """Return the OCI config.json of one app.
 
+    `salt` is random: the digest of the whole, which others see, must not let them guess an environment.
     Network, IPC, UTS and user namespaces are the pod's; hence no `hostname` and no id mappings here.
     """
     namespaces: list[JsonValue] = [{"type": "pid"}, {"type": "mount"}]
@@ -124,4 +127,5 @@ def runtime_config(
             *(_volume_mount(app, index, volume) for index, volume in enumerate(volumes)),
         ],
         "linux": {**linux_confinement, "namespaces": namespaces},
+        "annotations": {SALT_ANNOTATION: salt},
     }

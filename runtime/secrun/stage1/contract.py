@@ -26,6 +26,14 @@ class Problem:
 
 
 @record
+class Stage1Identity:
+    """Which stage1 image a pod gets: its own digest, and that of its files."""
+
+    digest: Digest
+    tree: Digest
+
+
+@record
 class PodOnDisk:
     """A pod that is about to start: its manifest and the folder it lives in."""
 
@@ -59,8 +67,8 @@ class Flavour(Protocol):
     def probe(self) -> Sequence[Problem]:
         """Tell what this host lacks, in words."""
 
-    def ensure_image(self, layout: Layout) -> Digest:
-        """Build the stage1 image if it is absent or outdated; return its digest."""
+    def ensure_image(self, layout: Layout) -> Stage1Identity:
+        """Build the stage1 image if it is absent or outdated; return which it is."""
 
     def refuse(self, manifest: PodManifest) -> Sequence[Problem]:
         """Tell which parts of the request cannot be honoured; any of them stops the preparation."""

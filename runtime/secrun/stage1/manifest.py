@@ -86,6 +86,8 @@ class ImageIdentity:
     rootfs: Digest
     tree: Digest
     verity_root: str
+    admission: JsonObject
+    """Why the image may be used: policy, scope, requirements, and whether that was bypassed."""
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -96,6 +98,7 @@ class ImageIdentity:
             "rootfs": str(self.rootfs),
             "tree": str(self.tree),
             "verity_root": self.verity_root,
+            "admission": self.admission,
         }
 
     @classmethod
@@ -108,6 +111,7 @@ class ImageIdentity:
             rootfs=Digest.parse(fields.text("rootfs")),
             tree=Digest.parse(fields.text("tree")),
             verity_root=fields.text("verity_root"),
+            admission=fields.mapping("admission"),
         )
         fields.end()
         return identity
@@ -199,6 +203,7 @@ class PodManifest:
     network: Network
     flavour: str
     stage1: Digest
+    stage1_tree: Digest
     created_ns: int
     relaxations: tuple[str, ...]
     outer_arguments: tuple[str, ...]
@@ -217,6 +222,7 @@ class PodManifest:
                 "network": str(self.network),
                 "flavour": self.flavour,
                 "stage1": str(self.stage1),
+                "stage1_tree": str(self.stage1_tree),
                 "created_ns": self.created_ns,
                 "relaxations": list(self.relaxations),
                 "outer_arguments": list(self.outer_arguments),
@@ -241,6 +247,7 @@ class PodManifest:
             network=Network(network),
             flavour=fields.text("flavour"),
             stage1=Digest.parse(fields.text("stage1")),
+            stage1_tree=Digest.parse(fields.text("stage1_tree")),
             created_ns=fields.integer("created_ns"),
             relaxations=fields.texts("relaxations"),
             outer_arguments=fields.texts("outer_arguments"),

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from secrun.stage1 import cgroups
 
 if TYPE_CHECKING:
-    from secrun.digest import Digest
     from secrun.paths import Layout
-    from secrun.stage1.contract import Launch, PodOnDisk, Problem
+    from secrun.stage1.contract import Launch, PodOnDisk, Problem, Stage1Identity
     from secrun.stage1.manifest import PodManifest
 
 PROGRAM = "/usr/bin/systemd-nspawn"
@@ -29,11 +28,13 @@ class NspawnFlavour:
 
         return problems(PROGRAM)
 
-    def ensure_image(self, layout: "Layout") -> "Digest":
+    def ensure_image(self, layout: "Layout") -> "Stage1Identity":
         """Build or find the stage1 image."""
+        from secrun.stage1.contract import Stage1Identity
         from secrun.stage1.imagebuild import ensure_stage1
 
-        return ensure_stage1(layout).digest
+        image = ensure_stage1(layout)
+        return Stage1Identity(digest=image.digest, tree=image.tree_digest)
 
     def refuse(self, manifest: "PodManifest") -> "Sequence[Problem]":
         """Limits need their controllers in cgroup2."""

@@ -1,0 +1,96 @@
+"""Settings from files: UAPI.6 places, TOML, one table of keys; options on the command line come after.
+
+The first `secrun.toml` of /etc/secrun, /run/secrun, /usr/lib/secrun counts, then every drop-in
+`secrun.toml.d/*.toml` in the order of its name, of which the first place again hides the others.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from secrun.errors import UsageError
+from secrun.record import row
+
+PLACES = (Path("/etc/secrun"), Path("/run/secrun"), Path("/usr/lib/secrun"))
+FILE_NAME = "secrun.toml"
+# Settings are some lines; a larger file was given by mistake.
+MAX_BYTES = 256 * 1024
+
+Tree: TypeAlias = "Mapping[str, str | int | bool | float | list[object] | Tree]"
+
+
+@row
+class Setting:
+    """One value and where it came from: a file, or a word such as `default`."""
+
+    value: str
+    origin: str
+
+
+def _main_file(places: Sequence[Path]) -> Iterator[Path]:
+    for place in places:
+        path = place / FILE_NAME
+        if os.path.lexists(path):
+            yield path
+            return
+
+
+def _drop_ins(places: Sequence[Path]) -> Iterator[Path]:
+    found: dict[str, Path] = {}
+    for place in places:
+        folder = place / f"{FILE_NAME}.d"
+        names = os.listdir(folder) if folder.is_dir() else []
+        for name in names:
+            if name.endswith(".toml"):
+                found.setdefault(name, folder / name)
+    for name in sorted(found):
+        yield found[name]
+
+
+def _read(path: Path) -> Tree:
+    import tomllib
+
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", code="usage-config") from error
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path} has more than {MAX_BYTES} bytes", code="usage-config")
+    try:
+        found: Tree = tomllib.loads(data.decode("utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML: {error}", code="usage-config") from error
+    return found
+
+
+def _flatten(tree: Tree, path: Path, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, path, f"{key}.")
+        elif isinstance(value, str) or type(value) is int:
+            yield key, str(value)
+        else:
+            raise UsageError(
+                f"{path}: {key} is a {type(value).__name__}, expected a string or an integer",
+                code="usage-config",
+            )
+
+
+def load(keys: Sequence[str], file: Path | None = None, places: Sequence[Path] = PLACES) -> dict[str, Setting]:
+    """Return the settings that files give, by key; `file` is read alone, instead of all places.
+
+    Raises UsageError for a file that cannot be read or understood, and for a key that is not one of `keys`.
+    """
+    paths = [file] if file is not None else [*_main_file(places), *_drop_ins(places)]
+    found: dict[str, Setting] = {}
+    for path in paths:
+        for key, value in _flatten(_read(path), path):
+            if key not in keys:
+                raise UsageError(
+                    f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(keys)}", code="usage-config"
+                )
+            found[key] = Setting(value, str(path))
+    return found

@@ -1,0 +1,103 @@
+"""Give a root its attestation identity: find the TPM, make the key, pin the PCR."""
+
+import os
+from pathlib import Path
+
+from secrun.errors import HostError, StateError
+from secrun.locks import held
+from secrun.measure import software
+from secrun.measure.hostlog import translated
+from secrun.measure.identity import HostIdentity, TpmKind, load, store
+from secrun.measure.settings import AUTO, AttestSettings
+from secrun.paths import Layout
+from secrun_attest.replay import zeros
+from secrun_attest.tss import Tss
+
+DEVICE = Path("/dev/tpmrm0")
+# PCR 15 is where runtimes measure; 8 is for hosts on which something else extends 15 at boot.
+PCRS = (15, 8)
+# A verifier keeps names this long.
+_MAX_HOST = 255
+
+
+def _place(layout: Layout, settings: AttestSettings) -> tuple[TpmKind, str]:
+    """Return what kind of TPM measures this root and how to reach it; empty for the root's software TPM."""
+    if settings.tcti != AUTO:
+        kind = TpmKind.HARDWARE if settings.tcti.startswith("device:") else TpmKind.SOFTWARE
+        return kind, settings.tcti
+    if DEVICE.exists():
+        return TpmKind.HARDWARE, f"device:{DEVICE}"
+    return TpmKind.SOFTWARE, ""
+
+
+def initialise(
+    layout: Layout,
+    settings: AttestSettings,
+    *,
+    host: str | None = None,
+    pcr: int = PCRS[0],
+    force: bool = False,
+) -> HostIdentity:
+    """Return the root's identity, made if it has none or `force` is given.
+
+    Raises HostError if the TPM is absent or unfit, StateError if the root has another identity already.
+    """
+    with held(layout.locks / "attest-init"):
+        found = load(layout)
+        if found is not None and not force:
+            return _same(found, settings, host, pcr)
+        kind, tcti = _place(layout, settings)
+        if not tcti:
+            software.ensure_running(layout)
+        with translated("the TPM cannot be used"):
+            identity = _ask(kind, tcti, tcti or software.tcti(layout), host, pcr)
+        store(layout, identity)
+        return identity
+
+
+def _same(found: HostIdentity, settings: AttestSettings, host: str | None, pcr: int) -> HostIdentity:
+    asked = [("host", host or found.host, found.host), ("PCR", pcr, found.pcr)]
+    if settings.tcti != AUTO:
+        asked.append(("TPM", settings.tcti, found.tcti))
+    for what, wanted, got in asked:
+        if wanted != got:
+            raise StateError(
+                f"this root is pinned to {what} {got!r}, asked for {wanted!r}",
+                hint="secrun attest init --force pins it anew; verifiers must then enrol it again",
+                code="state-attest-identity",
+            )
+    return found
+
+
+def _ask(kind: TpmKind, tcti: str, reached: str, host: str | None, pcr: int) -> HostIdentity:
+    with Tss(reached) as tpm:
+        facts = tpm.facts()
+        ak = tpm.create_ak()
+        certificate = tpm.endorsement_certified()
+        values = tpm.read_pcr(pcr)
+    if values != zeros(values):
+        raise HostError(
+            f"PCR {pcr} of the TPM is in use already: something else extends it at boot",
+            hint=f"run: secrun attest init --pcr {PCRS[1] if pcr == PCRS[0] else PCRS[0]}",
+            code="host-tpm-pcr",
+        )
+    return HostIdentity(
+        host=_host_name(host, ak.name),
+        kind=TpmKind.SOFTWARE if facts.software else kind,
+        tcti=tcti,
+        pcr=pcr,
+        ak_name=ak.name,
+        ak_public=ak.public,
+        manufacturer=facts.manufacturer,
+        firmware=facts.firmware,
+        ek_certificate=certificate,
+    )
+
+
+def _host_name(host: str | None, ak_name: bytes) -> str:
+    """Return the name that a verifier knows this root by: two roots of one machine are two hosts."""
+    if host is None:
+        return f"{os.uname().nodename}-{ak_name[-4:].hex()}"[:_MAX_HOST]
+    if not host or len(host) > _MAX_HOST or not host.isprintable():
+        raise StateError(f"{host[:80]!r} is not a name for a host", code="state-attest-identity")
+    return host

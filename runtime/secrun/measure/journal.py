@@ -1,0 +1,71 @@
+"""What ran while it could not or should not be measured, kept until the log can be told of it.
+
+One line of JSON per bypass, on disk before the thing starts. The next append puts each into the log as
+`Unmeasured`; a crash in between may tell twice, never not at all.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from secrun.errors import StateError
+from secrun.files import fsync_dir
+from secrun.jsonio import JsonObject, canonical, parse_object
+from secrun.locks import held
+from secrun.paths import Layout
+
+FILE_NAME = "unmeasured"
+_MAX_LINE = 4096
+# More than this many bypasses are told as one: their number counts, and the first of them.
+MAX_TOLD = 100
+
+
+def path(layout: Layout) -> Path:
+    """Return the journal's place."""
+    return layout.measure / FILE_NAME
+
+
+def note(layout: Layout, *, option: str, what: str, subject: str, detail: JsonObject | None = None) -> None:
+    """Write down that `what` happened to `subject` unmeasured, let by by `option`; durable when it returns."""
+    layout.measure.mkdir(mode=0o700, parents=True, exist_ok=True)
+    line = canonical({"option": option, "what": what, "subject": subject, **(detail or {})}) + b"\n"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    with held(layout.locks / FILE_NAME):
+        fd = os.open(path(layout), flags, 0o600)
+        try:
+            os.write(fd, line)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        fsync_dir(layout.measure)
+
+
+def _pending(layout: Layout) -> tuple[JsonObject, ...]:
+    try:
+        data = path(layout).read_bytes()
+    except FileNotFoundError:
+        return ()
+    lines = data.split(b"\n")[:-1]
+    if len(lines) > MAX_TOLD:
+        first = _parse(lines[0], layout)
+        return ({"option": first["option"], "what": "many", "subject": "", "count": len(lines)},)
+    return tuple(_parse(line, layout) for line in lines)
+
+
+def _parse(line: bytes, layout: Layout) -> JsonObject:
+    found = parse_object(line, what=f"line of {path(layout)}", limit=_MAX_LINE)
+    if not all(isinstance(found.get(name), str) for name in ("option", "what", "subject")):
+        raise StateError(f"{path(layout)} holds a line that is not a bypass", code="state-corrupt")
+    return found
+
+
+@contextmanager
+def told(layout: Layout) -> Iterator[tuple[JsonObject, ...]]:
+    """Give what is not in the log yet, as fields of Unmeasured; forget it when the caller has told the log."""
+    if not path(layout).exists():
+        yield ()
+        return
+    with held(layout.locks / FILE_NAME):
+        yield _pending(layout)
+        path(layout).unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""How far a pod is in the log: kept in its folder, so that a crash anywhere leaves the exit to be measured once.
+
+The marker never decides what the log holds: `pending` says that an append was begun and nobody knows whether it
+came to its end, and then the log itself is asked.
+"""
+
+from typing import Self
+
+from secrun.fields import Fields
+from secrun.files import write_atomic
+from secrun.jsonio import canonical, parse_object
+from secrun.record import record, replace
+from secrun.stage1.podfiles import PodFiles
+
+FILE_NAME = "measured"
+_MAX_BYTES = 4096
+_MAX_ENTRIES = 1 << 20
+
+
+@record
+class Marker:
+    """The epoch whose log names the pod, and the last operation there; `pending` may be there too."""
+
+    epoch: str
+    last: str = ""
+    pending: str = ""
+
+    def to_bytes(self) -> bytes:
+        """Return what `from_bytes` reads."""
+        return canonical({"epoch": self.epoch, "last": self.last, "pending": self.pending})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str) -> Self:
+        """Parse a marker; raises StateError or ImageError if it is damaged."""
+        fields = Fields(parse_object(data, what=what, limit=_MAX_BYTES), what)
+        marker = cls(epoch=fields.text("epoch"), last=fields.text("last"), pending=fields.text("pending"))
+        fields.end()
+        return marker
+
+    def begun(self, operation: str) -> "Marker":
+        """Return the marker for the time in which `operation` is appended."""
+        return replace(self, pending=operation)
+
+    def done(self) -> "Marker":
+        """Return the marker after the pending operation is in the log."""
+        return replace(self, last=self.pending, pending="")
+
+
+def read(files: PodFiles) -> Marker | None:
+    """Return the pod's marker; None for a pod of which nothing was ever measured."""
+    path = files.path / FILE_NAME
+    try:
+        with path.open("rb") as stream:
+            return Marker.from_bytes(stream.read(_MAX_BYTES + 1), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def write(files: PodFiles, marker: Marker) -> Marker:
+    """Store the marker. A loss of power may undo it: that ends the epoch, and the marker with it."""
+    write_atomic(files.path / FILE_NAME, marker.to_bytes(), mode=0o600, durable=False)
+    return marker

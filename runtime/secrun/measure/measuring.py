@@ -1,0 +1,273 @@
+"""The pods' side of measurement: called at each step of a pod's life, by the rules of the mode in force."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from secrun import checkpoint
+from secrun.digest import Digest
+from secrun.errors import HostError, SecrunError
+from secrun.jsonio import JsonObject, JsonValue
+from secrun.measure import events, journal, marker
+from secrun.measure.events import EXIT, PREPARE, START
+from secrun.measure.hostlog import EventFields, HostLog, translated
+from secrun.measure.identity import HostIdentity, load
+from secrun.measure.marker import Marker
+from secrun.measure.settings import AttestSettings, Mode
+from secrun.paths import Layout
+from secrun.stage1.manifest import PodManifest
+from secrun.stage1.podfiles import PodFiles
+from secrun_attest.record import Operation
+
+_OFF = "attest=off"
+_PREFERRED = "attest=preferred"
+_NO_TPM = "tpm-failed"
+_ENTRIES = "entries"
+
+
+class Measuring:
+    """Measures what one command does to pods; `warn` is told what went unmeasured."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        settings: AttestSettings,
+        warn: Callable[[str], None],
+        *,
+        policy: Path | None = None,
+    ) -> None:
+        self._layout = layout
+        self._settings = settings
+        self._warn = warn
+        self._policy = policy
+        self._log: HostLog | None = None
+
+    @contextmanager
+    def _open(self, what: str) -> Iterator[HostLog]:
+        """Give the host's log; AttestError becomes HostError that says what is not done."""
+        with translated(what):
+            if self._log is None:
+                self._log = HostLog(self._layout, self._identity(), policy=self._policy)
+            try:
+                yield self._log
+            finally:
+                # A software TPM serves one client at a time: never keep it while a pod is being made.
+                self._log.close()
+
+    def _identity(self) -> HostIdentity:
+        found = load(self._layout)
+        if found is not None:
+            return found
+        from secrun.measure.initialise import initialise
+
+        return initialise(self._layout, self._settings)
+
+    def prepared(self, files: PodFiles, manifest: PodManifest) -> None:
+        """Measure ImageAdmit, once per image and epoch, and PodPrepare; raises HostError if it must not go on."""
+        if self._settings.mode is Mode.OFF:
+            return
+        try:
+            with self._open(f"pod {manifest.uuid} is not prepared, since it cannot be measured") as log:
+                _prepare(log, files, manifest, Marker(epoch=log.epoch()))
+        except HostError as error:
+            self._let_by(error)
+
+    def starting(self, files: PodFiles, manifest: PodManifest) -> None:
+        """Measure PodStart; when this returns the pod may start. Raises HostError if it may not."""
+        if self._settings.mode is Mode.OFF:
+            self._note(_OFF, files, manifest)
+            return
+        try:
+            with self._open(f"pod {manifest.uuid} is not started, since it cannot be measured") as log:
+                known = _settled(log, files, manifest.uuid)
+                if known is None or known.last != PREPARE:
+                    known = _prepare(log, files, manifest, Marker(epoch=log.epoch()))
+                _append(log, files, known, START, {"pod": manifest.uuid})
+        except HostError as error:
+            self._let_by(error)
+            self._note(_PREFERRED, files, manifest)
+
+    @property
+    def _bypass(self) -> str:
+        """Why something went unmeasured that nobody may hold up."""
+        return _OFF if self._settings.mode is Mode.OFF else _NO_TPM
+
+    def _let_by(self, error: HostError) -> None:
+        """Go on with a warning where the mode allows it."""
+        if self._settings.mode is not Mode.PREFERRED:
+            raise error
+        self._warn(f"warning: {error.message}; going on unmeasured (attest=preferred)")
+
+    def _note(self, option: str, files: PodFiles, manifest: PodManifest) -> None:
+        digest = Digest.of(files.manifest.read_bytes())
+        journal.note(
+            self._layout,
+            option=option,
+            what=START.value,
+            subject=manifest.uuid,
+            detail={"manifest": str(digest)},
+        )
+
+    def entering(
+        self, files: PodFiles, pod: str, *, app: str, argv: tuple[str, ...], user: str | None
+    ) -> None:
+        """Measure PodExec before a command runs in an app; raises HostError if it must not run.
+
+        What was run is kept with the pod: the log holds a salted digest, for words may be secrets.
+        """
+        salt = os.urandom(16)
+        command = events.command_digest(argv, salt)
+        _keep_entry(files, app, argv, user, salt, command)
+        fields: JsonObject = {"app": app, "command": command, "user": user or ""}
+        if self._settings.mode is Mode.OFF:
+            self._note_entry(_OFF, pod, fields)
+            return
+        try:
+            with self._open(f"pod {pod} is not entered, since it cannot be measured") as log:
+                log.append([_exec_event(_settled(log, files, pod), pod, fields)])
+        except HostError as error:
+            self._let_by(error)
+            self._note_entry(_PREFERRED, pod, fields)
+
+    def _note_entry(self, option: str, pod: str, fields: JsonObject) -> None:
+        journal.note(
+            self._layout, option=option, what=Operation.POD_EXEC.value, subject=pod, detail=fields
+        )
+
+    def ended(self, files: PodFiles, pod: str, code: int, apps: Mapping[str, int | None]) -> str:
+        """Measure PodExit of a pod that was measured when it started, whatever the mode is now.
+
+        Returns why that is not possible now, empty if nothing is left to do; it can be repeated.
+        """
+        known = marker.read(files)
+        if known is None or not (known.last == START or known.pending in (START, EXIT)):
+            return ""
+        try:
+            with self._open(f"the end of pod {pod} is not measured") as log:
+                _exit(log, files, known, pod, code, apps)
+        except HostError as error:
+            return self._give_up(error, files, pod, known)
+        return ""
+
+    def _give_up(self, error: HostError, files: PodFiles, pod: str, known: Marker) -> str:
+        """Return why the end could not be measured; with attest=off it is told to the log later, and that is all."""
+        if self._settings.mode is not Mode.OFF:
+            return f"{error.message}; secrun gc tries again"
+        journal.note(self._layout, option=_OFF, what=EXIT.value, subject=pod)
+        marker.write(files, known.begun(EXIT).done())
+        return ""
+
+    def removed(self, files: PodFiles, pod: str) -> None:
+        """Measure PodGC of a pod that the log knows; a failure is told to the log later."""
+        if marker.read(files) is None:
+            return
+        try:
+            if self._settings.mode is not Mode.OFF:
+                with self._open(f"the removal of pod {pod} is not measured") as log:
+                    known = _settled(log, files, pod)
+                    if known is not None and known.last in (PREPARE, EXIT):
+                        log.append([(Operation.POD_GC, {"pod": pod})])
+                return
+        except HostError as error:
+            self._warn(f"warning: {error.message}")
+        journal.note(self._layout, option=self._bypass, what=Operation.POD_GC.value, subject=pod)
+
+    def denied(self, subject: str, error: SecrunError) -> None:
+        """Measure that something was refused; a failure to do so is told to the log later."""
+        fields: JsonObject = {"what": "image", "subject": subject[:500], "code": error.code}
+        try:
+            if self._settings.mode is not Mode.OFF:
+                with self._open("the denial is not measured") as log:
+                    log.append([(Operation.DENIED, fields)])
+                return
+        except HostError as failure:
+            self._warn(f"warning: {failure.message}")
+        journal.note(
+            self._layout, option=self._bypass, what=Operation.DENIED.value, subject=subject[:500]
+        )
+
+
+def _prepare(log: HostLog, files: PodFiles, manifest: PodManifest, known: Marker) -> Marker:
+    """Append what must precede PodStart."""
+    images = {(app.image.manifest, app.image.tree): app.image for app in manifest.apps}
+    admits: list[EventFields] = [
+        (Operation.IMAGE_ADMIT, events.image_admit(image))
+        for (digest, tree), image in images.items()
+        if not log.admitted(digest, tree)
+    ]
+    digest = Digest.of(files.manifest.read_bytes())
+    known = marker.write(files, known.begun(PREPARE))
+    checkpoint.reached("measuring-PodPrepare")
+    log.append([*admits, (PREPARE, events.pod_prepare(manifest, digest))])
+    checkpoint.reached("measured-PodPrepare")
+    return marker.write(files, known.done())
+
+
+def _append(log: HostLog, files: PodFiles, known: Marker, operation: Operation, fields: JsonObject) -> Marker:
+    """Append one operation of a pod's life, so that a crash on either side is seen."""
+    known = marker.write(files, known.begun(operation))
+    checkpoint.reached(f"measuring-{operation}")
+    log.append([(operation, fields)])
+    checkpoint.reached(f"measured-{operation}")
+    return marker.write(files, known.done())
+
+
+def _settled(log: HostLog, files: PodFiles, pod: str) -> Marker | None:
+    """Return the pod's marker with nothing pending; None if this epoch's log does not know the pod."""
+    known = marker.read(files)
+    epoch = log.epoch()
+    if known is None or known.epoch != epoch:
+        return None
+    if known.pending:
+        last = log.last_operation(pod)
+        known = marker.write(files, Marker(epoch=epoch, last=last))
+    return known if known.last else None
+
+
+def _exec_event(known: Marker | None, pod: str, fields: JsonObject) -> EventFields:
+    """Return PodExec, or for a pod that this log did not see start the word that it ran unmeasured."""
+    if known is not None and known.last == START:
+        return Operation.POD_EXEC, {"pod": pod, **fields}
+    return Operation.UNMEASURED, {
+        **fields,
+        "option": "not-measured",
+        "what": Operation.POD_EXEC.value,
+        "subject": pod,
+    }
+
+
+def _exit(
+    log: HostLog, files: PodFiles, before: Marker, pod: str, code: int, apps: Mapping[str, int | None]
+) -> None:
+    known = _settled(log, files, pod)
+    if known is None:
+        _tell_of_other_epoch(log, before, pod, code)
+        marker.write(files, before.begun(EXIT).done())
+    elif known.last == START:
+        codes: list[JsonValue] = [{"name": name, "code": value} for name, value in apps.items()]
+        _append(log, files, known, EXIT, {"pod": pod, "code": code, "apps": codes})
+
+
+def _tell_of_other_epoch(log: HostLog, before: Marker, pod: str, code: int) -> None:
+    """A pod that outlived the TPM's epoch, not the host's boot, ran in this one too: say so."""
+    boot = before.epoch.split("-", 2)[-1]
+    if log.epoch().split("-", 2)[-1] == boot:
+        fields: JsonObject = {"option": "tpm-restarted", "what": EXIT.value, "subject": pod, "code": code}
+        log.append([(Operation.UNMEASURED, fields)])
+
+
+def _keep_entry(
+    files: PodFiles, app: str, argv: tuple[str, ...], user: str | None, salt: bytes, digest: str
+) -> None:
+    """Keep the words of a command beside the pod, for whoever may read root's files."""
+    line = json.dumps(
+        {"app": app, "user": user or "", "command": digest, "salt": salt.hex(), "argv": list(argv)}
+    )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(files.path / _ENTRIES, flags, 0o600)
+    try:
+        os.write(fd, line.encode() + b"\n")
+    finally:
+        os.close(fd)

@@ -8,7 +8,8 @@ import hashlib
 import struct
 
 from secrun_attest.evidence import MAX_PCRS
-from secrun_attest.wire import HASH_NAMES, HASH_SIZES, WireError
+from secrun_attest.reader import WireError
+from secrun_attest.wire import HASH_NAMES, HASH_SIZES
 
 # Firmware logs have tens of kilobytes; the kernel's own limit on the area is far lower than this.
 MAX_LOG = 4 << 20

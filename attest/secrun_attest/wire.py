@@ -8,23 +8,10 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from secrun_attest.errors import FormatError
-
-# A TPM2B has a 16-bit size, but none of the structures here comes near it: the largest is an RSA-4096 key.
-MAX_STRUCTURE = 2048
-# Implementations have at most 16 banks, and a selection names each once.
-MAX_SELECTIONS = 16
-# 24 PCRs are 3 bytes; the PC client profile requires exactly that, some parts answer with 4.
-MAX_SELECT_SIZE = 4
+from secrun_attest.reader import Reader, WireError
 
 GENERATED = 0xFF544347  # TPM_GENERATED_VALUE: "\xffTCG"
 ST_ATTEST_QUOTE = 0x8018
-
-
-class WireError(FormatError):
-    """The bytes are not the structure they should be; the text says which field."""
-
-    code = "tpm-structure"
 
 
 class Alg(IntEnum):
@@ -139,45 +126,12 @@ class Public:
     area: bytes
 
 
-class _Reader:
-    """Big-endian fields out of bytes that somebody else wrote."""
-
-    def __init__(self, data: bytes, what: str) -> None:
-        if len(data) > MAX_STRUCTURE:
-            raise WireError(f"{what} has {len(data)} bytes, the limit is {MAX_STRUCTURE}")
-        self.data = data
-        self.what = what
-        self.at = 0
-
-    def take(self, size: int, field: str) -> bytes:
-        end = self.at + size
-        if end > len(self.data):
-            have = len(self.data) - self.at
-            raise WireError(f"{self.what}: {field} needs {size} bytes at offset {self.at}, there are {have}")
-        piece = self.data[self.at : end]
-        self.at = end
-        return piece
-
-    def number(self, size: int, field: str) -> int:
-        return int.from_bytes(self.take(size, field), "big")
-
-    def sized(self, field: str) -> bytes:
-        return self.take(self.number(2, f"size of {field}"), field)
-
-    def rest(self) -> bytes:
-        return self.take(len(self.data) - self.at, "rest")
-
-    def end(self) -> None:
-        if self.at != len(self.data):
-            raise WireError(f"{self.what}: {len(self.data) - self.at} bytes follow its end")
-
-
 _CLOCK = struct.Struct(">QIIBQ")
 
 
 def parse_attest(data: bytes) -> Attest:
     """Parse the part that every TPMS_ATTEST has; raises WireError. `parse_quote_body` reads the rest."""
-    reader = _Reader(data, "attestation")
+    reader = Reader(data, "attestation")
     magic = reader.number(4, "magic")
     type_ = reader.number(2, "type")
     signer = reader.sized("qualifiedSigner")
@@ -198,28 +152,16 @@ def parse_attest(data: bytes) -> Attest:
 
 def parse_quote_body(data: bytes) -> Quote:
     """Parse TPMS_QUOTE_INFO, the end of a quote; raises WireError, also if a byte is left over."""
-    reader = _Reader(data, "quote")
-    count = reader.number(4, "selection count")
-    if count > MAX_SELECTIONS:
-        raise WireError(f"quote selects {count} banks, the limit is {MAX_SELECTIONS}")
-    selections = tuple(_selection(reader) for _ in range(count))
+    reader = Reader(data, "quote")
+    selections = tuple(Selection(alg=alg, pcrs=pcrs) for alg, pcrs in reader.selections())
     digest = reader.sized("pcrDigest")
     reader.end()
     return Quote(selections=selections, digest=digest)
 
 
-def _selection(reader: _Reader) -> Selection:
-    alg = reader.number(2, "bank")
-    size = reader.number(1, "sizeofSelect")
-    if size > MAX_SELECT_SIZE:
-        raise WireError(f"quote: sizeofSelect is {size}, the limit is {MAX_SELECT_SIZE}")
-    bits = int.from_bytes(reader.take(size, "pcrSelect"), "little")
-    return Selection(alg=alg, pcrs=tuple(index for index in range(8 * size) if bits >> index & 1))
-
-
 def parse_signature(data: bytes) -> Signature:
     """Parse a TPMT_SIGNATURE of ECDSA, RSASSA or RSAPSS; raises WireError for any other scheme."""
-    reader = _Reader(data, "signature")
+    reader = Reader(data, "signature")
     scheme = reader.number(2, "sigAlg")
     if scheme not in (Alg.ECDSA, Alg.RSASSA, Alg.RSAPSS):
         raise WireError(f"signature: scheme {scheme:#06x} is not ECDSA, RSASSA or RSAPSS")
@@ -232,10 +174,10 @@ def parse_signature(data: bytes) -> Signature:
 
 def parse_public(data: bytes) -> Public:
     """Parse a TPM2B_PUBLIC with an RSA or ECC key inside; raises WireError."""
-    outer = _Reader(data, "public area")
+    outer = Reader(data, "public area")
     area = outer.sized("publicArea")
     outer.end()
-    reader = _Reader(area, "public area")
+    reader = Reader(area, "public area")
     type_ = reader.number(2, "type")
     if type_ not in (Alg.RSA, Alg.ECC):
         raise WireError(f"public area: type {type_:#06x} is neither RSA nor ECC")

@@ -10,6 +10,7 @@ from secrun_attest.errors import FormatError
 from secrun_attest.evidence import CONTENT_TYPE, EVENT_TYPE, Evidence, LogRecord, binding, log_digest
 from secrun_attest.firmware import replay_firmware
 from secrun_attest.policy import Policy
+from secrun_attest.reader import WireError
 from secrun_attest.record import DIGEST_SIZES, Bank, digest
 from secrun_attest.rejection import Code, RejectedError
 from secrun_attest.verify.session import Enrolment, Session
@@ -25,7 +26,6 @@ from secrun_attest.wire import (
     Public,
     Quote,
     Signature,
-    WireError,
     name_of,
     parse_quote_body,
     qualified_name,

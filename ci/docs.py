@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from secrun import errors
-from secrun.cli.options import GLOBAL, VERBS
+from secrun.cli.options import GLOBAL, all_verbs
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 
 TOP = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def verb_section(verb: Verb) -> Iterator[str]:
 
 def commands_page() -> str:
     """Render docs/commands.md from the option table."""
-    shown = list(VERBS)
+    shown = all_verbs()
     parts = [NOTE, "\n# Commands\n\n    secrun [GLOBAL OPTION ...] COMMAND ...\n\nGlobal options:\n\n"]
     parts += map(option_line, GLOBAL)
     parts.append("\n| command | what it does |\n|---|---|\n")

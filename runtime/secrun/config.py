@@ -79,7 +79,9 @@ def _flatten(tree: Tree, path: Path, prefix: str = "") -> Iterator[tuple[str, st
             )
 
 
-def load(keys: Sequence[str], file: Path | None = None, places: Sequence[Path] = PLACES) -> dict[str, Setting]:
+def load(
+    keys: Sequence[str], file: Path | None = None, places: Sequence[Path] = PLACES
+) -> dict[str, Setting]:
     """Return the settings that files give, by key; `file` is read alone, instead of all places.
 
     Raises UsageError for a file that cannot be read or understood, and for a key that is not one of `keys`.
@@ -90,7 +92,9 @@ def load(keys: Sequence[str], file: Path | None = None, places: Sequence[Path] =
         for key, value in _flatten(_read(path), path):
             if key not in keys:
                 raise UsageError(
-                    f"{path}: unknown key {key!r}", hint=f"known keys: {', '.join(keys)}", code="usage-config"
+                    f"{path}: unknown key {key!r}",
+                    hint=f"known keys: {', '.join(keys)}",
+                    code="usage-config",
                 )
             found[key] = Setting(value, str(path))
     return found

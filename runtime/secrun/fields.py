@@ -87,13 +87,6 @@ class Fields:
         """Take an object."""
         return type(self)(self._take(name), f"{self._what}.{name}")
 
-    def mapping(self, name: str) -> JsonObject:
-        """Take an object whose members are for others to read."""
-        value = self._take(name)
-        if not isinstance(value, dict):
-            raise self._wrong(name, value, "an object")
-        return value
-
     def objects(self, name: str) -> tuple[Self, ...]:
         """Take an array of objects."""
         return tuple(

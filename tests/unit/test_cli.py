@@ -6,19 +6,19 @@ import json
 import pytest
 
 from secrun.cli import main as cli
-from secrun.cli.options import VERBS
+from secrun.cli.options import all_verbs
 from secrun.cli.parse import parse_verb, split_apps
 from secrun.cli.table import Scope
 from secrun.errors import UsageError
 
-VERB = {" ".join(verb.words): verb for verb in VERBS}
+VERB = {" ".join(verb.words): verb for verb in all_verbs()}
 
 
 def parse(text, *words):
     return parse_verb(f"secrun {text}", VERB[text], words)
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: " ".join(verb.words))
+@pytest.mark.parametrize("verb", all_verbs(), ids=lambda verb: " ".join(verb.words))
 def test_every_verb_has_a_handler_and_unambiguous_options(verb):
     module, _, function = verb.handler.partition(":")
     assert importlib.util.find_spec(module), module
@@ -92,7 +92,7 @@ def test_incomplete_command_lines_end_with_status_two(words, capsys):
 def test_the_overview_names_every_public_verb(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    for verb in VERBS:
+    for verb in all_verbs():
         assert " ".join(verb.words) in out
 
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from secrun.digest import Digest
 from secrun.errors import StateError, UsageError
+from secrun.record import replace
 from secrun.stage1 import bundle, cgroups, nspawnprobe, uidrange, units
 from secrun.stage1.imagemount import mounts_files
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Limits, Network, PodManifest, Volume
+from secrun.trust.admission import BYPASS
 
 DIGEST = Digest.of(b"x")
 
@@ -19,7 +21,13 @@ def app(name="web", **changes):
     fields = {
         "name": name,
         "image": ImageIdentity(
-            reference="r/x:1", manifest=DIGEST, config=DIGEST, rootfs=DIGEST, tree=DIGEST, verity_root="00"
+            reference="r/x:1",
+            manifest=DIGEST,
+            config=DIGEST,
+            rootfs=DIGEST,
+            tree=DIGEST,
+            verity_root="00",
+            admission=replace(BYPASS, reason=""),
         ),
         "args": ("/bin/true",),
         "env_names": ("PATH",),
@@ -49,6 +57,7 @@ def pod(*apps, network=Network.NONE):
         network=network,
         flavour="nspawn",
         stage1=DIGEST,
+        stage1_tree=DIGEST,
         created_ns=1,
         relaxations=(),
         outer_arguments=(),
@@ -115,6 +124,7 @@ def test_a_bundle_shares_the_pods_namespaces_and_shows_its_etc():
     )
     config = bundle.runtime_config(
         app="web",
+        salt="00",
         process=process,
         network=Network.NONE,
         read_only=True,

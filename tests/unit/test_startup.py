@@ -14,6 +14,7 @@ SHARED = {
     "secrun.cli.main",
     "secrun.cli.options",
     "secrun.cli.table",
+    "secrun.config",
     "secrun.errors",
     "secrun.paths",
     "secrun.record",
@@ -64,7 +65,8 @@ def test_version_loads_only_what_is_allowed():
 
 
 def test_the_overview_loads_no_parser_and_no_dataclasses():
-    assert loaded_by("--help") - VERSION - SHARED - STANDARD == set()
+    tables = {"secrun.cli.options_attest"}  # the overview names every verb
+    assert loaded_by("--help") - VERSION - SHARED - STANDARD - tables == set()
 
 
 @pytest.mark.parametrize("words", [("--help",), ("run", "--help"), ("list", "--help"), ("no-such-command",)])

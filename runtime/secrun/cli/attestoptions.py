@@ -14,7 +14,7 @@ def attest_settings(context: Context) -> AttestSettings:
 
 
 def measuring(args: Arguments, context: Context) -> Measuring:
-    """Return what measures the pods of this command; `--policy`, if the verb has it, is what admits images."""
+    """Return what measures the pods of this command; `--policy`, where there is one, admits images."""
     policy = args.values.get("policy")
     return Measuring(
         context.layout,

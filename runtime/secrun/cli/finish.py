@@ -27,7 +27,7 @@ def interpreter() -> tuple[str, ...]:
     It needs the standard library and secrun alone: without site a third of its start is saved, and no other
     package can get in between.
     """
-    roots = [str(Path(package.__file__).parent.parent) for package in (secrun, secrun_attest)]
+    roots = [str(Path(place).parent) for package in (secrun, secrun_attest) for place in package.__path__]
     code = f"import sys; sys.path[:0] = {roots!r}; from secrun.cli.finish import main; sys.exit(main())"
     return (sys.executable, "-S", "-P", "-c", code)
 

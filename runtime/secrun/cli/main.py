@@ -9,7 +9,7 @@ from typing import cast
 
 from secrun import __version__, checkpoint, config
 from secrun.cli.guard import guarded
-from secrun.cli.options import GLOBAL, VERBS
+from secrun.cli.options import GLOBAL, all_verbs, families, verbs_of
 from secrun.cli.table import Context, Handler, Kind, Verb
 from secrun.config import Setting
 from secrun.errors import HostError, UsageError
@@ -59,17 +59,18 @@ def _settings(found: Mapping[str, str]) -> dict[str, Setting]:
 
 def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
     """Return the verb that `words` begin with and the words after it; raises UsageError."""
-    for verb in VERBS:
+    verbs = verbs_of(words[0])
+    # The longest first: `attest policy init` before a verb `attest policy` might be.
+    for verb in sorted(verbs, key=lambda verb: -len(verb.words)):
         count = len(verb.words)
         if tuple(words[:count]) == verb.words:
             return verb, list(words[count:])
-    families = sorted({verb.words[0] for verb in VERBS})
-    if words[0] in families:
-        members = ", ".join(verb.words[1] for verb in VERBS if verb.words[0] == words[0] and verb.words[1:])
+    if verbs:
+        members = ", ".join(" ".join(verb.words[1:]) for verb in verbs)
         raise UsageError(f"secrun {words[0]} needs one of: {members}")
     import difflib
 
-    near = difflib.get_close_matches(words[0], families, n=1)
+    near = difflib.get_close_matches(words[0], families(), n=1)
     hint = f"did you mean {near[0]}?" if near else "see secrun --help"
     raise UsageError(f"unknown command {words[0]!r}", hint=hint)
 
@@ -77,7 +78,7 @@ def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
 def help_text() -> str:
     """Return the overview of all verbs."""
     lines = ["usage: secrun [GLOBAL OPTION ...] COMMAND ...", ""]
-    shown = list(VERBS)
+    shown = all_verbs()
     width = max(len(" ".join(verb.words)) for verb in shown)
     lines += [f"  {' '.join(verb.words):<{width}}  {verb.summary}" for verb in shown]
     lines += ["", "secrun COMMAND --help tells the options of one command."]

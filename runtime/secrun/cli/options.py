@@ -1,8 +1,15 @@
 """The option table: every verb and every option of secrun, declared once."""
 
-from secrun.cli.options_attest import ATTEST_VERBS
+import importlib
+
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
+
+# Families of verbs with tables of their own: most starts of secrun need none of them.
+FAMILIES = {
+    "attest": ("secrun.cli.options_attest:ATTEST_VERBS",),
+    "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
+}
 
 
 def _app(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = "") -> Option:  # noqa: A002 - argparse's word
@@ -331,3 +338,22 @@ VERBS: tuple[Verb, ...] = (
         options=(FORMAT,),
     ),
 )
+
+
+def verbs_of(family: str) -> tuple[Verb, ...]:
+    """Return the verbs that begin with `family`."""
+    tables: list[Verb] = [verb for verb in VERBS if verb.words[0] == family]
+    for place in FAMILIES.get(family, ()):
+        module, _, name = place.partition(":")
+        tables += getattr(importlib.import_module(module), name)
+    return tuple(tables)
+
+
+def all_verbs() -> tuple[Verb, ...]:
+    """Return every verb, for whoever lists them."""
+    return (*VERBS, *(verb for family in FAMILIES for verb in verbs_of(family)))
+
+
+def families() -> tuple[str, ...]:
+    """Return the first words of all verbs."""
+    return tuple(sorted({*FAMILIES, *(verb.words[0] for verb in VERBS)}))

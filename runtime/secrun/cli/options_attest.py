@@ -31,9 +31,7 @@ ATTEST_VERBS: tuple[Verb, ...] = (
                 default="15",
                 help="8 where something else extends 15 at boot",
             ),
-            Option(
-                flags=("--force",), kind=Kind.FLAG, help="pin anew; verifiers must enrol the host again"
-            ),
+            Option(flags=("--force",), kind=Kind.FLAG, help="pin anew; verifiers must enrol the host again"),
             _FORMAT,
         ),
         needs_root=True,
@@ -101,6 +99,9 @@ ATTEST_VERBS: tuple[Verb, ...] = (
         handler="secrun.cli.attest:stop",
         needs_root=True,
     ),
+)
+
+CONFIG_VERBS: tuple[Verb, ...] = (
     Verb(
         words=("config", "show"),
         summary="Show the settings in force",

@@ -3,13 +3,15 @@
 import hashlib
 
 from secrun.digest import Digest
-from secrun.jsonio import JsonObject, JsonValue, canonical
+from secrun.jsonio import canonical
 from secrun.stage1.manifest import ImageIdentity, PodManifest
+from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.record import Operation
 
 
 def image_admit(image: ImageIdentity) -> JsonObject:
     """Return the fields of ImageAdmit."""
+    verdict = image.admission
     return {
         "reference": image.reference,
         "manifest": str(image.manifest),
@@ -17,7 +19,12 @@ def image_admit(image: ImageIdentity) -> JsonObject:
         "rootfs": str(image.rootfs),
         "tree": str(image.tree),
         "verity_root": image.verity_root,
-        "verdict": image.admission,
+        "verdict": {
+            "policy": verdict.policy_source,
+            "scope": verdict.scope,
+            "requirements": list(verdict.requirement_types),
+            "bypass": verdict.bypass,
+        },
     }
 
 

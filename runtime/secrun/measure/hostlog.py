@@ -8,17 +8,18 @@ from pathlib import Path
 
 from secrun import __version__
 from secrun.digest import Digest
-from secrun.errors import HostError, StateError
+from secrun.errors import HostError
 from secrun.fields import Fields
 from secrun.files import write_atomic
-from secrun.jsonio import JsonObject, canonical, parse_object
+from secrun.jsonio import canonical, parse_object
 from secrun.measure import journal, software
 from secrun.measure.identity import HostIdentity, TpmKind
 from secrun.paths import Layout
-from secrun.record import record, replace
+from secrun.record import record
 from secrun.trust.admission import POLICY_PATHS
 from secrun_attest.directtpm import DirectTpm
 from secrun_attest.errors import AttestError
+from secrun_attest.jcs import JsonObject
 from secrun_attest.logfile import EventLog
 from secrun_attest.record import Operation, Record, parse_event_data
 
@@ -66,7 +67,8 @@ def translated(what: str) -> Iterator[None]:
     except AttestError as error:
         raise HostError(
             f"{what}: {error.message} ({error.code})",
-            hint=error.hint or "see secrun doctor; --attest=off starts pods unmeasured, and the log will say so",
+            hint=error.hint
+            or "see secrun doctor; --attest=off starts pods unmeasured, and the log will say so",
             code="host-measure",
         ) from error
 
@@ -165,9 +167,7 @@ class HostLog:
             write_atomic(self._layout.measure / SEEN_NAME, _seen_bytes(seen), mode=0o600, durable=False)
 
 
-_LIFE = frozenset(
-    {Operation.POD_PREPARE, Operation.POD_START, Operation.POD_EXIT, Operation.POD_GC}
-)
+_LIFE = frozenset({Operation.POD_PREPARE, Operation.POD_START, Operation.POD_EXIT, Operation.POD_GC})
 
 
 def _runtime() -> JsonObject:

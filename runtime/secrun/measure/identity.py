@@ -1,4 +1,4 @@
-"""Who this host is to a verifier: pinned once per root by `secrun attest init`, read at every start of a pod."""
+"""Who this host is to a verifier: pinned once per root, read at every start of a pod."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -28,8 +28,8 @@ class TpmKind(StrEnum):
 class HostIdentity:
     """The TPM that measures this root, the PCR that it uses, and the attestation key.
 
-    `ak_public` is the TPM2B_PUBLIC; `tcti` is empty for the software TPM of this root, whose place depends on
-    `--run-root`. `manufacturer` and `firmware` are what the TPM says of itself.
+    `ak_public` is the TPM2B_PUBLIC; `tcti` is empty for the root's own software TPM, whose place depends
+    on `--run-root`. `manufacturer` and `firmware` are what the TPM says of itself.
     """
 
     host: str

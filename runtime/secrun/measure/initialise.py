@@ -20,7 +20,7 @@ PCRS = (15, 8)
 _MAX_HOST = 255
 
 
-def _place(layout: Layout, settings: AttestSettings) -> tuple[TpmKind, str]:
+def _place(settings: AttestSettings) -> tuple[TpmKind, str]:
     """Return what kind of TPM measures this root and how to reach it; empty for the root's software TPM."""
     if settings.tcti != AUTO:
         kind = TpmKind.HARDWARE if settings.tcti.startswith("device:") else TpmKind.SOFTWARE
@@ -46,7 +46,7 @@ def initialise(
         found = load(layout)
         if found is not None and not force:
             return _same(found, settings, host, pcr)
-        kind, tcti = _place(layout, settings)
+        kind, tcti = _place(settings)
         if not tcti:
             software.ensure_running(layout)
         with translated("the TPM cannot be used"):

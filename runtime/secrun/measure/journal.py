@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from secrun.errors import StateError
 from secrun.files import fsync_dir
-from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.locks import held
 from secrun.paths import Layout
+from secrun_attest import jcs
+from secrun_attest.errors import FormatError
+from secrun_attest.jcs import JsonObject
 
 FILE_NAME = "unmeasured"
 _MAX_LINE = 4096
-# More than this many bypasses are told as one: their number counts, and the first of them.
+# More bypasses than these are told as one: the first, and how many there are.
 MAX_TOLD = 100
 
 
@@ -27,9 +28,9 @@ def path(layout: Layout) -> Path:
 
 
 def note(layout: Layout, *, option: str, what: str, subject: str, detail: JsonObject | None = None) -> None:
-    """Write down that `what` happened to `subject` unmeasured, let by by `option`; durable when it returns."""
+    """Write down, durably, that `what` happened to `subject` unmeasured, let by by `option`."""
     layout.measure.mkdir(mode=0o700, parents=True, exist_ok=True)
-    line = canonical({"option": option, "what": what, "subject": subject, **(detail or {})}) + b"\n"
+    line = jcs.encode({**(detail or {}), "option": option, "what": what, "subject": subject}) + b"\n"
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     with held(layout.locks / FILE_NAME):
         fd = os.open(path(layout), flags, 0o600)
@@ -49,20 +50,21 @@ def _pending(layout: Layout) -> tuple[JsonObject, ...]:
     lines = data.split(b"\n")[:-1]
     if len(lines) > MAX_TOLD:
         first = _parse(lines[0], layout)
-        return ({"option": first["option"], "what": "many", "subject": "", "count": len(lines)},)
+        return ({**first, "count": len(lines)},)
     return tuple(_parse(line, layout) for line in lines)
 
 
 def _parse(line: bytes, layout: Layout) -> JsonObject:
-    found = parse_object(line, what=f"line of {path(layout)}", limit=_MAX_LINE)
-    if not all(isinstance(found.get(name), str) for name in ("option", "what", "subject")):
-        raise StateError(f"{path(layout)} holds a line that is not a bypass", code="state-corrupt")
-    return found
+    """Read one line; one that a crash or a full disk cut is a bypass too, of what nobody knows any more."""
+    try:
+        return jcs.parse_object(line, what=f"line of {path(layout)}", limit=_MAX_LINE)
+    except FormatError:
+        return {"option": "unknown", "what": "unreadable", "subject": ""}
 
 
 @contextmanager
 def told(layout: Layout) -> Iterator[tuple[JsonObject, ...]]:
-    """Give what is not in the log yet, as fields of Unmeasured; forget it when the caller has told the log."""
+    """Give what is not in the log yet, as fields of Unmeasured; forget it once the caller told the log."""
     if not path(layout).exists():
         yield ()
         return

@@ -1,7 +1,7 @@
-"""How far a pod is in the log: kept in its folder, so that a crash anywhere leaves the exit to be measured once.
+"""How far a pod is in the log, kept in its folder: a crash anywhere leaves the exit to be measured once.
 
-The marker never decides what the log holds: `pending` says that an append was begun and nobody knows whether it
-came to its end, and then the log itself is asked.
+The marker never decides what the log holds: `pending` says that an append was begun and nobody knows
+whether it came to its end, and then the log itself is asked.
 """
 
 from typing import Self

@@ -9,7 +9,6 @@ from pathlib import Path
 from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import HostError, SecrunError
-from secrun.jsonio import JsonObject, JsonValue
 from secrun.measure import events, journal, marker
 from secrun.measure.events import EXIT, PREPARE, START
 from secrun.measure.hostlog import EventFields, HostLog, translated
@@ -17,14 +16,25 @@ from secrun.measure.identity import HostIdentity, load
 from secrun.measure.marker import Marker
 from secrun.measure.settings import AttestSettings, Mode
 from secrun.paths import Layout
+from secrun.record import record
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
+from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.record import Operation
 
 _OFF = "attest=off"
 _PREFERRED = "attest=preferred"
 _NO_TPM = "tpm-failed"
 _ENTRIES = "entries"
+
+
+@record
+class PodExit:
+    """What is measured of a pod's end."""
+
+    pod: str
+    code: int
+    apps: Mapping[str, int | None]
 
 
 class Measuring:
@@ -65,7 +75,7 @@ class Measuring:
         return initialise(self._layout, self._settings)
 
     def prepared(self, files: PodFiles, manifest: PodManifest) -> None:
-        """Measure ImageAdmit, once per image and epoch, and PodPrepare; raises HostError if it must not go on."""
+        """Measure ImageAdmit, once per image and epoch, and PodPrepare; raises HostError to stop the pod."""
         if self._settings.mode is Mode.OFF:
             return
         try:
@@ -119,8 +129,8 @@ class Measuring:
         """
         salt = os.urandom(16)
         command = events.command_digest(argv, salt)
-        _keep_entry(files, app, argv, user, salt, command)
         fields: JsonObject = {"app": app, "command": command, "user": user or ""}
+        _keep_entry(files, argv, salt, fields)
         if self._settings.mode is Mode.OFF:
             self._note_entry(_OFF, pod, fields)
             return
@@ -132,9 +142,7 @@ class Measuring:
             self._note_entry(_PREFERRED, pod, fields)
 
     def _note_entry(self, option: str, pod: str, fields: JsonObject) -> None:
-        journal.note(
-            self._layout, option=option, what=Operation.POD_EXEC.value, subject=pod, detail=fields
-        )
+        journal.note(self._layout, option=option, what=Operation.POD_EXEC.value, subject=pod, detail=fields)
 
     def ended(self, files: PodFiles, pod: str, code: int, apps: Mapping[str, int | None]) -> str:
         """Measure PodExit of a pod that was measured when it started, whatever the mode is now.
@@ -146,13 +154,13 @@ class Measuring:
             return ""
         try:
             with self._open(f"the end of pod {pod} is not measured") as log:
-                _exit(log, files, known, pod, code, apps)
+                _exit(log, files, known, PodExit(pod=pod, code=code, apps=apps))
         except HostError as error:
             return self._give_up(error, files, pod, known)
         return ""
 
     def _give_up(self, error: HostError, files: PodFiles, pod: str, known: Marker) -> str:
-        """Return why the end could not be measured; with attest=off it is told to the log later, and that is all."""
+        """Return why the end could not be measured; with attest=off the log is told later instead."""
         if self._settings.mode is not Mode.OFF:
             return f"{error.message}; secrun gc tries again"
         journal.note(self._layout, option=_OFF, what=EXIT.value, subject=pod)
@@ -184,9 +192,7 @@ class Measuring:
                 return
         except HostError as failure:
             self._warn(f"warning: {failure.message}")
-        journal.note(
-            self._layout, option=self._bypass, what=Operation.DENIED.value, subject=subject[:500]
-        )
+        journal.note(self._layout, option=self._bypass, what=Operation.DENIED.value, subject=subject[:500])
 
 
 def _prepare(log: HostLog, files: PodFiles, manifest: PodManifest, known: Marker) -> Marker:
@@ -205,7 +211,9 @@ def _prepare(log: HostLog, files: PodFiles, manifest: PodManifest, known: Marker
     return marker.write(files, known.done())
 
 
-def _append(log: HostLog, files: PodFiles, known: Marker, operation: Operation, fields: JsonObject) -> Marker:
+def _append(
+    log: HostLog, files: PodFiles, known: Marker, operation: Operation, fields: JsonObject
+) -> Marker:
     """Append one operation of a pod's life, so that a crash on either side is seen."""
     known = marker.write(files, known.begun(operation))
     checkpoint.reached(f"measuring-{operation}")
@@ -238,33 +246,27 @@ def _exec_event(known: Marker | None, pod: str, fields: JsonObject) -> EventFiel
     }
 
 
-def _exit(
-    log: HostLog, files: PodFiles, before: Marker, pod: str, code: int, apps: Mapping[str, int | None]
-) -> None:
-    known = _settled(log, files, pod)
+def _exit(log: HostLog, files: PodFiles, before: Marker, fields: PodExit) -> None:
+    known = _settled(log, files, fields.pod)
     if known is None:
-        _tell_of_other_epoch(log, before, pod, code)
+        _tell_of_other_epoch(log, before, fields)
         marker.write(files, before.begun(EXIT).done())
     elif known.last == START:
-        codes: list[JsonValue] = [{"name": name, "code": value} for name, value in apps.items()]
-        _append(log, files, known, EXIT, {"pod": pod, "code": code, "apps": codes})
+        codes: list[JsonValue] = [{"name": name, "code": value} for name, value in fields.apps.items()]
+        _append(log, files, known, EXIT, {"pod": fields.pod, "code": fields.code, "apps": codes})
 
 
-def _tell_of_other_epoch(log: HostLog, before: Marker, pod: str, code: int) -> None:
+def _tell_of_other_epoch(log: HostLog, before: Marker, end: PodExit) -> None:
     """A pod that outlived the TPM's epoch, not the host's boot, ran in this one too: say so."""
     boot = before.epoch.split("-", 2)[-1]
     if log.epoch().split("-", 2)[-1] == boot:
-        fields: JsonObject = {"option": "tpm-restarted", "what": EXIT.value, "subject": pod, "code": code}
-        log.append([(Operation.UNMEASURED, fields)])
+        fields: JsonObject = {"option": "tpm-restarted", "what": EXIT.value, "subject": end.pod}
+        log.append([(Operation.UNMEASURED, {**fields, "code": end.code})])
 
 
-def _keep_entry(
-    files: PodFiles, app: str, argv: tuple[str, ...], user: str | None, salt: bytes, digest: str
-) -> None:
+def _keep_entry(files: PodFiles, argv: tuple[str, ...], salt: bytes, fields: JsonObject) -> None:
     """Keep the words of a command beside the pod, for whoever may read root's files."""
-    line = json.dumps(
-        {"app": app, "user": user or "", "command": digest, "salt": salt.hex(), "argv": list(argv)}
-    )
+    line = json.dumps({**fields, "salt": salt.hex(), "argv": list(argv)})
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(files.path / _ENTRIES, flags, 0o600)
     try:

@@ -1,12 +1,12 @@
-"""The software TPM of a root: made, started and found again by secrun; it outlives the command that started it.
+"""The software TPM of a root: made, started and found again by secrun; it outlives who started it.
 
-Only for hosts without a TPM. Its PCRs begin anew with each of its starts, which is a boot epoch of its own; its
-state, and so the attestation key, stays in `--root`.
+Only for hosts without a TPM. Its PCRs begin anew with each of its starts, which is a boot epoch of its own;
+its state, and so the attestation key, stays in `--root`.
 """
 
+import hashlib
 import os
 import signal
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +15,7 @@ from secrun.errors import HostError
 from secrun.launch import run
 from secrun.locks import held
 from secrun.paths import Layout
+from secrun.stage1 import cgroups
 
 PROGRAM = "swtpm"
 _SOCKET = "sock"
@@ -34,12 +35,18 @@ def _socket(layout: Layout) -> Path:
     return layout.tpm_run / _SOCKET
 
 
+def _server(layout: Layout) -> str:
+    return f"type=unixio,path={_socket(layout)},mode=0600"
+
+
 def _pid_file(layout: Layout) -> Path:
     return layout.tpm_run / "pid"
 
 
 def _answers(path: Path) -> bool:
     """Tell whether somebody listens on the socket."""
+    import socket
+
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         probe.connect(os.fspath(path))
@@ -57,25 +64,20 @@ def running_pid(layout: Layout) -> int | None:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError, ValueError):
         return None
-    ours = os.fsencode(f"type=unixio,path={_socket(layout)}")
+    ours = os.fsencode(_server(layout))
     return pid if ours in words else None
 
 
 def ensure_running(layout: Layout) -> None:
-    """Start the software TPM unless it runs; raises HostError if it cannot, or runs without listening."""
-    if _answers(_socket(layout)):
+    """Start the software TPM unless it runs; raises HostError if it cannot.
+
+    One that runs but does not answer is left alone: whoever asks it says so, and two on one state are worse.
+    """
+    if running_pid(layout) is not None:
         return
     with held(layout.locks / "tpm"):
-        if _answers(_socket(layout)):
-            return
-        pid = running_pid(layout)
-        if pid is not None:
-            raise HostError(
-                f"the software TPM of {layout.root} (process {pid}) does not listen on {_socket(layout)}",
-                hint="secrun attest stop ends it; the next start begins a new boot epoch",
-                code="host-tpm-software",
-            )
-        _start(layout)
+        if running_pid(layout) is None:
+            _start(layout)
 
 
 def _start(layout: Layout) -> None:
@@ -91,9 +93,10 @@ def _start(layout: Layout) -> None:
     for left in (path, path.with_name(f"{_SOCKET}.ctrl"), _pid_file(layout)):
         left.unlink(missing_ok=True)
     words = [PROGRAM, "socket", "--tpm2", "--tpmstate", f"dir={layout.tpm},mode=0600"]
-    words += ["--server", f"type=unixio,path={path},mode=0600"]
+    words += ["--server", _server(layout)]
     words += ["--ctrl", f"type=unixio,path={path}.ctrl,mode=0600", "--pid", f"file={_pid_file(layout)}"]
     run([*words, "--flags", "not-need-init,startup-clear", "--daemon"], timeout=_START_SECONDS)
+    _leave_callers_group(layout)
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(path):
         if time.monotonic() > deadline:
@@ -102,6 +105,18 @@ def _start(layout: Layout) -> None:
                 code="host-tpm-software",
             )
         time.sleep(0.005)
+
+
+def _group(layout: Layout) -> Path:
+    """Return the control group that keeps the TPM from ending with the service that started it."""
+    name = hashlib.sha256(os.fsencode(layout.root)).hexdigest()[:12]
+    return cgroups.host().mount / cgroups.PARENT / f"tpm-{name}"
+
+
+def _leave_callers_group(layout: Layout) -> None:
+    group = _group(layout)
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "cgroup.procs").write_text(_pid_file(layout).read_text())
 
 
 def stop(layout: Layout) -> bool:
@@ -120,6 +135,7 @@ def stop(layout: Layout) -> bool:
             os.close(process)
         for left in (_socket(layout), _pid_file(layout)):
             left.unlink(missing_ok=True)
+        cgroups.destroy(_group(layout))
         return True
 
 

@@ -19,7 +19,9 @@ from secrun.stage1 import flavours
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
 
-_UNMEASURED_HINT = "see secrun doctor; with --attest=off the pod goes, and the log will say what it was not told"
+_UNMEASURED_HINT = (
+    "see secrun doctor; with --attest=off the pod goes, and the log will say what it was not told"
+)
 
 
 class Action(StrEnum):
@@ -58,7 +60,7 @@ class Conclusion:
 
 
 def conclude(pod: LockedPod, stage1_status: int, measuring: Measuring) -> Conclusion:
-    """Write and measure the exit of a pod whose stage1 is gone, free what it held on the host; idempotent."""
+    """Write and measure the exit of a pod whose stage1 is gone, free what it held; idempotent."""
     files = PodFiles(pod.path)
     manifest = files.read_manifest()
     flavour_cleanup(pod)

@@ -92,7 +92,7 @@ def _identity(app: _Resolved) -> ImageIdentity:
         rootfs=app.rootfs.key,
         tree=app.rootfs.tree_digest,
         verity_root=app.rootfs.verity_root,
-        admission=app.image.admission.to_json(),
+        admission=app.image.admission,
     )
 
 

@@ -10,6 +10,7 @@ from secrun.digest import Digest
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.record import record
+from secrun.trust.admission import Admission
 
 SCHEMA = "secrun.dev/pod/v1"
 FILE_NAME = "manifest"
@@ -86,8 +87,7 @@ class ImageIdentity:
     rootfs: Digest
     tree: Digest
     verity_root: str
-    admission: JsonObject
-    """Why the image may be used: policy, scope, requirements, and whether that was bypassed."""
+    admission: Admission
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -98,7 +98,7 @@ class ImageIdentity:
             "rootfs": str(self.rootfs),
             "tree": str(self.tree),
             "verity_root": self.verity_root,
-            "admission": self.admission,
+            "admission": self.admission.to_json(),
         }
 
     @classmethod
@@ -111,7 +111,7 @@ class ImageIdentity:
             rootfs=Digest.parse(fields.text("rootfs")),
             tree=Digest.parse(fields.text("tree")),
             verity_root=fields.text("verity_root"),
-            admission=fields.mapping("admission"),
+            admission=Admission.from_fields(fields.object("admission")),
         )
         fields.end()
         return identity

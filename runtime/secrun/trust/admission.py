@@ -5,8 +5,10 @@ import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 from secrun.errors import DeniedError
+from secrun.fields import Fields
 from secrun.jsonio import JsonObject
 from secrun.record import record
 from secrun.trust import limits
@@ -52,6 +54,22 @@ class Admission:
             "requirements": list(self.requirement_types),
             "bypass": self.bypass,
         }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Parse what `to_json` writes; raises StateError."""
+        decision = fields.text("decision")
+        if decision not in tuple(Decision):
+            fields.unexpected("decision", decision, "accept or reject")
+        admission = cls(
+            decision=Decision(decision),
+            policy_source=fields.text("policy"),
+            scope=fields.text("scope"),
+            requirement_types=fields.texts("requirements"),
+            bypass=fields.flag("bypass"),
+        )
+        fields.end()
+        return admission
 
 
 BYPASS = Admission(

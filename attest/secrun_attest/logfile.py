@@ -7,10 +7,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from secrun_attest import jcs, logstore
+from secrun_attest import frozen, jcs, logstore
 from secrun_attest.checkpoint import reached
 from secrun_attest.errors import BrokenEpochError, LogError, TpmError, TpmTransportError
 from secrun_attest.history import BASELINE_FIELD, RESTART_FIELD, History, baseline_json
@@ -28,7 +27,7 @@ _NEW_EPOCH = "find out what else extends this PCR, then reboot the host: a new b
 
 def host_boot_id() -> str:
     """Return the kernel's id of this boot."""
-    with open(BOOT_ID_FILE, encoding="ascii") as stream:
+    with open(BOOT_ID_FILE, encoding="utf-8") as stream:
         return stream.read().strip()
 
 
@@ -36,7 +35,7 @@ def _milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen.record
 class _Known:
     """What this process has already read of a log, so that an append reads only what others added."""
 

@@ -8,24 +8,22 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from types import MappingProxyType
-from typing import Final
 
-from secrun_attest import jcs
+from secrun_attest import frozen, jcs
 from secrun_attest.errors import FormatError
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_COUNT, MAX_EVENT_DATA, MAX_INTEGER, MAX_PCR, MAX_RECORDS
 
-VERSION: Final = 1
-DOMAIN: Final = b"secrun.v1"
-EVENT_TAG: Final = 0x4141454C
+VERSION = 1
+DOMAIN = b"secrun.v1"
+EVENT_TAG = 0x4141454C
 _TAG = struct.Struct("<II")
 
 # Fields that every event has; an operation's own fields may not use their names.
-RESERVED: Final = frozenset({"v", "seq", "epoch", "t"})
+RESERVED = frozenset({"v", "seq", "epoch", "t"})
 
 _BOOT_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
@@ -40,15 +38,15 @@ class Bank(StrEnum):
 
 
 # TPM_ALG_ID, TCG Algorithm Registry 1.32, table 3.
-ALGORITHM_IDS: Final = MappingProxyType(
+ALGORITHM_IDS = MappingProxyType(
     {Bank.SHA1: 0x0004, Bank.SHA256: 0x000B, Bank.SHA384: 0x000C, Bank.SHA512: 0x000D}
 )
-BANK_OF_ID: Final = MappingProxyType({number: bank for bank, number in ALGORITHM_IDS.items()})
-DIGEST_SIZES: Final = MappingProxyType({Bank.SHA1: 20, Bank.SHA256: 32, Bank.SHA384: 48, Bank.SHA512: 64})
+BANK_OF_ID = MappingProxyType({number: bank for bank, number in ALGORITHM_IDS.items()})
+DIGEST_SIZES = MappingProxyType({Bank.SHA1: 20, Bank.SHA256: 32, Bank.SHA384: 48, Bank.SHA512: 64})
 
 # SHA-1 is no proof of anything; it is extended so that nobody else can write a history into that bank.
 _sha1 = partial(hashlib.sha1, usedforsecurity=False)
-_HASHES: Final[Mapping[Bank, Callable[[bytes], "hashlib._Hash"]]] = MappingProxyType(
+_HASHES: Mapping[Bank, Callable[[bytes], "hashlib._Hash"]] = MappingProxyType(
     {Bank.SHA1: _sha1, Bank.SHA256: hashlib.sha256, Bank.SHA384: hashlib.sha384, Bank.SHA512: hashlib.sha512}
 )
 
@@ -72,10 +70,10 @@ class Operation(StrEnum):
     CHECKPOINT = "Checkpoint"
 
 
-_OPERATIONS: Final = MappingProxyType({member.value.encode(): member for member in Operation})
+_OPERATIONS = MappingProxyType({member.value.encode(): member for member in Operation})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen.record
 class Epoch:
     """The life of the TPM that a log belongs to: its counters and the kernel's boot id at LogOpen."""
 
@@ -90,7 +88,7 @@ class Epoch:
             raise FormatError(f"epoch.boot_id is {self.boot_id[:60]!r}, expected a UUID", code="event-epoch")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen.record
 class Event:
     """What is measured. `t` is the host's clock in milliseconds since 1970 and proves nothing.
 
@@ -111,7 +109,7 @@ class Event:
             raise FormatError(f"field {taken!r} is not the operation's to set", code="event-field")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen.record
 class Record:
     """One entry of a log: where it stands, what was extended in each bank, and the event's bytes.
 

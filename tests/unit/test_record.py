@@ -37,6 +37,15 @@ class Version:
     minor: int
 
 
+@record
+class Even:
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number % 2:
+            raise ValueError(self.number)
+
+
 @row
 class Pair:
     left: int
@@ -104,3 +113,10 @@ def test_methods_properties_docs_and_patterns_survive():
             assert (left, right) == (1, 2)
     assert Point.__name__ == "Point"
     assert Point.__module__ == __name__
+
+
+def test_a_record_may_check_itself():
+    assert Even(number=4).number == 4
+    for make in (lambda: Even(number=3), lambda: replace(Even(number=4), number=3)):
+        with pytest.raises(ValueError, match="3"):
+            make()

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+TOP = Path(__file__).resolve().parent.parent.parent
 
 # What `secrun --version` may load, and what any command may before its own work begins.
 VERSION = {"secrun", "secrun.__main__"}
@@ -18,6 +21,8 @@ SHARED = {
     "secrun.errors",
     "secrun.paths",
     "secrun.record",
+    "secrun_attest",
+    "secrun_attest.frozen",
 }
 STANDARD = set(
     """
@@ -72,3 +77,53 @@ def test_the_overview_loads_no_parser_and_no_dataclasses():
 @pytest.mark.parametrize("words", [("--help",), ("run", "--help"), ("list", "--help"), ("no-such-command",)])
 def test_words_about_commands_load_nothing_heavy(words):
     assert loaded_by(*words) & HEAVY == set()
+
+
+# What the path from a start to its records in the log and the TPM may load beyond MEASURING_BEFORE.
+MEASURING_BEFORE = "os, re, enum, json, fcntl, struct, hashlib, pathlib, contextlib"
+MEASURING = {
+    "secrun_attest",
+    *(f"secrun_attest.{name}" for name in (
+        "celjson", "checkpoint", "directtpm", "errors", "frozen", "history", "jcs", "limits", "logfile",
+        "logstore", "reader", "record", "replay", "tpm", "tpmcommands",
+    )),
+    "_socket",
+    "collections.abc",
+}  # fmt: skip
+MEASURE = """
+import {before}, sys
+sys.path.insert(0, sys.argv[1])
+before = set(sys.modules)
+from secrun_attest.directtpm import DirectTpm
+from secrun_attest.errors import TpmTransportError
+from secrun_attest.logfile import EventLog
+from secrun_attest.record import Bank, Operation
+from secrun_attest.replay import extend_all, zeros
+from secrun_attest.tpm import TpmClock
+
+class Tpm:
+    values = zeros(Bank)
+    def clock(self):
+        return TpmClock(reset=1, restart=0, safe=True, clock=1)
+    def read_pcr(self, pcr):
+        return self.values
+    def extend(self, pcr, digests):
+        self.values = extend_all(self.values, digests)
+
+tpm = Tpm()
+for _ in range(2):
+    log = EventLog(pathlib.Path(sys.argv[2]), tpm, 15, opening={{}})
+    log.append(Operation.POD_START, {{"pod": "p"}})
+    try:
+        DirectTpm("swtpm:path=/nowhere").clock()
+    except TpmTransportError:
+        print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_measuring_loads_little_and_needs_no_site_packages(tmp_path):
+    script = MEASURE.format(before=MEASURING_BEFORE)
+    words = [sys.executable, "-S", "-c", script, TOP / "attest", tmp_path / "measure"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert "secrun_attest.logfile" in done.stdout
+    assert set(done.stdout.split()) - MEASURING == set()

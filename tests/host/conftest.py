@@ -13,6 +13,7 @@ from host.agent_kit import Stage
 from support.images import busybox_image
 from support.leaks import Footprint, footprint, leaks_since
 from support.secrun import Secrun
+from support.softwaretpm import end_software_tpms
 
 NEEDED_PROGRAMS = (
     "systemd-nspawn",
@@ -56,6 +57,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     before = session.config.stash.get(BEFORE, None)
     if before is None:
         return
+    end_software_tpms(_mark(session.config))
     left = leaks_since(before, _mark(session.config))
     if not left:
         return
@@ -83,6 +85,7 @@ def secrun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secrun]:
     fetched = command("fetch", "--insecure-options=image", f"oci:{base / 'layout'}:busybox")
     yield dataclasses.replace(command, image=fetched.out.split()[-1])
     command("gc", "--grace-period=0s", "--expire-prepared=0s")
+    command("attest", "stop")
 
 
 @pytest.fixture

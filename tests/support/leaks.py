@@ -64,6 +64,8 @@ def _processes(marks: tuple[str, ...]) -> Iterator[str]:
         try:
             if _sees(entry, marks):
                 words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if words[0].endswith("swtpm"):
+                    continue
                 yield f"{entry.name} {' '.join(words)[:200]}"
         except OSError:
             continue  # it has ended, or is a zombie: it holds nothing any more
@@ -81,7 +83,7 @@ def _cgroups(marks: tuple[str, ...]) -> Iterator[str]:
     mounts = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
     mount = next((path for path in mounts if (path / "cgroup.controllers").exists()), None)
     for folder, _, _ in os.walk(mount) if mount else ():
-        if "secrun" not in folder or folder == str(mount / "secrun"):
+        if "secrun" not in folder or folder == str(mount / "secrun") or "/secrun/tpm-" in folder:
             continue
         try:
             if not _foreign(folder, marks):

@@ -1,10 +1,8 @@
 """The verbs of a host that is measured."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from secrun.cli.attestoptions import attest_settings
 from secrun.cli.table import Arguments, Context
@@ -13,7 +11,7 @@ from secrun.errors import UsageError
 from secrun.jsonio import JsonObject
 from secrun.measure import identity as identities
 from secrun.measure import software
-from secrun.measure.hostlog import HostLog, tcti_of, translated
+from secrun.measure.hostlog import HostLog, translated
 from secrun.measure.identity import HostIdentity
 
 _NONCE_BYTES = 32
@@ -100,7 +98,8 @@ def _nonce(args: Arguments) -> bytes:
         nonce = b""
     if len(nonce) != _NONCE_BYTES:
         raise UsageError(
-            f"--nonce is not {_NONCE_BYTES} bytes in hex", hint="the verifier gives it; or: openssl rand -hex 32"
+            f"--nonce is not {_NONCE_BYTES} bytes in hex",
+            hint="the verifier gives it; or: openssl rand -hex 32",
         )
     return nonce
 

@@ -1,19 +1,17 @@
 """Give a root its attestation identity: find the TPM, make the key, pin the PCR."""
 
 import os
-from pathlib import Path
 
 from secrun.errors import HostError, StateError
 from secrun.locks import held
 from secrun.measure import software
 from secrun.measure.hostlog import translated
 from secrun.measure.identity import HostIdentity, TpmKind, load, store
-from secrun.measure.settings import AUTO, AttestSettings
+from secrun.measure.settings import AUTO, DEVICE, AttestSettings
 from secrun.paths import Layout
 from secrun_attest.replay import zeros
 from secrun_attest.tss import Tss
 
-DEVICE = Path("/dev/tpmrm0")
 # PCR 15 is where runtimes measure; 8 is for hosts on which something else extends 15 at boot.
 PCRS = (15, 8)
 # A verifier keeps names this long.

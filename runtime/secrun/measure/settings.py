@@ -1,10 +1,12 @@
 """Whether pods have to be measured, and by which TPM."""
 
 from enum import StrEnum
+from pathlib import Path
 
 from secrun.record import record
 
 AUTO = "auto"
+DEVICE = Path("/dev/tpmrm0")
 
 
 class Mode(StrEnum):

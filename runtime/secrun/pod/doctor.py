@@ -1,10 +1,15 @@
 """Examine the host: what would keep pods from running, and what works in a lesser way."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from secrun.errors import HostError
+from secrun.errors import HostError, SecrunError
+from secrun.launch import BASE_ENVIRONMENT
+from secrun.measure import identity, software
+from secrun.measure.identity import TpmKind
+from secrun.measure.settings import AUTO, DEVICE, AttestSettings, Mode
 from secrun.paths import Layout
 from secrun.stage1 import cgroups, flavours
 from secrun.stage1.agent import agent_path
@@ -53,12 +58,38 @@ def _trust() -> list[Problem]:
     ]
 
 
+def _tpm(layout: Layout, settings: AttestSettings) -> list[Problem]:
+    """Tell what a verifier would be told: no TPM, or a program in its place."""
+    if settings.mode is Mode.OFF:
+        text = "is off: pods run unmeasured, and the log will say so"
+        return [Problem(subject="attest", text=text, hint="leave out --attest=off", fatal=False)]
+    try:
+        known = identity.load(layout)
+    except SecrunError as error:
+        return [Problem(subject="attest", text=error.message, hint=error.hint)]
+    if known is not None and known.kind is TpmKind.HARDWARE:
+        return []
+    if known is None and (settings.tcti != AUTO or DEVICE.exists()):
+        return []
+    if shutil.which(software.PROGRAM, path=BASE_ENVIRONMENT["PATH"]) is None:
+        return [
+            Problem(
+                subject="TPM",
+                text=f"is missing, and {software.PROGRAM} is not installed: no pod can be measured",
+                hint=f"install {software.PROGRAM}, or start pods with --attest=off",
+                fatal=settings.mode is Mode.REQUIRED,
+            )
+        ]
+    text = "is a program on this host: it proves nothing against root, and evidence says so"
+    return [Problem(subject="TPM", text=text, hint="use a host with a TPM 2.0", fatal=False)]
+
+
 def _existing(path: Path) -> Path:
     """Return `path`, or the nearest folder above it that exists: what is missing will be made."""
     return next(item for item in (path, *path.parents) if item.exists())
 
 
-def examine(layout: Layout) -> Sequence[Problem]:
+def examine(layout: Layout, settings: AttestSettings) -> Sequence[Problem]:
     """Return every problem found; no problem means that pods run with all that secrun offers."""
     problems = list(flavours.load("nspawn").probe())
     if os.geteuid() != 0:
@@ -67,4 +98,4 @@ def examine(layout: Layout) -> Sequence[Problem]:
         )
     elif not os.access(_existing(layout.root), os.W_OK):
         problems.append(Problem(subject=str(layout.root), text="cannot be written"))
-    return [*problems, *_agent(), *_cgroup_notes(), *_trust()]
+    return [*problems, *_agent(), *_cgroup_notes(), *_trust(), *_tpm(layout, settings)]

@@ -1,9 +1,9 @@
 """Capabilities by name: the kernel's list, secrun's default set, and how requests change it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from secrun_policies.errors import PolicyError, near
+from secrun_policies.record import record
 
 # linux/capability.h; the position is the number.
 KNOWN = (
@@ -28,7 +28,7 @@ _ALL = "ALL"
 _NAMES = frozenset(KNOWN)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Granted:
     """The capabilities of one app: the bounding set, what its first process holds, what was added."""
 

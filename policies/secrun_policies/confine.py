@@ -5,7 +5,6 @@ listed, digested with the rest, and so measured.
 """
 
 import hashlib
-from dataclasses import dataclass
 from enum import StrEnum
 
 from secrun_policies import capabilities, outer, paths
@@ -13,6 +12,7 @@ from secrun_policies.errors import PolicyError, near
 from secrun_policies.jsonvalue import JsonObject, canonical
 from secrun_policies.oci import linux_fields, process_fields, seccomp_section
 from secrun_policies.outer import NetworkMode
+from secrun_policies.record import ordered, record
 from secrun_policies.seccomp import DEFAULT_PROFILE, MACHINES, SeccompProfile
 from secrun_policies.seccomp_resolve import SeccompFilter, resolve
 
@@ -36,7 +36,7 @@ class RelaxationKind(StrEnum):
     CORE_DUMPS = "core-dumps"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@ordered
 class Relaxation:
     """One named weakening: its kind, what it concerns, and what it opens, in words."""
 
@@ -45,7 +45,7 @@ class Relaxation:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@ordered
 class Rlimit:
     """One resource limit; UNLIMITED stands for RLIM_INFINITY."""
 
@@ -54,7 +54,7 @@ class Rlimit:
     hard: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AppFacts:
     """What one app asks for.
 
@@ -75,7 +75,7 @@ class AppFacts:
     rlimits: tuple[Rlimit, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PodFacts:
     """What the pod's apps share, and the apps."""
 
@@ -83,7 +83,7 @@ class PodFacts:
     apps: tuple[AppFacts, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class HostFacts:
     """What the host can enforce: uname(2) machine and kernel, its highest capability, seccomp filters."""
 
@@ -93,7 +93,7 @@ class HostFacts:
     seccomp: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Confinement:
     """The policy of one app as the runtime enforces it; `digest` covers every other field."""
 
@@ -108,7 +108,7 @@ class Confinement:
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PodConfinement:
     """The policy of a pod: its apps' and the outer one around them all.
 

@@ -5,9 +5,9 @@ out of its own is still in this one.
 """
 
 import errno
-from dataclasses import replace
 from enum import StrEnum
 
+from secrun_policies.record import replace
 from secrun_policies.seccomp import Action, Architecture, SeccompProfile
 from secrun_policies.seccomp_resolve import FlatRule, SeccompFilter, resolve
 

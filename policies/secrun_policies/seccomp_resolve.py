@@ -6,10 +6,10 @@ passed by setting an upper bit (CVE-2019-10063). Here a condition is a box of bi
 and `a - b` is computed exactly; so an ordered profile says what it means.
 """
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from secrun_policies.errors import PolicyError
+from secrun_policies.record import ordered, record
 from secrun_policies.seccomp import (
     MAX_VALUE,
     Action,
@@ -31,7 +31,7 @@ _Verdict: TypeAlias = tuple[Action, int | None, tuple[Comparison, ...]]
 MAX_PIECES = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@ordered
 class FlatRule:
     """One rule of a resolved filter: no condition is left but the arguments."""
 
@@ -41,7 +41,7 @@ class FlatRule:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SeccompFilter:
     """A filter for one table of syscalls, as OCI runtime-spec linux.seccomp expresses it."""
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from secrun.errors import HostError
 from secrun.stage1.elf import read_elf
-from secrun_policies import PolicyError
 from secrun_policies.capabilities import KNOWN
+from secrun_policies.errors import PolicyError
 from secrun_policies.libseccomp import compile_bpf
 from secrun_policies.profiles import default_profile_path
 from secrun_policies.seccomp import Action, Architecture, parse_profile

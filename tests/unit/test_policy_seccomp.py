@@ -8,11 +8,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from secrun_policies import PolicyError, default_profile
 from secrun_policies.capabilities import DEFAULT, KNOWN
+from secrun_policies.errors import PolicyError
 from secrun_policies.jsonvalue import MAX_PROFILE_BYTES
 from secrun_policies.libseccomp import compile_bpf, validate_with_libseccomp
-from secrun_policies.profiles import default_profile_path, load_profile
+from secrun_policies.profiles import default_profile, default_profile_path, load_profile
 from secrun_policies.seccomp import Action, Architecture, Comparison, parse_profile
 from secrun_policies.seccomp_resolve import MAX_PIECES, SeccompFilter, matches, resolve
 from support.bpf import run_bpf

@@ -44,6 +44,9 @@ class Action(StrEnum):
     TRAP = "SCMP_ACT_TRAP"
     LOG = "SCMP_ACT_LOG"
 
+    # Enum's own runs in Python, and verdicts are hashed for each of 400 names.
+    __hash__ = str.__hash__
+
 
 class Operator(StrEnum):
     """How an argument is compared, as 64-bit unsigned numbers."""

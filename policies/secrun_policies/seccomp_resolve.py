@@ -170,6 +170,8 @@ def _box_of(name: str, rule: Rule) -> _Box:
 
 def _flatten(name: str, rules: list[Rule]) -> list[_Verdict]:
     """Make the ordered rules of one syscall disjoint; what an earlier rule covers disappears."""
+    if len(rules) == 1:
+        return [(rules[0].action, rules[0].errno, rules[0].args)]
     result: dict[_Verdict, None] = {}
     earlier = list[Rule]()
     for rule in rules:

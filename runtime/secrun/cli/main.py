@@ -1,6 +1,5 @@
 """Parse the command line, run the verb, print errors, return the exit status."""
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -74,11 +73,18 @@ def _dispatch(argv: Sequence[str]) -> int:
         sys.stdout.write(f"secrun {__version__}\n")
         return 0
     verb, rest = find_verb(words)
-    from secrun.cli.parse import parse_verb
+    from secrun.cli.parse import HelpAskedError, parse_verb
 
-    arguments = parse_verb(f"secrun {' '.join(verb.words)}", verb, rest)
+    prog = f"secrun {' '.join(verb.words)}"
+    try:
+        arguments = parse_verb(prog, verb, rest)
+    except HelpAskedError:
+        from secrun.cli.usage import help_of
+
+        sys.stdout.write(help_of(prog, verb))
+        return 0
     if verb.needs_root and os.geteuid() != 0:
-        raise HostError(f"secrun {' '.join(verb.words)} needs root", code="host-root")
+        raise HostError(f"{prog} needs root", code="host-root")
     layout = Layout(
         root=Path(found.get("root", DEFAULT_ROOT)).absolute(),
         run_root=Path(found.get("run_root", DEFAULT_RUN_ROOT)).absolute(),
@@ -86,9 +92,14 @@ def _dispatch(argv: Sequence[str]) -> int:
     context = Context(layout=layout, out=sys.stdout, err=sys.stderr, debug="debug" in found)
     if context.debug:
         checkpoint.hook = lambda step: sys.stderr.write(f"secrun: debug: {step}\n")
+    return _handler(verb)(arguments, context)
+
+
+def _handler(verb: Verb) -> Handler:
     module, _, function = verb.handler.partition(":")
-    handler = cast("Handler", getattr(importlib.import_module(module), function))
-    return handler(arguments, context)
+    # Not importlib.import_module: loading importlib takes a millisecond.
+    __import__(module)
+    return cast("Handler", getattr(sys.modules[module], function))
 
 
 def main(argv: Sequence[str]) -> int:

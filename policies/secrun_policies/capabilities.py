@@ -1,7 +1,7 @@
 """Capabilities by name: the kernel's list, secrun's default set, and how requests change it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from secrun_policies.errors import PolicyError, near
 
@@ -28,8 +28,7 @@ _ALL = "ALL"
 _NAMES = frozenset(KNOWN)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class Granted(NamedTuple):
     """The capabilities of one app: the bounding set, what its first process holds, what was added."""
 
     bounding: tuple[str, ...]

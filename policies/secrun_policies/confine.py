@@ -5,8 +5,8 @@ listed, digested with the rest, and so measured.
 """
 
 import hashlib
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from secrun_policies import capabilities, outer, paths
 from secrun_policies.errors import PolicyError, near
@@ -36,8 +36,7 @@ class RelaxationKind(StrEnum):
     CORE_DUMPS = "core-dumps"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Relaxation:
+class Relaxation(NamedTuple):
     """One named weakening: its kind, what it concerns, and what it opens, in words."""
 
     kind: RelaxationKind
@@ -45,8 +44,7 @@ class Relaxation:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Rlimit:
+class Rlimit(NamedTuple):
     """One resource limit; UNLIMITED stands for RLIM_INFINITY."""
 
     name: str
@@ -54,8 +52,7 @@ class Rlimit:
     hard: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppFacts:
+class AppFacts(NamedTuple):
     """What one app asks for.
 
     `seccomp` is the profile to use, None for no filter at all. `unmasked_paths` gives the app the kernel's
@@ -75,16 +72,14 @@ class AppFacts:
     rlimits: tuple[Rlimit, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PodFacts:
+class PodFacts(NamedTuple):
     """What the pod's apps share, and the apps."""
 
     network: NetworkMode
     apps: tuple[AppFacts, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
+class HostFacts(NamedTuple):
     """What the host can enforce: uname(2) machine and kernel, its highest capability, seccomp filters."""
 
     architecture: str
@@ -93,8 +88,7 @@ class HostFacts:
     seccomp: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confinement:
+class Confinement(NamedTuple):
     """The policy of one app as the runtime enforces it; `digest` covers every other field."""
 
     app: str
@@ -108,8 +102,7 @@ class Confinement:
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PodConfinement:
+class PodConfinement(NamedTuple):
     """The policy of a pod: its apps' and the outer one around them all.
 
     `outer_filter` belongs on the process that executes systemd-nspawn, together with `nspawn_environment`;

@@ -60,11 +60,12 @@ def compile_bpf(filter_: SeccompFilter) -> bytes:
             program.remove_arch(seccomp.Arch())
         for rule in filter_.rules:
             arguments = [
-                seccomp.Arg(item.index, _operator(seccomp, item.op), item.value, item.value_two)
+                seccomp.Arg(item.argument, _operator(seccomp, item.op), item.value, item.value_two)
                 for item in rule.args
             ]
+            action = verdict(rule.action, rule.errno)
             for name in rule.names:
-                program.add_rule(verdict(rule.action, rule.errno), name, *arguments)
+                program.add_rule(action, name, *arguments)
         with os.fdopen(os.memfd_create("seccomp", os.MFD_CLOEXEC), "w+b") as stream:
             program.export_bpf(stream)
             stream.seek(0)

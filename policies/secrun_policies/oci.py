@@ -42,7 +42,7 @@ def _rule(rule: FlatRule) -> JsonObject:
         result["errnoRet"] = rule.errno
     if rule.args:
         result["args"] = [
-            {"index": item.index, "value": item.value, "valueTwo": item.value_two, "op": item.op.value}
+            {"index": item.argument, "value": item.value, "valueTwo": item.value_two, "op": item.op.value}
             for item in rule.args
         ]
     return result

@@ -5,7 +5,6 @@ out of its own is still in this one.
 """
 
 import errno
-from dataclasses import replace
 from enum import StrEnum
 
 from secrun_policies.seccomp import Action, Architecture, SeccompProfile
@@ -115,9 +114,9 @@ def pod_filter(
     denied = frozenset(_denied(filters))
     resolved = resolve(profile, caps=needed, table=table, kernel=kernel)
     kept = [
-        replace(rule, names=names)
+        rule._replace(names=names)
         for rule in resolved.rules
         if (names := tuple(name for name in rule.names if name not in denied))
     ]
     refused = FlatRule(action=Action.ERRNO, errno=errno.EPERM, args=(), names=tuple(sorted(denied)))
-    return replace(resolved, rules=(*kept, refused) if denied else tuple(kept))
+    return resolved._replace(rules=(*kept, refused) if denied else tuple(kept))

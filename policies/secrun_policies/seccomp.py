@@ -5,8 +5,8 @@ decides. libseccomp knows no order, so `seccomp_resolve` turns ordered rules int
 """
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from secrun_policies import capabilities
 from secrun_policies.errors import PolicyError, near
@@ -43,6 +43,9 @@ class Action(StrEnum):
     KILL_PROCESS = "SCMP_ACT_KILL_PROCESS"
     TRAP = "SCMP_ACT_TRAP"
     LOG = "SCMP_ACT_LOG"
+
+    # Enum's own runs in Python, and verdicts are hashed for each of 400 names.
+    __hash__ = str.__hash__
 
 
 class Operator(StrEnum):
@@ -84,18 +87,16 @@ _OTHER_TABLES = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One test of one argument; for MASKED_EQ `value` is the mask and `value_two` the result."""
 
-    index: int
+    argument: int
     op: Operator
     value: int
     value_two: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applies:
+class Applies(NamedTuple):
     """When a rule is part of the filter: every field that is not empty must hold."""
 
     caps: frozenset[str] = frozenset()
@@ -103,8 +104,7 @@ class Applies:
     min_kernel: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(NamedTuple):
     """One entry of a profile: names, what to do, for which arguments, and when it applies."""
 
     names: tuple[str, ...]
@@ -115,8 +115,7 @@ class Rule:
     excludes: Applies
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeccompProfile:
+class SeccompProfile(NamedTuple):
     """A parsed profile; calls without a rule get the default action."""
 
     default_action: Action
@@ -138,8 +137,8 @@ def _enum_value(value: JsonValue, kind: type[Action] | type[Operator], what: str
     return text
 
 
-def _errno(record: JsonObject, key: str, action: Action, what: str) -> int | None:
-    value = record.get(key)
+def _errno(given: JsonObject, key: str, action: Action, what: str) -> int | None:
+    value = given.get(key)
     if value is None:
         return None
     if action is not Action.ERRNO:
@@ -148,19 +147,19 @@ def _errno(record: JsonObject, key: str, action: Action, what: str) -> int | Non
 
 
 def _comparison(value: JsonValue, what: str) -> Comparison:
-    record = as_object(value, what)
-    only(record, frozenset({"index", "value", "valueTwo", "op"}), what)
+    given = as_object(value, what)
+    only(given, frozenset({"index", "value", "valueTwo", "op"}), what)
     return Comparison(
-        index=as_number(record.get("index"), f"{what}: index", low=0, high=ARGUMENTS - 1),
-        op=Operator(_enum_value(record.get("op"), Operator, f"{what}: op")),
-        value=as_number(record.get("value"), f"{what}: value", low=0, high=MAX_VALUE),
-        value_two=as_number(record.get("valueTwo", 0), f"{what}: valueTwo", low=0, high=MAX_VALUE),
+        argument=as_number(given.get("index"), f"{what}: index", low=0, high=ARGUMENTS - 1),
+        op=Operator(_enum_value(given.get("op"), Operator, f"{what}: op")),
+        value=as_number(given.get("value"), f"{what}: value", low=0, high=MAX_VALUE),
+        value_two=as_number(given.get("valueTwo", 0), f"{what}: valueTwo", low=0, high=MAX_VALUE),
     )
 
 
 def _comparisons(value: JsonValue, what: str) -> tuple[Comparison, ...]:
     result = tuple(_comparison(item, f"{what}: argument") for item in as_list(value, f"{what}: args"))
-    if len({item.index for item in result}) != len(result):
+    if len({item.argument for item in result}) != len(result):
         raise PolicyError(
             f"{what} tests one argument twice",
             hint="libseccomp joins tests with and, one per argument: use one rule per test",
@@ -170,15 +169,15 @@ def _comparisons(value: JsonValue, what: str) -> tuple[Comparison, ...]:
 
 
 def _applies(value: JsonValue, what: str) -> Applies:
-    record = as_object(value, what)
-    only(record, frozenset({"caps", "arches", "minKernel"}), what)
-    arches = frozenset(as_text(item, f"{what}: arches") for item in as_list(record.get("arches"), what))
+    given = as_object(value, what)
+    only(given, frozenset({"caps", "arches", "minKernel"}), what)
+    arches = frozenset(as_text(item, f"{what}: arches") for item in as_list(given.get("arches"), what))
     for name in sorted(arches):
         if name not in _GO_ARCHES and name not in _OTHER_ARCHES:
             raise PolicyError(f"{what} names the unknown architecture {name[:80]!r}", code="policy-seccomp")
-    caps = (as_text(item, f"{what}: caps") for item in as_list(record.get("caps"), what))
+    caps = (as_text(item, f"{what}: caps") for item in as_list(given.get("caps"), what))
     minimum = (0, 0)
-    if (text := record.get("minKernel")) is not None:
+    if (text := given.get("minKernel")) is not None:
         if not (match := _KERNEL.match(as_text(text, f"{what}: minKernel"))):
             raise PolicyError(f"{what}: minKernel is {text!r}, expected such as 4.8", code="policy-seccomp")
         minimum = (int(match[1]), int(match[2]))
@@ -188,25 +187,25 @@ def _applies(value: JsonValue, what: str) -> Applies:
 
 
 def _rule(value: JsonValue, what: str) -> Rule:
-    record = as_object(value, what)
+    given = as_object(value, what)
     known = frozenset({
         "names", "action", "errnoRet", "errno", "args", "includes", "excludes", "comment",
     })  # fmt: skip
-    only(record, known, what)
-    names = tuple(as_text(name, f"{what}: name") for name in as_list(record.get("names"), f"{what}: names"))
+    only(given, known, what)
+    names = tuple(as_text(name, f"{what}: name") for name in as_list(given.get("names"), f"{what}: names"))
     if not names:
         raise PolicyError(f"{what} names no syscall", code="policy-seccomp")
     for name in names:
         if not _SYSCALL.match(name):
             raise PolicyError(f"{what}: {name[:80]!r} is not the name of a syscall", code="policy-seccomp")
-    action = Action(_enum_value(record.get("action"), Action, f"{what}: action"))
+    action = Action(_enum_value(given.get("action"), Action, f"{what}: action"))
     return Rule(
         names=names,
         action=action,
-        errno=_errno(record, "errnoRet", action, what),
-        args=_comparisons(record.get("args"), what),
-        includes=_applies(record.get("includes"), f"{what}: includes"),
-        excludes=_applies(record.get("excludes"), f"{what}: excludes"),
+        errno=_errno(given, "errnoRet", action, what),
+        args=_comparisons(given.get("args"), what),
+        includes=_applies(given.get("includes"), f"{what}: includes"),
+        excludes=_applies(given.get("excludes"), f"{what}: excludes"),
     )
 
 
@@ -221,10 +220,10 @@ def _architecture(text: str) -> Architecture | None:
     return None
 
 
-def _architectures(record: JsonObject) -> tuple[Architecture, ...]:
+def _architectures(given: JsonObject) -> tuple[Architecture, ...]:
     """Read archMap; subarchitectures are checked and left out: the compat tables stay closed."""
     result = list[Architecture]()
-    for item in as_list(record.get("archMap"), "archMap"):
+    for item in as_list(given.get("archMap"), "archMap"):
         entry = as_object(item, "archMap entry")
         only(entry, frozenset({"architecture", "subArchitectures"}), "archMap entry")
         for sub in as_list(entry.get("subArchitectures"), "subArchitectures"):
@@ -242,11 +241,14 @@ def _reject_contradictions(rules: tuple[Rule, ...]) -> None:
 
     The same verdict twice changes nothing and occurs in profiles that distributions ship.
     """
-    seen: dict[tuple[str, tuple[Comparison, ...], Applies, Applies], tuple[Action, int | None]] = {}
+    conditions: dict[tuple[tuple[Comparison, ...], Applies, Applies], int] = {}
+    seen: dict[tuple[str, int], tuple[Action, int | None]] = {}
     for rule in rules:
+        verdict = (rule.action, rule.errno)
+        # Hashed once per rule, not once per name.
+        condition = conditions.setdefault((rule.args, rule.includes, rule.excludes), len(conditions))
         for name in rule.names:
-            verdict = (rule.action, rule.errno)
-            if seen.setdefault((name, rule.args, rule.includes, rule.excludes), verdict) != verdict:
+            if seen.setdefault((name, condition), verdict) != verdict:
                 raise PolicyError(
                     f"two rules decide {name} differently under the same condition",
                     hint="remove one of them",
@@ -260,13 +262,13 @@ def parse_profile(data: bytes, *, name: str) -> SeccompProfile:
     Format: github.com/moby/profiles seccomp, which is OCI runtime-spec linux.seccomp with conditions.
     """
     what = f"seccomp profile {name}"
-    record = parse(data, what=what)
+    given = parse(data, what=what)
     known = frozenset({
         "defaultAction", "defaultErrnoRet", "defaultErrno", "archMap", "syscalls", "comment",
     })  # fmt: skip
-    only(record, known, what)
-    action = Action(_enum_value(record.get("defaultAction"), Action, f"{what}: defaultAction"))
-    entries = as_list(record.get("syscalls"), f"{what}: syscalls")
+    only(given, known, what)
+    action = Action(_enum_value(given.get("defaultAction"), Action, f"{what}: defaultAction"))
+    entries = as_list(given.get("syscalls"), f"{what}: syscalls")
     if len(entries) > MAX_RULES:
         raise PolicyError(
             f"{what} has {len(entries)} rules, the limit is {MAX_RULES}", code="policy-seccomp"
@@ -277,8 +279,8 @@ def parse_profile(data: bytes, *, name: str) -> SeccompProfile:
     _reject_contradictions(rules)
     return SeccompProfile(
         default_action=action,
-        default_errno=_errno(record, "defaultErrnoRet", action, what),
-        architectures=_architectures(record),
+        default_errno=_errno(given, "defaultErrnoRet", action, what),
+        architectures=_architectures(given),
         rules=rules,
         name=name,
     )

@@ -6,8 +6,7 @@ passed by setting an upper bit (CVE-2019-10063). Here a condition is a box of bi
 and `a - b` is computed exactly; so an ordered profile says what it means.
 """
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from secrun_policies.errors import PolicyError
 from secrun_policies.seccomp import (
@@ -31,8 +30,7 @@ _Verdict: TypeAlias = tuple[Action, int | None, tuple[Comparison, ...]]
 MAX_PIECES = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class FlatRule:
+class FlatRule(NamedTuple):
     """One rule of a resolved filter: no condition is left but the arguments."""
 
     action: Action
@@ -41,8 +39,7 @@ class FlatRule:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeccompFilter:
+class SeccompFilter(NamedTuple):
     """A filter for one table of syscalls, as OCI runtime-spec linux.seccomp expresses it."""
 
     default_action: Action
@@ -56,7 +53,7 @@ def _box(rule: Rule) -> _Box | None:
     result: _Box = {}
     for item in rule.args:
         if item.op is Operator.EQ:
-            result[item.index] = (MAX_VALUE, item.value)
+            result[item.argument] = (MAX_VALUE, item.value)
         elif item.op is Operator.MASKED_EQ:
             if item.value_two & ~item.value:
                 raise PolicyError(
@@ -64,7 +61,7 @@ def _box(rule: Rule) -> _Box | None:
                     f"{item.value:#x}",
                     code="policy-seccomp",
                 )
-            result[item.index] = (item.value, item.value_two)
+            result[item.argument] = (item.value, item.value_two)
         else:
             return None
     return result
@@ -99,7 +96,7 @@ def _minus(left: _Box, right: _Box) -> list[_Box]:
 
 def _comparisons(box: _Box) -> tuple[Comparison, ...]:
     return tuple(
-        Comparison(index=index, op=Operator.MASKED_EQ, value=mask, value_two=value)
+        Comparison(argument=index, op=Operator.MASKED_EQ, value=mask, value_two=value)
         for index, (mask, value) in sorted(box.items())
         if mask
     )
@@ -112,9 +109,9 @@ def _same_verdict(left: Rule, right: Rule) -> bool:
 def _never_both(left: Rule, right: Rule) -> bool:
     """Tell whether an equality in one rule contradicts a test of the same argument in the other."""
     for one, two in ((left, right), (right, left)):
-        tests = {item.index: item for item in two.args}
+        tests = {item.argument: item for item in two.args}
         for item in one.args:
-            other = tests.get(item.index)
+            other = tests.get(item.argument)
             if item.op is Operator.EQ and other is not None and not matches(other, item.value):
                 return True
     return False
@@ -170,6 +167,8 @@ def _box_of(name: str, rule: Rule) -> _Box:
 
 def _flatten(name: str, rules: list[Rule]) -> list[_Verdict]:
     """Make the ordered rules of one syscall disjoint; what an earlier rule covers disappears."""
+    if len(rules) == 1:
+        return [(rules[0].action, rules[0].errno, rules[0].args)]
     result: dict[_Verdict, None] = {}
     earlier = list[Rule]()
     for rule in rules:

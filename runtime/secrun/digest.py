@@ -1,6 +1,5 @@
 """Content digests as a type, never as bare strings."""
 
-import hashlib
 import re
 from typing import Self
 
@@ -34,10 +33,14 @@ class Digest:
     @classmethod
     def of(cls, data: bytes) -> Self:
         """Return the sha256 digest of `data`."""
+        import hashlib  # 3 ms for OpenSSL: who only compares digests does without
+
         return cls("sha256", hashlib.sha256(data).hexdigest())
 
     def of_same_kind(self, data: bytes) -> Self:
         """Return the digest of `data` by this digest's algorithm."""
+        import hashlib
+
         return type(self)(self.algorithm, hashlib.new(self.algorithm, data).hexdigest())
 
     def __str__(self) -> str:

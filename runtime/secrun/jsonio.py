@@ -1,7 +1,6 @@
 """JSON at the edge: canonical bytes out, bounded and strict parsing in."""
 
 import json
-from collections.abc import Mapping
 from typing import TypeAlias
 
 from secrun.errors import ImageError
@@ -24,7 +23,7 @@ def canonical(value: JsonValue) -> bytes:
 def _check_canonical(value: JsonValue) -> None:
     if isinstance(value, float):
         raise TypeError("canonical JSON of secrun holds no floats")
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for key, item in value.items():
             # UTF-16 order (RFC 8785, 3.2.3) and code point order agree below the surrogates.
             if not key.isascii() and any(ord(char) >= 0xD800 for char in key):
@@ -36,12 +35,16 @@ def _check_canonical(value: JsonValue) -> None:
 
 
 def _unique(pairs: list[tuple[str, JsonValue]]) -> JsonObject:
-    result: JsonObject = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"duplicate key {key[:80]!r}")
-        result[key] = value
-    return result
+    result = dict(pairs)
+    if len(result) == len(pairs):
+        return result
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"duplicate key {twice[:80]!r}")
+
+
+# json.loads would make one for every document.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def parse_object(data: bytes, *, what: str, limit: int) -> JsonObject:
@@ -52,7 +55,7 @@ def parse_object(data: bytes, *, what: str, limit: int) -> JsonObject:
     if len(data) > limit:
         raise ImageError(f"{what} has {len(data)} bytes, the limit is {limit}", code="image-json-size")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        value = _DECODER.decode(data.decode("utf-8"))
     except RecursionError as error:
         raise ImageError(f"{what} nests too deep", code="image-json-depth") from error
     except ValueError as error:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import measure
 import report
-from bench_field import PODMAN_RUN, Bench, field, host_processes, many_pods
+from bench_field import PODMAN_RUN, SECRUN, Bench, field, host_processes, many_pods
 from measure import Contender, compare
 from report import MISSED, Row
 
@@ -47,7 +47,7 @@ def command_line(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
     run = ("run", "--rm", INSECURE, "--pull=never", bench.busybox, "--", "true")
     killed = (-9,)
     contenders = [
-        single("version", bench.secrun("--version")),
+        single("version", [str(SECRUN), "--version"]),
         single("list", bench.secrun("list", root="secrun-many")),
         single("run", bench.driver("before-waiter", *run), expected=killed, after=bench.collect),
         single("nothing", [sys.executable, "-c", "pass"]),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from secrun.errors import HostError
 from secrun.stage1.elf import read_elf
-from secrun_policies import PolicyError
 from secrun_policies.capabilities import KNOWN
+from secrun_policies.errors import PolicyError
 from secrun_policies.libseccomp import compile_bpf
 from secrun_policies.profiles import default_profile_path
 from secrun_policies.seccomp import Action, Architecture, parse_profile
@@ -56,7 +56,7 @@ def test_libseccomp_decides_as_the_first_matching_rule_says(entries, calls):
     for values in calls:
         expected = 0x00050000 | 95
         for rule in profile.rules:
-            if all(matches(test, values[test.index]) for test in rule.args):
+            if all(matches(test, values[test.argument]) for test in rule.args):
                 expected = VERDICTS.get(rule.action, 0x00050000 | (rule.errno or 1))
                 break
         assert run_bpf(program, 0, tuple(values)) == expected, values

@@ -11,17 +11,13 @@ from pathlib import Path
 import pytest
 
 from secrun.launch import run
-from secrun_policies import (
-    AppFacts,
-    NetworkMode,
-    PodFacts,
-    compile_app,
-    default_profile,
-    read_host,
-    to_oci,
-)
 from secrun_policies.capabilities import NUMBERS
+from secrun_policies.confine import AppFacts, PodFacts, compile_app
+from secrun_policies.host import read_host
+from secrun_policies.oci import to_oci
+from secrun_policies.outer import NetworkMode
 from secrun_policies.paths import MASKED, READ_ONLY
+from secrun_policies.profiles import default_profile
 
 BASE = 0x70000000
 HIGH = 1 << 40

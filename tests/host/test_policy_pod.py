@@ -9,18 +9,13 @@ import pytest
 
 from secrun.paths import Layout
 from secrun.stage1.imagebuild import ensure_stage1
-from secrun_policies import (
-    AppFacts,
-    NetworkMode,
-    PodConfinement,
-    PodFacts,
-    compile_pod,
-    default_profile,
-    read_host,
-    to_oci,
-)
 from secrun_policies.capabilities import NUMBERS
+from secrun_policies.confine import AppFacts, PodConfinement, PodFacts, compile_pod
+from secrun_policies.host import read_host
 from secrun_policies.libseccomp import compile_bpf
+from secrun_policies.oci import to_oci
+from secrun_policies.outer import NetworkMode
+from secrun_policies.profiles import default_profile
 from support.stage1pod import UNITS, Pod, mounted_image
 
 SHOW = "cat /proc/self/status"

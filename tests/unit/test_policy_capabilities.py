@@ -2,8 +2,8 @@
 
 import pytest
 
-from secrun_policies import PolicyError
 from secrun_policies.capabilities import DEFAULT, KNOWN, grant, of_host, parse_name
+from secrun_policies.errors import PolicyError
 
 HOST = of_host(40)
 # podman-run(1), --cap-add: the default of containers.conf.

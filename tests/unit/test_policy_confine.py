@@ -1,25 +1,24 @@
 """The compiler: what a request becomes, and that everything weaker is named and digested."""
 
-import dataclasses
 import json
 
 import pytest
 
-from secrun_policies import (
+from secrun_policies.confine import (
     AppFacts,
     HostFacts,
-    NetworkMode,
     PodFacts,
-    PolicyError,
     RelaxationKind,
     Rlimit,
     compile_app,
     compile_pod,
-    default_profile,
-    read_host,
-    to_oci,
 )
+from secrun_policies.errors import PolicyError
+from secrun_policies.host import read_host
 from secrun_policies.libseccomp import compile_bpf
+from secrun_policies.oci import to_oci
+from secrun_policies.outer import NetworkMode
+from secrun_policies.profiles import default_profile
 from secrun_policies.seccomp import Action, parse_profile
 
 HOST = HostFacts(architecture="x86_64", kernel=(6, 1), last_capability=40, seccomp=True)
@@ -111,7 +110,7 @@ def test_an_unconfined_app_has_no_seccomp_section():
 
 
 def test_a_host_without_filters_fails_closed():
-    host = dataclasses.replace(HOST, seccomp=False)
+    host = HOST._replace(seccomp=False)
     with pytest.raises(PolicyError, match="needs a system call filter"):
         compiled(host)
     assert kinds(compiled(host, seccomp=None)) == [RelaxationKind.SECCOMP_UNCONFINED]
@@ -119,7 +118,7 @@ def test_a_host_without_filters_fails_closed():
 
 def test_an_unknown_machine_fails_closed():
     with pytest.raises(PolicyError, match="riscv64"):
-        compiled(dataclasses.replace(HOST, architecture="riscv64"))
+        compiled(HOST._replace(architecture="riscv64"))
 
 
 @pytest.mark.parametrize(

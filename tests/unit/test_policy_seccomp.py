@@ -8,11 +8,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from secrun_policies import PolicyError, default_profile
 from secrun_policies.capabilities import DEFAULT, KNOWN
+from secrun_policies.errors import PolicyError
 from secrun_policies.jsonvalue import MAX_PROFILE_BYTES
 from secrun_policies.libseccomp import compile_bpf, validate_with_libseccomp
-from secrun_policies.profiles import default_profile_path, load_profile
+from secrun_policies.profiles import default_profile, default_profile_path, load_profile
 from secrun_policies.seccomp import Action, Architecture, Comparison, parse_profile
 from secrun_policies.seccomp_resolve import MAX_PIECES, SeccompFilter, matches, resolve
 from support.bpf import run_bpf
@@ -46,7 +46,7 @@ def verdict(filter_: SeccompFilter, name: str, *args: int):
     found = {
         (item.action, item.errno)
         for item in filter_.rules
-        if name in item.names and all(matches(test, values[test.index]) for test in item.args)
+        if name in item.names and all(matches(test, values[test.argument]) for test in item.args)
     }
     assert len(found) <= 1, f"{name}{args}: {found}"
     return found.pop() if found else (filter_.default_action, filter_.default_errno)
@@ -234,7 +234,7 @@ def test_the_first_matching_rule_decides(rules, values):
     flat = resolved(profile)
     expected = (Action.ERRNO, 38)
     for item in profile.rules:
-        if all(matches(test, values[test.index]) for test in item.args):
+        if all(matches(test, values[test.argument]) for test in item.args):
             expected = (item.action, item.errno)
             break
     assert verdict(flat, "read", *values) == expected
@@ -385,4 +385,4 @@ def test_comparisons_evaluate_as_the_kernel_does():
         (Operator.LT, 4, True), (Operator.LT, 5, False), (Operator.LE, 5, True), (Operator.GE, 5, True),
         (Operator.GT, 5, False), (Operator.GT, 6, True), (Operator.NE, 5, False), (Operator.EQ, 5, True),
     ):  # fmt: skip
-        assert matches(Comparison(index=0, op=op, value=5), value) is expected
+        assert matches(Comparison(argument=0, op=op, value=5), value) is expected

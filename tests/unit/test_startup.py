@@ -9,7 +9,7 @@ import pytest
 TOP = Path(__file__).resolve().parent.parent.parent
 
 # What `secrun --version` may load, and what any command may before its own work begins.
-VERSION = {"secrun", "secrun.__main__"}
+VERSION = {"gc", "secrun", "secrun.__main__"}
 SHARED = {
     "secrun.checkpoint",
     "secrun.cli",
@@ -44,6 +44,8 @@ HEAVY = {
     "tarfile",
     "hypothesis",
 }
+# What costs more than all of secrun's own modules together, and what every start of a pod can do without.
+DEAR = {"argparse", "dataclasses", "importlib.metadata", "inspect", "shutil", "threading"}
 
 PROBE = """
 import sys
@@ -127,3 +129,21 @@ def test_measuring_loads_little_and_needs_no_site_packages(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
     assert "secrun_attest.logfile" in done.stdout
     assert set(done.stdout.split()) - MEASURING == set()
+
+
+def test_a_table_of_pods_loads_neither_images_nor_digests_nor_sockets(tmp_path):
+    loaded = loaded_by("--root", str(tmp_path), "list")
+    assert loaded & (HEAVY | DEAR | {"_hashlib", "socket", "secrun_policies.confine"}) == set()
+    assert not any(name.startswith(("secrun.image", "secrun.trust")) for name in loaded)
+
+
+def test_a_start_of_a_pod_loads_nothing_dear():
+    modules = (
+        "secrun.cli.pods",
+        "secrun.stage1.nspawnlaunch",
+        "secrun.stage1.units",
+        "secrun_policies.confine",
+    )
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=True, timeout=60)
+    assert set(done.stdout.decode().split()) & (HEAVY | DEAR) == set()

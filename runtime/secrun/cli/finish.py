@@ -14,7 +14,6 @@ import secrun_attest
 from secrun.cli.guard import guarded
 from secrun.errors import HostError
 from secrun.paths import Layout
-from secrun.pod.finish import complaints, finish
 from secrun.pod.states import LockedPod
 
 _STATUS = "--stage1-status="
@@ -59,6 +58,9 @@ def _hush(text: str) -> None:
 
 
 def _finish(arguments: Sequence[str]) -> int:
+    # Not at the top: `run` takes only `command` from this module. And before the wait for stage1's end.
+    from secrun.pod.finish import complaints, finish
+
     root, run_root, uuid, lock_fd, removal, speech, ending = arguments
     status = _stage1_status(ending)
     if status is None:

@@ -1,6 +1,5 @@
 """Parse the command line, run the verb, print errors, return the exit status."""
 
-import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -94,11 +93,18 @@ def _dispatch(argv: Sequence[str]) -> int:
         sys.stdout.write(f"secrun {__version__}\n")
         return 0
     verb, rest = find_verb(words)
-    from secrun.cli.parse import parse_verb
+    from secrun.cli.parse import HelpAskedError, parse_verb
 
-    arguments = parse_verb(f"secrun {' '.join(verb.words)}", verb, rest)
+    prog = f"secrun {' '.join(verb.words)}"
+    try:
+        arguments = parse_verb(prog, verb, rest)
+    except HelpAskedError:
+        from secrun.cli.usage import help_of
+
+        sys.stdout.write(help_of(prog, verb))
+        return 0
     if verb.needs_root and os.geteuid() != 0:
-        raise HostError(f"secrun {' '.join(verb.words)} needs root", code="host-root")
+        raise HostError(f"{prog} needs root", code="host-root")
     settings = _settings(found)
     layout = Layout(
         root=Path(settings["root"].value).absolute(), run_root=Path(settings["run_root"].value).absolute()
@@ -108,9 +114,14 @@ def _dispatch(argv: Sequence[str]) -> int:
     )
     if context.debug:
         checkpoint.hook = lambda step: sys.stderr.write(f"secrun: debug: {step}\n")
+    return _handler(verb)(arguments, context)
+
+
+def _handler(verb: Verb) -> Handler:
     module, _, function = verb.handler.partition(":")
-    handler = cast("Handler", getattr(importlib.import_module(module), function))
-    return handler(arguments, context)
+    # Not importlib.import_module: loading importlib takes a millisecond.
+    __import__(module)
+    return cast("Handler", getattr(sys.modules[module], function))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,77 +1,132 @@
-"""From words to Arguments, driven by the option table."""
+"""From words to Arguments, driven by the option table.
 
-import argparse
+The rules are getopt_long's: options and positionals in any order, `-it` is `-i -t`, `-nVALUE`, `--n=VALUE`,
+nothing is an option after `--`. Two are stricter: no option may be shortened, and a value that looks like an
+option must be joined by `=`, so that a forgotten value never swallows what follows. argparse has these rules
+too, but loading it takes longer than most commands.
+"""
+
+import re
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
 
-from secrun.cli.table import Arguments, Kind, Option, Scope, Value, Verb
+from secrun.cli.table import Arguments, Kind, Option, Positional, Scope, Value, Verb
 from secrun.errors import UsageError
 
 APP_SEPARATOR = "---"
 COMMAND_SEPARATOR = "--"
+HELP = ("-h", "--help")
+IMAGE = Positional(name="image", help="an image reference, or a stored image's ID")
+
+# What is never taken for an option: a lone dash is a name, `-1` a number.
+_OPERAND = re.compile(r"[^-]|-\Z|-\d|\Z")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"see {self.prog} --help")
+class HelpAskedError(Exception):
+    """The words ask for help instead of the command."""
 
 
-def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    if option.kind is Kind.FLAG:
-        parser.add_argument(*option.flags, dest=option.dest, action="store_true", help=option.help)
-        return
-    if option.kind is Kind.LIST:
-        parser.add_argument(
-            *option.flags, dest=option.dest, action="append", metavar=option.metavar, help=option.help
-        )
-        return
-    parser.add_argument(
-        *option.flags,
-        dest=option.dest,
-        default=option.default,
-        metavar=option.metavar or None,
-        choices=option.choices or None,
-        type=int if option.kind is Kind.INTEGER else str,
-        help=option.help,
-    )
+class _Scanner:
+    """Takes the words of one verb, or of one app, from left to right."""
+
+    def __init__(self, prog: str, options: Iterable[Option], words: Sequence[str]) -> None:
+        self.prog = prog
+        self.options = {flag: option for option in options for flag in option.flags}
+        self.left = list(reversed(words))
+        self.values: dict[str, Value] = {
+            option.dest: False if option.kind is Kind.FLAG else option.default
+            for option in self.options.values()
+        }
+        self.operands: list[str] = []
+
+    def fail(self, text: str) -> UsageError:
+        return UsageError(text, hint=f"see {self.prog} --help")
+
+    def scan(self) -> None:
+        """Take all words; raises UsageError, or HelpAskedError at the first word that asks for it."""
+        while self.left:
+            word = self.left.pop()
+            if word == COMMAND_SEPARATOR:
+                self.operands += reversed(self.left)
+                return
+            if _OPERAND.match(word):
+                self.operands.append(word)
+            elif word in HELP:
+                raise HelpAskedError
+            else:
+                self._option(word)
+
+    def _option(self, word: str) -> None:
+        flag, equals, value = word.partition("=")
+        if flag in self.options:
+            self._take(self.options[flag], value if equals else None)
+        elif word[1] != "-" and word[:2] in self.options:
+            self._cluster(word)
+        else:
+            raise self.fail(f"unrecognized arguments: {word}")
+
+    def _cluster(self, word: str) -> None:
+        """Take `-it` or `-nVALUE`."""
+        flag, rest = word[:2], word[2:]
+        option = self.options[flag]
+        if option.kind is not Kind.FLAG:
+            self._take(option, rest)
+            return
+        self._take(option, None)
+        if f"-{rest[0]}" not in self.options:
+            raise self.fail(f"unrecognized arguments: -{rest[0]} in {word}")
+        self._option(f"-{rest}")
+
+    def _take(self, option: Option, given: str | None) -> None:
+        name = "/".join(option.flags)
+        if option.kind is Kind.FLAG:
+            if given is not None:
+                raise self.fail(f"argument {name}: it takes no value, got {given[:80]!r}")
+            self.values[option.dest] = True
+            return
+        if option.kind is Kind.OPTIONAL_TEXT:
+            # A bare `--wait` never swallows the word after it.
+            self.values[option.dest] = option.const if given is None else given
+            return
+        if given is None:
+            if not self.left or not _OPERAND.match(self.left[-1]):
+                raise self.fail(f"argument {name}: expected one argument")
+            given = self.left.pop()
+        self._store(option, name, given)
+
+    def _store(self, option: Option, name: str, given: str) -> None:
+        if option.kind is Kind.LIST:
+            before = self.values[option.dest]
+            self.values[option.dest] = [*(before if isinstance(before, list) else ()), given]
+        elif option.kind is Kind.INTEGER:
+            try:
+                self.values[option.dest] = int(given)
+            except ValueError as error:
+                raise self.fail(f"argument {name}: invalid int value: {given[:80]!r}") from error
+        elif option.choices and given not in option.choices:
+            choices = ", ".join(option.choices)
+            raise self.fail(f"argument {name}: invalid choice: {given[:80]!r} (choose from {choices})")
+        else:
+            self.values[option.dest] = given
+
+    def assign(self, positionals: Sequence[Positional]) -> None:
+        """Give the operands their names; a `?`, `*` or `+` can only be the last."""
+        left = list(self.operands)
+        for item in positionals:
+            if item.count in ("1", "+") and not left:
+                raise self.fail(f"the following arguments are required: {item.name.upper()}")
+            if item.count in ("1", "?"):
+                self.values[item.name] = left.pop(0) if left else None
+            else:
+                self.values[item.name], left = left, []
+        if left:
+            raise self.fail(f"unrecognized arguments: {' '.join(left)}")
 
 
-def make_parser(prog: str, verb: Verb, options: Iterable[Option]) -> argparse.ArgumentParser:
-    """Build the argparse parser of one verb."""
-    parser = _Parser(prog=prog, description=verb.description or verb.summary, allow_abbrev=False)
-    for option in options:
-        _add_option(parser, option)
-    for positional in verb.positionals:
-        parser.add_argument(
-            positional.name,
-            help=positional.help,
-            nargs=None if positional.count == "1" else positional.count,
-            metavar=positional.name.upper(),
-        )
-    if verb.takes_apps:
-        parser.add_argument("image", metavar="IMAGE", help="an image reference, or a stored image's ID")
-    return parser
-
-
-def _spell_out(words: Sequence[str], options: Iterable[Option]) -> list[str]:
-    """Give a bare `--wait` its value, so that it never swallows the word after it."""
-    bare = {
-        flag: f"{flag}={option.const}"
-        for option in options
-        if option.kind is Kind.OPTIONAL_TEXT
-        for flag in option.flags
-    }
-    return [bare.get(word, word) for word in words]
-
-
-def _values(prog: str, verb: Verb, options: Sequence[Option], words: Sequence[str]) -> dict[str, Value]:
-    parser = make_parser(prog, verb, options)
-    spelled = _spell_out(words, options)
-    # Intermixed parsing runs twice; only lists of positionals need it.
-    several = any(positional.count != "1" for positional in verb.positionals)
-    namespace = parser.parse_intermixed_args(spelled) if several else parser.parse_args(spelled)
-    known: dict[str, Value] = vars(namespace)
-    return known
+def _values(prog: str, verb: Verb, options: Iterable[Option], words: Sequence[str]) -> dict[str, Value]:
+    scanner = _Scanner(prog, options, words)
+    scanner.scan()
+    scanner.assign((*verb.positionals, IMAGE) if verb.takes_apps else verb.positionals)
+    return scanner.values
 
 
 def _split_command(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -93,7 +148,7 @@ def split_apps(words: Sequence[str]) -> list[list[str]]:
 
 
 def parse_verb(prog: str, verb: Verb, words: Sequence[str]) -> Arguments:
-    """Parse the words after the verb; raises UsageError."""
+    """Parse the words after the verb; raises UsageError, or HelpAskedError if they ask for help."""
     if not verb.takes_apps:
         head, trailing = _split_command(words) if verb.takes_command else (list(words), ())
         return Arguments(_values(prog, verb, verb.options, head), trailing)

@@ -5,16 +5,18 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from secrun import __version__
 from secrun.cli.table import Arguments, Context
 from secrun.errors import StateError, UsageError
 from secrun.jsonio import JsonObject, JsonValue
-from secrun.pod import view
-from secrun.pod.log import Line
-from secrun.pod.request import duration
 from secrun.pod.states import find
 from secrun.stage1.podfiles import PodFiles
+
+if TYPE_CHECKING:
+    from secrun.pod.glance import Glance
+    from secrun.pod.log import Line
 
 _NS = 1_000_000_000
 
@@ -24,7 +26,7 @@ def table(context: Context, heading: Sequence[str], rows: Sequence[Sequence[str]
     lines = [heading, *rows] if legend else list(rows)
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))] if lines else []
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        cells = map(str.ljust, line, widths)
         context.out.write("  ".join(cells).rstrip() + "\n")
 
 
@@ -50,10 +52,14 @@ def write_json(context: Context, value: JsonObject) -> None:
 def list_pods(args: Arguments, context: Context) -> int:
     """List pods, the newest last."""
     if args.text("format") == "json":
+        from secrun.pod import view
+
         pods = sorted(view.all_pods(context.layout), key=lambda pod: pod.created_ns)
         write_json(context, {"schema": view.LIST_SCHEMA, "pods": [pod.to_json() for pod in pods]})
         return 0
-    seen = sorted(view.glances(context.layout), key=lambda pod: pod.created_ns)
+    from secrun.pod.glance import glances
+
+    seen = sorted(glances(context.layout), key=lambda pod: pod.created_ns)
     if args.flag("quiet"):
         context.out.write("".join(f"{pod.uuid}\n" for pod in seen))
         return 0
@@ -67,7 +73,7 @@ def list_pods(args: Arguments, context: Context) -> int:
     return 0
 
 
-def _rows(pod: view.Glance, *, full: bool) -> list[tuple[str, ...]]:
+def _rows(pod: "Glance", *, full: bool) -> list[tuple[str, ...]]:
     """Return a line per app; what belongs to the pod is shown once, as rkt does."""
     uuid = pod.uuid if full else pod.uuid[:8]
     tail = (str(pod.state), _when(pod.created_ns, full=full), _when(pod.started_ns, full=full))
@@ -82,6 +88,7 @@ def _rows(pod: view.Glance, *, full: bool) -> list[tuple[str, ...]]:
 
 
 def _wait(context: Context, text: str, limit: str) -> None:
+    from secrun.pod.request import duration
     from secrun.pod.stop import wait_unlocked
 
     found = find(context.layout, text)
@@ -91,6 +98,8 @@ def _wait(context: Context, text: str, limit: str) -> None:
 
 def status(args: Arguments, context: Context) -> int:
     """Show one pod."""
+    from secrun.pod import view
+
     text, limit = args.required("uuid"), args.text("wait")
     if limit is not None:
         _wait(context, text, limit)
@@ -147,7 +156,7 @@ def logs(args: Arguments, context: Context) -> int:
     return 0
 
 
-def _write_line(line: Line, *, stamps: bool, as_json: bool) -> None:
+def _write_line(line: "Line", *, stamps: bool, as_json: bool) -> None:
     if as_json:
         text = line.text.decode("utf-8", "backslashreplace")
         row = {"time": line.time, "stream": line.stream, "partial": line.partial, "text": text}

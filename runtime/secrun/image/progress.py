@@ -1,7 +1,6 @@
 """Progress of a fetch: one line on a terminal, nothing elsewhere; notes are always said."""
 
 import os
-import threading
 import time
 from collections.abc import Mapping
 from typing import Protocol, TextIO
@@ -73,6 +72,8 @@ class TerminalProgress:
         self._stream = stream
         self._live = stream.isatty() and environ.get("TERM") != "dumb"
         self._color = self._live and not environ.get("NO_COLOR")
+        import threading  # not for the runs that show nothing
+
         self._lock = threading.Lock()
         self._what = ""
         self._done = self._total = 0

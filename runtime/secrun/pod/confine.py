@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
-import secrun_policies
 from secrun.errors import UsageError
 from secrun.jsonio import JsonValue
 from secrun.pod.request import AppRequest
 from secrun.record import record
 from secrun.stage1.bundle import Process
 from secrun.stage1.manifest import Network
+from secrun_policies.confine import AppFacts, Confinement, PodFacts, compile_pod
+from secrun_policies.errors import PolicyError
+from secrun_policies.host import read_host
 from secrun_policies.libseccomp import compile_bpf
+from secrun_policies.oci import to_oci
+from secrun_policies.outer import NetworkMode
+from secrun_policies.profiles import default_profile
 
 
 @record
@@ -31,10 +36,10 @@ class ConfinedPod:
     outer_filter: bytes | None
 
 
-def _facts(name: str, request: AppRequest, process: Process) -> secrun_policies.AppFacts:
-    return secrun_policies.AppFacts(
+def _facts(name: str, request: AppRequest, process: Process) -> AppFacts:
+    return AppFacts(
         name=name,
-        seccomp=secrun_policies.default_profile(),
+        seccomp=default_profile(),
         uid=process.uid,
         gid=process.gid,
         read_only=request.read_only,
@@ -44,8 +49,8 @@ def _facts(name: str, request: AppRequest, process: Process) -> secrun_policies.
     )
 
 
-def _confined(app: secrun_policies.Confinement) -> ConfinedApp:
-    process, linux = secrun_policies.to_oci(app)
+def _confined(app: Confinement) -> ConfinedApp:
+    process, linux = to_oci(app)
     return ConfinedApp(
         process=process,
         linux=linux,
@@ -56,14 +61,14 @@ def _confined(app: secrun_policies.Confinement) -> ConfinedApp:
 
 def pod(network: Network, apps: Sequence[tuple[str, AppRequest, Process]]) -> ConfinedPod:
     """Compile the confinement of a pod; raises UsageError for what cannot be enforced."""
-    facts = secrun_policies.PodFacts(
-        network=secrun_policies.NetworkMode(network.value),
+    facts = PodFacts(
+        network=NetworkMode(network.value),
         apps=tuple(_facts(name, request, process) for name, request, process in apps),
     )
     try:
-        compiled = secrun_policies.compile_pod(facts, secrun_policies.read_host())
+        compiled = compile_pod(facts, read_host())
         outer_filter = compile_bpf(compiled.outer_filter) if compiled.outer_filter else None
-    except secrun_policies.PolicyError as error:
+    except PolicyError as error:
         raise UsageError(error.message, hint=error.hint, code=error.code) from error
     return ConfinedPod(
         apps={app.app: _confined(app) for app in compiled.apps},

@@ -57,6 +57,9 @@ class State(StrEnum):
     DELETING = "deleting"
 
 
+# In the other states a pod is being made or being deleted, and may lack anything.
+WHOLE = (State.PREPARED, State.RUNNING, State.EXITED, State.EXITED_GARBAGE)
+
 _STATES = {
     # folder: (state while locked, state while not)
     Folder.EMBRYO: (State.EMBRYO, State.ABORTED_PREPARE),

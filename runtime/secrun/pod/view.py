@@ -1,26 +1,21 @@
 """What readers are told of pods; works without root where the folders may be read, takes no lock."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from secrun.digest import Digest
 from secrun.errors import ImageError, StateError
 from secrun.jsonio import JsonObject
-from secrun.locks import is_missing, lock_fd
+from secrun.locks import is_missing
 from secrun.paths import Layout
 from secrun.pod import exits
-from secrun.pod.states import Folder, Found, State, folder_path, state_of, uuids_in, walk
+from secrun.pod.states import WHOLE, Found, State, walk
 from secrun.record import record
-from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, Outline, PodManifest
-from secrun.stage1.podfiles import STARTED_NAME, PodFiles
+from secrun.stage1.manifest import PodManifest
+from secrun.stage1.podfiles import PodFiles
 
 STATUS_SCHEMA = "secrun.dev/pod-status/v1"
 LIST_SCHEMA = "secrun.dev/pod-list/v1"
-
-
-# In the other states a pod is being made or being deleted, and may lack anything.
-_WHOLE = (State.PREPARED, State.RUNNING, State.EXITED, State.EXITED_GARBAGE)
 
 
 @record
@@ -98,7 +93,7 @@ def look(found: Found) -> PodView:
         manifest = files.read_manifest()
         end = exits.read(files)
     except (StateError, ImageError) as error:
-        problem = error.message if state in _WHOLE else ""
+        problem = error.message if state in WHOLE else ""
     started, base = _numbers(files.started), _numbers(files.uid_base)
     return PodView(
         uuid=found.uuid,
@@ -121,69 +116,6 @@ def all_pods(layout: Layout) -> Iterator[PodView]:
         except OSError as error:
             if not is_missing(error):
                 raise
-    yield from seen.values()
-
-
-@record
-class Glance:
-    """What a table of pods shows of one; `apps` are (name, image reference, image ID)."""
-
-    uuid: str
-    state: State
-    problem: str
-    created_ns: int
-    started_ns: int | None
-    apps: tuple[tuple[str, str, str], ...]
-
-
-def _read_at(folder_fd: int, name: str, limit: int) -> bytes | None:
-    """Read a small file of a folder, None if it is missing; a file object would cost twice as much."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder_fd)
-    except FileNotFoundError:
-        return None
-    try:
-        return os.read(fd, min(limit, os.fstat(fd).st_size + 1))
-    finally:
-        os.close(fd)
-
-
-def _glance(uuid: str, folder: Folder, fd: int) -> Glance:
-    state = state_of(folder, locked=not lock_fd(fd, shared=True, blocking=False))
-    outline, problem = Outline(created_ns=0, apps=()), "the pod has no manifest"
-    data = _read_at(fd, FILE_NAME, MAX_MANIFEST_BYTES + 1)
-    if data is not None:
-        try:
-            outline, problem = Outline.from_bytes(data), ""
-        except (StateError, ImageError) as error:
-            problem = error.message
-    started = _read_at(fd, STARTED_NAME, 100)
-    return Glance(
-        uuid=uuid,
-        state=state,
-        problem=problem if state in _WHOLE else "",
-        created_ns=outline.created_ns,
-        started_ns=int(started.split()[0]) if started and started.split()[0].isdigit() else None,
-        apps=outline.apps,
-    )
-
-
-def glances(layout: Layout) -> Iterator[Glance]:
-    """Yield every pod as a table shows it: a thousand must not take longer than a person notices."""
-    seen: dict[str, Glance] = {}
-    for folder in Folder:
-        base = str(folder_path(layout, folder))
-        for uuid in uuids_in(base):
-            try:
-                fd = os.open(f"{base}/{uuid}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except OSError as error:
-                if not is_missing(error):
-                    raise
-                continue
-            try:
-                seen[uuid] = _glance(uuid, folder, fd)
-            finally:
-                os.close(fd)
     yield from seen.values()
 
 

@@ -5,7 +5,6 @@ A fingerprint of the inputs decides whether to build; the contents decide what t
 
 import hashlib
 import os
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -184,6 +183,8 @@ def _found(layout: Layout, agent: Path, recipe: str) -> Stage1Image | None:
 
 def remove_unused(layout: Layout, keep: Collection[Digest]) -> list[Digest]:
     """Remove the images that are neither current nor in `keep`, those of pods; return their digests."""
+    import shutil
+
     removed = list[Digest]()
     with held(layout.locks / "stage1.lock"):
         wanted = {digest.hex for digest in keep}

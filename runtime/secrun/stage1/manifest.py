@@ -4,13 +4,15 @@ It names environment variables but holds no values; the digest of each OCI bundl
 """
 
 from enum import StrEnum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from secrun.digest import Digest
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.record import record
-from secrun.trust.admission import Admission
+
+if TYPE_CHECKING:
+    from secrun.trust.admission import Admission
 
 SCHEMA = "secrun.dev/pod/v1"
 FILE_NAME = "manifest"
@@ -87,7 +89,7 @@ class ImageIdentity:
     rootfs: Digest
     tree: Digest
     verity_root: str
-    admission: Admission
+    admission: "Admission"
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -104,6 +106,8 @@ class ImageIdentity:
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Parse the JSON form."""
+        from secrun.trust.admission import Admission
+
         identity = cls(
             reference=fields.text("reference"),
             manifest=Digest.parse(fields.text("manifest")),

@@ -1,13 +1,16 @@
 """What lies in a pod's folder; stage0 and the flavours share this one map."""
 
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secrun.errors import StateError
 from secrun.record import row
 from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, PodManifest
+
+if TYPE_CHECKING:
+    import socket
 
 # One connection per app at most is accepted; the rest of a burst may wait.
 _BACKLOG = 64
@@ -121,8 +124,10 @@ class PodFiles:
             os.chown(folder, uid_base, uid_base)
 
     @staticmethod
-    def listen(path: Path) -> socket.socket:
+    def listen(path: Path) -> "socket.socket":
         """Listen on a unix socket at `path`, mode 0600, however long the path is (unix(7): 108 bytes)."""
+        import socket  # 2 ms: not for those who only read
+
         folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         mask = os.umask(0o177)

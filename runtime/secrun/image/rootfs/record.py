@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from secrun.errors import ImageError
 from secrun.image.rootfs import limits
 from secrun.image.rootfs.model import FORMAT_VERSION, Group, Passwd, RootfsImage
 from secrun.jsonio import JsonObject, JsonValue, canonical, parse_object
+from secrun.record import record
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _BLOCK = 4096
@@ -18,7 +18,7 @@ _BLOCK = 4096
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Facts:
     """What only rendering can tell about an image."""
 

@@ -205,14 +205,17 @@ def _check_size(fd: int, facts: Facts) -> None:
 _WORTH_FORKING = 32 << 20
 
 
-def verify_file(image: RootfsImage) -> None:
-    """Read the whole image file and hash it against its verity root; raises ImageError if a byte differs."""
+def _alone() -> bool:
     import threading
 
+    return threading.active_count() == 1
+
+
+def verify_file(image: RootfsImage) -> None:
+    """Read the whole image file and hash it against its verity root; raises ImageError if a byte differs."""
     from secrun.image.rootfs import forks, verity
 
-    alone = threading.active_count() == 1 and image.file_size >= _WORTH_FORKING
-    processes = forks.processors() if alone else 1
+    processes = forks.processors() if image.file_size >= _WORTH_FORKING and _alone() else 1
     fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size = os.fstat(fd).st_size

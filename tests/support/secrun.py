@@ -30,11 +30,14 @@ class Secrun:
     run_root: Path
     image: str = ""
     """A busybox image in this root."""
+    options: tuple[str, ...] = ()
+    """Options before every verb."""
 
     def argv(self, *words: str | os.PathLike[str]) -> list[str]:
         return [
             *(sys.executable, "-P", "-m", "secrun", "--root", str(self.root)),
             *("--run-root", str(self.run_root)),
+            *self.options,
             *(os.fspath(word) for word in words),
         ]
 

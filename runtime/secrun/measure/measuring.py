@@ -169,7 +169,9 @@ class Measuring:
 
     def removed(self, files: PodFiles, pod: str) -> None:
         """Measure PodGC of a pod that the log knows; a failure is told to the log later."""
-        if marker.read(files) is None:
+        known = marker.read(files)
+        if known is None or not known.last:
+            # Nothing of it, or nothing certain, is in the log: what never started ends without a word.
             return
         try:
             if self._settings.mode is not Mode.OFF:

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from secrun.errors import HostError
+from secrun.errors import ExternalError, HostError
 from secrun.launch import run
 from secrun.locks import held
 from secrun.paths import Layout
@@ -95,7 +95,12 @@ def _start(layout: Layout) -> None:
     words = [PROGRAM, "socket", "--tpm2", "--tpmstate", f"dir={layout.tpm},mode=0600"]
     words += ["--server", _server(layout)]
     words += ["--ctrl", f"type=unixio,path={path}.ctrl,mode=0600", "--pid", f"file={_pid_file(layout)}"]
-    run([*words, "--flags", "not-need-init,startup-clear", "--daemon"], timeout=_START_SECONDS)
+    try:
+        run([*words, "--flags", "not-need-init,startup-clear", "--daemon"], timeout=_START_SECONDS)
+    except ExternalError as error:
+        raise HostError(
+            f"the software TPM of {layout.root} does not start: {error.message}", code="host-tpm-software"
+        ) from error
     _leave_callers_group(layout)
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(path):

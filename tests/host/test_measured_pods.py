@@ -1,0 +1,260 @@
+"""What a pod's life leaves in the event log, and what happens when the TPM is not there for it."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.secrun import Secrun, eventually
+from support.swtpm import Swtpm
+
+RELAXED = ("--pull=never", "--insecure-options=image")
+
+
+def events(secrun: Secrun, *operations: str) -> list[tuple[str, dict]]:
+    """The log as (operation, fields), all of it or only some operations."""
+    lines = secrun("attest", "log").out.splitlines()
+    found = [(line.split(" ")[-2], json.loads(line.split(" ", 7)[-1].split(" ", 1)[-1])) for line in lines]
+    return [(name, fields) for name, fields in found if not operations or name in operations]
+
+
+def life(secrun: Secrun, uuid: str) -> list[str]:
+    return [name for name, fields in events(secrun) if fields.get("pod") == uuid]
+
+
+@pytest.fixture
+def root(secrun: Secrun, tmp_path: Path) -> Iterator[Secrun]:
+    """A root with a log and a software TPM of its own, and the busybox image."""
+    yield from made(secrun, tmp_path)
+
+
+def made(secrun: Secrun, tmp_path: Path, *options: str) -> Iterator[Secrun]:
+    other = Secrun(root=tmp_path / "root", run_root=tmp_path / "run", options=options)
+    layout = secrun.root.parent / "layout"
+    image = other("fetch", "--insecure-options=image", f"oci:{layout}:busybox").out.split()[-1]
+    yield dataclasses.replace(other, image=image)
+    for pod in other.pods():
+        other("stop", "--force", str(pod["uuid"]), code=None)
+    other("--attest=off", "gc", "--grace-period=0s", "--expire-prepared=0s")
+    other("attest", "stop")
+
+
+@pytest.fixture
+def tpm(tmp_path: Path) -> Iterator[Swtpm]:
+    with Swtpm(tmp_path / "tpm") as started:
+        yield started
+
+
+@pytest.fixture
+def pinned(secrun: Secrun, tmp_path: Path, tpm: Swtpm) -> Iterator[Secrun]:
+    """A root that is pinned to a TPM which the test can take away."""
+    yield from made(secrun, tmp_path, "--tcti", tpm.tcti)
+
+
+def test_a_pods_life_is_in_the_log_in_order(root: Secrun):
+    uuid = root.detach("sleep", "1000")
+    assert root("enter", uuid, "--", "echo", "a secret").out == "a secret\n"
+    root("stop", uuid)
+    eventually(lambda: root.status(uuid)["state"] == "exited", "the end of the pod")
+    root("rm", uuid)
+    assert life(root, uuid) == ["PodPrepare", "PodStart", "PodExec", "PodExit", "PodGC"]
+    assert [name for name, _ in events(root)][:3] == ["LogOpen", "ImageAdmit", "PodPrepare"]
+    assert "a secret" not in root("attest", "log").out
+
+
+def test_an_image_is_admitted_once_and_a_second_pod_refers_to_it(root: Secrun):
+    first, second = root.run("echo", "1"), root.run("echo", "2")
+    assert (first.out, second.out) == ("1\n", "2\n")
+    (admit,) = events(root, "ImageAdmit")
+    prepares = events(root, "PodPrepare")
+    assert len(prepares) == 2
+    for _, fields in prepares:
+        (app,) = fields["apps"]
+        assert (app["image"], app["tree"]) == (admit[1]["manifest"], admit[1]["tree"])
+        assert fields["relaxations"] == ["insecure-options:image"]
+        assert fields["stage1"]["tree"].startswith("sha256:")
+    assert admit[1]["verdict"]["bypass"] is True
+
+
+def test_the_manifest_that_is_measured_is_the_one_on_disk(root: Secrun):
+    uuid = root.detach("sleep", "1000")
+    manifest = root("cat-manifest", uuid).out.rstrip("\n").encode()
+    import hashlib
+
+    ((_, fields),) = events(root, "PodPrepare")
+    assert fields["manifest"] == f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+
+
+def test_log_open_says_what_measures(root: Secrun):
+    root.run("true")
+    ((_, opened),) = events(root, "LogOpen")
+    identity = json.loads(root("attest", "status", "--format=json").out)
+    assert opened["ak"] == identity["ak"]
+    assert opened["tpm"]["kind"] == "software"
+    assert opened["runtime"]["digest"].startswith("sha256:")
+    assert set(opened["baseline"]) == {"sha1", "sha256", "sha384", "sha512"}
+
+
+def test_a_policy_that_changes_is_loaded_again_and_a_denial_is_measured(root: Secrun, tmp_path: Path):
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    words = ("run", "--rm", "--pull=never", "--policy", policy, root.image, "--", "true")
+    root(*words)
+    root(*words)
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    root(*words, code=120)
+    names = [name for name, _ in events(root)]
+    assert names.count("PolicyLoad") == 1
+    assert names[-2:] == ["PolicyLoad", "Denied"]
+    ((_, denied),) = events(root, "Denied")
+    assert denied["code"] == "denied-image"
+
+
+def test_a_prepared_pod_of_an_earlier_epoch_is_prepared_again_in_the_log(root: Secrun):
+    uuid = root("prepare", *RELAXED, root.image, "--", "true").out.strip()
+    root("attest", "stop")
+    root("run-prepared", uuid)
+    assert life(root, uuid) == ["PodPrepare", "PodStart", "PodExit"]
+    assert [name for name, _ in events(root)][:2] == ["LogOpen", "ImageAdmit"]
+
+
+def test_a_pod_that_outlives_the_tpms_epoch_is_told_to_the_next_one(root: Secrun):
+    uuid = root.detach("sleep", "1000")
+    root("attest", "stop")
+    root("stop", uuid)
+    eventually(lambda: root.status(uuid)["state"] == "exited", "the end of the pod")
+    (told,) = events(root, "Unmeasured")
+    assert told[1]["subject"] == uuid
+    assert told[1]["option"] == "tpm-restarted"
+    root("rm", uuid)
+
+
+def test_without_its_tpm_no_pod_starts_and_the_words_are_clear(pinned: Secrun, tpm: Swtpm):
+    pinned.run("true")
+    tpm.kill()
+    result = pinned.run("echo", "never", code=125)
+    assert result.out == ""
+    assert "is not prepared, since it cannot be measured" in result.err
+    assert tpm.tcti in result.err
+    assert pinned.pods() == []
+
+
+def test_a_pod_that_is_prepared_does_not_start_without_its_tpm(pinned: Secrun, tpm: Swtpm):
+    uuid = pinned("prepare", *RELAXED, pinned.image, "--", "echo", "never").out.strip()
+    tpm.kill()
+    result = pinned("run-prepared", uuid, code=125)
+    assert "is not started, since it cannot be measured" in result.err
+    assert pinned.status(uuid)["state"] == "exited"
+
+
+def test_an_end_without_tpm_is_measured_by_gc_when_it_is_back(pinned: Secrun, tpm: Swtpm):
+    uuid = pinned.detach("sleep", "1000")
+    with tpm.out_of_reach():
+        pinned("stop", uuid)
+        eventually(lambda: pinned.status(uuid)["state"] == "exited", "the end of the pod")
+        result = pinned("gc", "--grace-period=0s", code=125)
+        assert "failed" in result.out
+        assert "is not measured" in result.out
+        assert pinned.status(uuid)["state"] == "exited"
+    pinned("gc", "--grace-period=0s")
+    assert pinned.pods() == []
+    assert life(pinned, uuid) == ["PodPrepare", "PodStart", "PodExit", "PodGC"]
+
+
+def test_a_pod_with_rm_stays_until_its_end_is_measured(pinned: Secrun, tpm: Swtpm):
+    uuid = pinned.detach("sleep", "1000", options=("--rm",))
+    with tpm.out_of_reach():
+        pinned("stop", uuid)
+        eventually(lambda: pinned.status(uuid)["state"] == "exited", "the end of the pod")
+    pinned("gc", "--grace-period=0s")
+    assert life(pinned, uuid)[-2:] == ["PodExit", "PodGC"]
+
+
+def test_gc_with_attest_off_lets_an_unmeasured_end_go_and_tells_the_log_later(pinned: Secrun, tpm: Swtpm):
+    uuid = pinned.detach("sleep", "1000")
+    with tpm.out_of_reach():
+        pinned("stop", uuid)
+        eventually(lambda: pinned.status(uuid)["state"] == "exited", "the end of the pod")
+        pinned("--attest=off", "gc", "--grace-period=0s")
+        assert pinned.pods() == []
+    pinned.run("true")
+    told = [fields for _, fields in events(pinned, "Unmeasured")]
+    assert {"PodExit", "PodGC"} == {item["what"] for item in told}
+    assert {item["subject"] for item in told} == {uuid}
+
+
+def test_preferred_goes_on_with_a_warning_that_is_measured_later(pinned: Secrun, tpm: Swtpm, tmp_path: Path):
+    pinned.run("true")
+    saved = tmp_path / "uuid"
+    with tpm.out_of_reach():
+        words = ("run", *RELAXED, f"--uuid-file-save={saved}", pinned.image, "--", "echo", "ran")
+        result = pinned("--attest=preferred", *words)
+        assert result.out == "ran\n"
+        assert "going on unmeasured" in result.err
+    pinned.run("true")
+    (told,) = events(pinned, "Unmeasured")
+    assert told[1]["subject"] == saved.read_text().strip()
+    assert told[1]["option"] == "attest=preferred"
+
+
+def test_off_asks_no_tpm_and_is_itself_measured_by_the_next_start(root: Secrun):
+    result = root("--attest=off", "run", *RELAXED, root.image, "--", "echo", "ran")
+    assert result.out == "ran\n"
+    assert not (root.root / "tpm").exists()
+    root.run("true")
+    (told,) = events(root, "Unmeasured")
+    assert told[1]["option"] == "attest=off"
+    assert told[1]["what"] == "PodStart"
+    root.run("true")
+    assert len(events(root, "Unmeasured")) == 1
+
+
+def test_entering_a_pod_that_ran_unmeasured_is_told(root: Secrun):
+    uuid = root("--attest=off", "run", "-d", *RELAXED, root.image, "--", "sleep", "1000").out.strip()
+    root("enter", uuid, "--", "true")
+    told = [fields for _, fields in events(root, "Unmeasured")]
+    assert [(item["what"], item["subject"]) for item in told] == [("PodStart", uuid), ("PodExec", uuid)]
+
+
+def test_a_foreign_extend_stops_every_further_pod(root: Secrun):
+    root.run("true")
+    import subprocess
+
+    tcti = f"swtpm:path={root.run_root}/tpm/sock"
+    subprocess.run(["tpm2_pcrextend", "-T", tcti, f"15:sha256={'ab' * 32}"], check=True)
+    result = root.run("true", code=125)
+    assert "log-broken" in result.err
+    root("attest", "stop")
+    root.run("true")
+
+
+def test_a_log_that_is_changed_or_deleted_is_noticed(root: Secrun):
+    root.run("true")
+    (log,) = (root.root / "measure").glob("*.cel")
+    whole = log.read_bytes()
+    log.write_bytes(whole.replace(b'"recnum":1}', b'"recnum":7}'))
+    assert root("attest", "log", code=125).out == ""
+    for left in (root.root / "measure").glob("*.head"):
+        left.unlink()
+    log.unlink()
+    assert "log-baseline" in root.run("true", code=125).err
+
+
+def test_the_settings_of_a_file_are_in_force(root: Secrun, tmp_path: Path):
+    file = tmp_path / "secrun.toml"
+    file.write_text('[attest]\nmode = "off"\n')
+    assert root("--config", file, "run", "--rm", *RELAXED, root.image, "--", "echo", "ran").out == "ran\n"
+    assert not (root.root / "tpm").exists()
+
+
+def test_a_root_is_pinned_to_its_tpm_and_pcr(pinned: Secrun, tmp_path: Path):
+    pinned("attest", "init", "--host", "web-1")
+    shown = json.loads(pinned("attest", "init", "--host", "web-1", "--format=json").out)
+    assert (shown["host"], shown["pcr"]) == ("web-1", 15)
+    for words, said in ((("--host", "web-2"), "host 'web-1'"), (("--pcr", "8"), "PCR 15")):
+        assert said in pinned("attest", "init", *words, code=125).err
+    assert json.loads(pinned("attest", "init", "--pcr=8", "--force", "--format=json").out)["pcr"] == 8
+    pinned.run("true")
+    assert {name for name, _ in events(pinned)} >= {"LogOpen", "PodStart"}

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from secrun import __version__
 from secrun.cli.attestoptions import attest_settings
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import write_json
@@ -12,7 +13,11 @@ from secrun.jsonio import JsonObject
 from secrun.measure import identity as identities
 from secrun.measure import software
 from secrun.measure.hostlog import HostLog, translated
-from secrun.measure.identity import HostIdentity
+from secrun.measure.identity import HostIdentity, TpmKind
+from secrun.pod.contents import measured_contents
+from secrun_attest.collect import Source
+from secrun_attest.limits import MAX_PCR
+from secrun_attest.record import Bank
 
 _NONCE_BYTES = 32
 _FIRMWARE_PCRS = range(8)
@@ -102,6 +107,77 @@ def _nonce(args: Arguments) -> bytes:
             hint="the verifier gives it; or: openssl rand -hex 32",
         )
     return nonce
+
+
+def _pcrs(args: Arguments, identity: HostIdentity) -> tuple[Bank, tuple[int, ...]]:
+    """Parse --pcrs as tpm2-tools write it, one bank; the PCR that pods are measured into must be there."""
+    text = args.text("pcrs") or f"sha256:{','.join(map(str, (*_FIRMWARE_PCRS, identity.pcr)))}"
+    name, _, numbers = text.partition(":")
+    words = numbers.split(",")
+    if name not in tuple(Bank) or not all(word.isascii() and word.isdigit() for word in words):
+        raise UsageError(f"--pcrs {text[:80]!r} is not BANK:N,N", hint="such as sha256:0,1,2,3,4,5,6,7,15")
+    chosen = tuple(sorted({int(word) for word in words}))
+    if chosen[-1] > MAX_PCR or identity.pcr not in chosen:
+        raise UsageError(
+            f"--pcrs {text[:80]!r} has a number above {MAX_PCR}, or lacks {identity.pcr}",
+            hint=f"pods of this root are measured into PCR {identity.pcr}",
+        )
+    return Bank(name), chosen
+
+
+def _source(context: Context, identity: HostIdentity) -> tuple[Source, str]:
+    """Return where evidence comes from, the log recovered and open, and its epoch."""
+    with _opened(context, identity, "the log cannot be read") as log:
+        tcti = tcti_of(context.layout, identity)
+        return Source(tcti=tcti, directory=context.layout.measure, pcr=identity.pcr), log.epoch()
+
+
+def evidence(args: Arguments, context: Context) -> int:
+    """Print evidence for a verifier's nonce."""
+    from secrun_attest.collect import Challenge, collect, read_firmware_log
+
+    nonce = _nonce(args)
+    identity = identities.required(context.layout)
+    bank, pcrs = _pcrs(args, identity)
+    challenge = Challenge(
+        nonce=nonce,
+        audience=args.required("audience"),
+        bank=bank,
+        pcrs=pcrs,
+        since=args.integer("since") or 0,
+    )
+    source, epoch = _source(context, identity)
+    with translated("there is no evidence"):
+        data = collect(
+            source,
+            challenge,
+            host=identity.host,
+            firmware_log=read_firmware_log() if identity.kind is TpmKind.HARDWARE else None,
+            contents=measured_contents(context.layout, epoch),
+            agent=f"secrun {__version__}",
+        )
+    context.out.flush()
+    sys.stdout.buffer.write(data + b"\n")
+    return 0
+
+
+def quote(args: Arguments, context: Context) -> int:
+    """Write a quote as tpm2-tools read it."""
+    from secrun_attest.quotefiles import write_quote
+
+    nonce, folder = _nonce(args), Path(args.required("out"))
+    identity = identities.required(context.layout)
+    bank, pcrs = _pcrs(args, identity)
+    source, _ = _source(context, identity)
+    folder.mkdir(parents=True, exist_ok=True)
+    with translated("there is no quote"):
+        write_quote(folder, source, nonce, bank, pcrs)
+    shown = f"{folder}/"
+    context.out.write(
+        f"tpm2_checkquote -u {shown}ak.pub -m {shown}quote.msg -s {shown}quote.sig -f {shown}quote.pcrs "
+        f"-q {nonce.hex()} -e {shown}log.tcg\n"
+    )
+    return 0
 
 
 def stop(args: Arguments, context: Context) -> int:

@@ -9,6 +9,7 @@ from secrun.measure.hostlog import translated
 from secrun.measure.identity import HostIdentity, TpmKind, load, store
 from secrun.measure.settings import AUTO, DEVICE, AttestSettings
 from secrun.paths import Layout
+from secrun_attest.endorsement import EkKind
 from secrun_attest.replay import zeros
 from secrun_attest.tss import Tss
 
@@ -71,7 +72,8 @@ def _ask(kind: TpmKind, tcti: str, reached: str, host: str | None, pcr: int) -> 
     with Tss(reached) as tpm:
         facts = tpm.facts()
         ak = tpm.create_ak()
-        certificate = tpm.endorsement_certified()
+        # A key and a certificate that do not belong together raise here; our own software TPM has none.
+        certificate = bool(tcti) and any(tpm.endorsement(each).certificate for each in EkKind)
         values = tpm.read_pcr(pcr)
     if values != zeros(values):
         raise HostError(
@@ -81,13 +83,13 @@ def _ask(kind: TpmKind, tcti: str, reached: str, host: str | None, pcr: int) -> 
         )
     return HostIdentity(
         host=_host_name(host, ak.name),
-        kind=TpmKind.SOFTWARE if facts.software else kind,
+        kind=TpmKind.SOFTWARE if facts.kind is TpmKind.SOFTWARE else kind,
         tcti=tcti,
         pcr=pcr,
         ak_name=ak.name,
         ak_public=ak.public,
         manufacturer=facts.manufacturer,
-        firmware=facts.firmware,
+        firmware=f"{facts.firmware:016x}",
         ek_certificate=certificate,
     )
 

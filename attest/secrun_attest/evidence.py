@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from secrun_attest import jcs
 from secrun_attest.fields import (
@@ -45,9 +46,21 @@ CONTENT_KEYS = frozenset({"event_type", "event_data"})
 DIGEST_KEYS = frozenset({"hashAlg", "digest"})
 
 
+class TpmKind(StrEnum):
+    """What a host says of its TPM: a chip (or firmware of the CPU), or a program."""
+
+    SOFTWARE = "software"
+    HARDWARE = "hardware"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What the quote binds beside the PCRs: whose log it is, how long it was, and for whom it is meant."""
+    """What the quote binds beside the PCRs: whose log it is, how long it was, and for whom it is meant.
+
+    It is made before the quote. Other processes may measure meanwhile, so `log_count` and `log_sha256` are
+    of the records when the quote was asked for, and more may have been sent: all that the quoted PCR
+    covers.
+    """
 
     host: str
     epoch: Epoch
@@ -56,6 +69,7 @@ class Header:
     firmware_log_sha256: bytes | None
     channel_key: str | None
     audience: str
+    tpm: TpmKind
 
     def canonical(self) -> bytes:
         """Return the header as RFC 8785 JSON."""
@@ -99,7 +113,7 @@ def binding(nonce: bytes, header: Header) -> bytes:
 
 
 def log_digest(records: Sequence[LogRecord], bank: Bank = Bank.SHA256) -> bytes:
-    """Return the digest of the records sent: SHA-256 over their digests in `bank`, in order."""
+    """Return the digest of records: SHA-256 over their digests in `bank`, in order."""
     digests = (digest for record in records for name, digest in record.digests if name == bank)
     return hashlib.sha256(b"".join(digests)).digest()
 
@@ -152,10 +166,17 @@ def _header(fields: Fields) -> Header:
         else None,
         channel_key=fields.text("channel_key", limit=128) if fields.has("channel_key") else None,
         audience=fields.text("audience", limit=255),
+        tpm=_tpm_kind(fields.text("tpm", limit=20)),
     )
     epoch.done()
     fields.done()
     return header
+
+
+def _tpm_kind(name: str) -> TpmKind:
+    if name not in set(TpmKind):
+        raise FieldError(f"evidence.header.tpm is {name!r}, expected {' or '.join(TpmKind)}")
+    return TpmKind(name)
 
 
 def banks(value: JsonObject, what: str) -> dict[Bank, bytes]:
@@ -234,6 +255,7 @@ def _header_json(header: Header) -> JsonObject:
         "firmware_log_sha256": None if firmware is None else firmware.hex(),
         "channel_key": header.channel_key,
         "audience": header.audience,
+        "tpm": header.tpm.value,
     }
 
 

@@ -9,7 +9,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from secrun_attest.evidence import Evidence, Header, LogRecord, binding, build_evidence, log_digest
+from secrun_attest.evidence import (
+    Evidence,
+    Header,
+    LogRecord,
+    TpmKind,
+    binding,
+    build_evidence,
+    log_digest,
+)
 from secrun_attest.policy import Policy, parse_policy
 from secrun_attest.record import Bank, Epoch, Event, Operation, digest, event_data
 from secrun_attest.verify import Enrolment, Session
@@ -199,6 +207,7 @@ class Host:
             firmware_log_sha256=None if self.firmware is None else hashlib.sha256(self.firmware).digest(),
             channel_key=None,
             audience=AUDIENCE,
+            tpm=TpmKind.HARDWARE,
         )
 
     def quote(self, extra: bytes, digest_: bytes, **changes) -> bytes:

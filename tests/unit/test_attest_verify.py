@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from secrun_attest.evidence import TpmKind
 from secrun_attest.rejection import Code
 from secrun_attest.verify import Status, appraise
 from secrun_attest.wire import Hierarchy, qualified_name
@@ -56,6 +57,9 @@ def test_a_key_under_the_endorsement_key_is_as_good_when_enrolled_so():
         (("v",), True),
         (("surprise",), 1),
         (("header", "surprise"), 1),
+        (("header", "tpm"), ...),
+        (("header", "tpm"), "virtual"),
+        (("header", "tpm"), None),
         (("header", "epoch", "boot_id"), "first"),
         (("header", "host"), "e\u0301"),
         (("header", "host"), "\ud800"),
@@ -222,8 +226,9 @@ def test_a_quote_for_another_nonce_header_or_audience_is_refused():
     host = usual_host()
     old = host.bundle(nonce=bytes(32))
     assert refused(replace(old, nonce=NONCE), session(host)) is Code.NONCE_BIND
-    header = replace(host.header(), channel_key="stolen")
-    assert refused(replace(host.bundle(), header=header), session(host)) is Code.NONCE_BIND
+    for change in ({"channel_key": "stolen"}, {"tpm": TpmKind.SOFTWARE}):
+        header = replace(host.header(), **change)
+        assert refused(replace(host.bundle(), header=header), session(host)) is Code.NONCE_BIND
     assert refused(host.bundle(), session(host, audience="another")) is Code.NONCE_BIND
     assert refused(host.bundle(extra=NONCE), session(host)) is Code.NONCE_BIND
 

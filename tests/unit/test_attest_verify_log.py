@@ -234,7 +234,25 @@ def test_the_header_names_the_records_sent():
     assert refused(host.bundle(header=header), session(host)) is Code.LOG_DIGEST
     header = replace(host.header(), log_count=6)
     assert refused(host.bundle(header=header), session(host)) is Code.LOG_RECNUM
+    header = replace(host.header(), log_count=4)
+    assert refused(host.bundle(header=header), session(host)) is Code.LOG_DIGEST
     assert refused(replace(host.bundle(), log_from=1), session(host)) is Code.LOG_RECNUM
+
+
+def test_records_measured_while_the_quote_was_made_follow_those_of_the_header():
+    host, state = first_pass()
+    host.prepare(OTHER_POD)
+    asked = host.header(begin=5)
+    host.measure(Operation.POD_START, pod=OTHER_POD)
+    verdict = appraise(
+        build_evidence(host.bundle(begin=5, header=asked)), later(host, state), policy(), state, NOW
+    )
+    assert (asked.log_count, verdict.state.recnum) == (6, 7)
+    assert dict(verdict.pods)[OTHER_POD].status is Status.AFFIRMING
+    counted_before = replace(host.header(begin=7), log_count=4)
+    assert refused(host.bundle(begin=5, header=counted_before), later(host, state), state=state) is (
+        Code.LOG_RECNUM
+    )
 
 
 def one_changed(host, **changes):

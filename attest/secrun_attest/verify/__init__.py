@@ -93,7 +93,7 @@ def appraise(
         ak=enrolment.ak_name,
         epoch=evidence.header.epoch,
         clock=attest.clock,
-        recnum=evidence.header.log_count,
+        recnum=evidence.log_from + len(evidence.records),
         pcrs=tuple(sorted(pcrs.items())),
         machine=machine,
     )

@@ -52,7 +52,8 @@ def claims(
     """Return the claims of a token about `verdict`: one submodule for the host and one per pod."""
     policy = f"sha256:{verdict.policy_digest.hex()}"
     state = verdict.state
-    modules: JsonObject = {"host": _submodule(verdict.host, policy)}
+    host = {**_submodule(verdict.host, policy), "secrun_denied": state.machine.denied}
+    modules: JsonObject = {"host": host}
     for uuid, appraisal in verdict.pods:
         modules[f"pod:{uuid}"] = _submodule(appraisal, policy)
     result: JsonObject = {
@@ -65,6 +66,7 @@ def claims(
         "eat_nonce": _encode(session.nonce),
         "submods": modules,
         "secrun_host": state.host,
+        "secrun_tpm": state.machine.tpm.value,
         "secrun_epoch": {
             "reset": state.epoch.reset,
             "restart": state.epoch.restart,
@@ -83,6 +85,9 @@ def _submodule(appraisal: Appraisal, policy: str) -> JsonObject:
         "ear_trustworthiness_vector": {claim.value: value for claim, value in appraisal.vector},
         "ear_appraisal_policy_ids": [policy],
         "secrun_reasons": [*appraisal.reasons],
+        "secrun_operations": [*appraisal.operations],
+        "secrun_unmeasured": [*appraisal.unmeasured],
+        "secrun_entries": appraisal.entries,
     }
 
 

@@ -31,19 +31,24 @@ class Platform:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """Digests of secrun's own code that may have measured."""
+    """Digests of secrun's own code that may have measured, and of stage1: of the image or of its tree."""
 
     binaries: frozenset[bytes] = frozenset()
+    stage1: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Images that may run, by manifest digest, rootfs tree digest or reference glob; the rest is denied.
+    """Images that may run; the rest is denied.
+
+    `images` are pairs of manifest and tree digest: what a verifier computed from an image must be what the
+    host mounted. Alone, a manifest digest binds the configuration and a tree digest the files.
 
     A reference is what the host says it asked for; a digest is what ran. Globs are for registries whose
     signatures the host's own trust policy enforces.
     """
 
+    images: frozenset[tuple[bytes, bytes]] = frozenset()
     manifests: frozenset[bytes] = frozenset()
     trees: frozenset[bytes] = frozenset()
     references: tuple[str, ...] = ()
@@ -53,12 +58,13 @@ class Workload:
     @property
     def empty(self) -> bool:
         """Tell whether there is no reference value for any image."""
-        return not (self.manifests or self.trees or self.references)
+        return not (self.images or self.manifests or self.trees or self.references)
 
     def allows(self, *, reference: str, manifest: bytes, tree: bytes) -> bool:
         """Tell whether an image may run."""
         return (
-            manifest in self.manifests
+            (manifest, tree) in self.images
+            or manifest in self.manifests
             or tree in self.trees
             or any(fnmatchcase(reference, glob) for glob in self.references)
         )
@@ -70,10 +76,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One version of a policy; times are seconds since 1970, `max_age` counts from the nonce."""
+    """One version of a policy; times are seconds since 1970, `max_age` counts from the nonce.
+
+    Who has seen this version takes none below `min_version` any more: policyfile.py.
+    """
 
     id: str
     version: int
+    min_version: int
     not_before: int
     not_after: int
     pcr: int
@@ -91,12 +101,20 @@ class Policy:
 
 def parse_policy(data: bytes) -> Policy:
     """Parse a policy; raises FormatError. Its digest is that of the bytes, which are what is signed."""
-    fields = Fields(parse_json(data, what="policy", limit=MAX_POLICY), "policy")
-    if (version := fields.integer("v")) != VERSION:
-        raise FieldError(f"the policy has format {version}, this verifier reads {VERSION}")
+    value = parse_json(data, what="policy", limit=MAX_POLICY)
+    return policy_of(value, digest=hashlib.sha256(data).digest())
+
+
+def policy_of(value: JsonValue, *, digest: bytes) -> Policy:
+    """Read a policy out of parsed JSON; `digest` covers all the bytes it came from. Raises FormatError."""
+    fields = Fields(value, "policy")
+    if (form := fields.integer("v")) != VERSION:
+        raise FieldError(f"the policy has format {form}, this verifier reads {VERSION}")
+    version = fields.integer("version")
     policy = Policy(
         id=fields.text("id", limit=255),
-        version=fields.integer("version"),
+        version=version,
+        min_version=minimum_version(fields, version),
         not_before=fields.integer("not_before"),
         not_after=fields.integer("not_after"),
         pcr=fields.integer("pcr", limit=MAX_PCRS - 1),
@@ -106,13 +124,20 @@ def parse_policy(data: bytes) -> Policy:
         keys=_digests(fields, "keys", sizes=(34, 50, 66)) if fields.has("keys") else None,
         software_tpm=_boolean(fields.take("software_tpm"), "policy.software_tpm"),
         max_age=fields.integer("max_age"),
-        platform=_platform(fields.object("platform")),
-        runtime=_runtime(fields.object("runtime")),
-        workload=_workload(fields.object("workload")),
-        digest=hashlib.sha256(data).digest(),
+        platform=platform_of(fields.object("platform")),
+        runtime=runtime_of(fields.object("runtime")),
+        workload=workload_of(fields.object("workload")),
+        digest=digest,
     )
     fields.done()
     return _consistent(policy)
+
+
+def minimum_version(fields: Fields, version: int) -> int:
+    """Return the oldest version that may still be used once `version` was seen; by default none older."""
+    if not fields.has("min_version"):
+        return version
+    return fields.integer("min_version", limit=version)
 
 
 def _consistent(policy: Policy) -> Policy:
@@ -169,7 +194,8 @@ def _texts(fields: Fields, name: str) -> tuple[str, ...]:
     return tuple(as_text(item, what) for item in fields.items(name, limit=MAX_ENTRIES))
 
 
-def _platform(fields: Fields) -> Platform:
+def platform_of(fields: Fields) -> Platform:
+    """Read the platform layer of a policy; raises FieldError."""
     values = Fields(fields.take("pcrs"), "policy.platform.pcrs")
     found = [
         (index, _digests(values, str(index), sizes=(32, 48, 64)))
@@ -181,14 +207,29 @@ def _platform(fields: Fields) -> Platform:
     return Platform(pcrs=tuple(found))
 
 
-def _runtime(fields: Fields) -> Runtime:
-    runtime = Runtime(binaries=_measured(fields, "binaries"))
+def runtime_of(fields: Fields) -> Runtime:
+    """Read the runtime layer of a policy; raises FieldError."""
+    runtime = Runtime(
+        binaries=_measured(fields, "binaries"),
+        stage1=_measured(fields, "stage1") if fields.has("stage1") else frozenset(),
+    )
     fields.done()
     return runtime
 
 
-def _workload(fields: Fields) -> Workload:
+def _images(fields: Fields) -> frozenset[tuple[bytes, bytes]]:
+    found = set()
+    for item in fields.items("images", limit=MAX_ENTRIES):
+        image = Fields(item, "policy.workload.images")
+        found.add((image.digest("manifest"), image.digest("tree")))
+        image.done()
+    return frozenset(found)
+
+
+def workload_of(fields: Fields) -> Workload:
+    """Read the workload layer of a policy; raises FieldError."""
     workload = Workload(
+        images=_images(fields) if fields.has("images") else frozenset(),
         manifests=_measured(fields, "manifests"),
         trees=_measured(fields, "trees"),
         references=_texts(fields, "references"),

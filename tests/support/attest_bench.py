@@ -36,6 +36,7 @@ def raw(text: str) -> bytes:
 
 
 RUNTIME, TREE = sha("secrun"), sha("tree")
+STAGE1 = {"digest": sha("stage1"), "tree": sha("stage1 tree")}
 IMAGE_MANIFEST = b'{"schemaVersion":2}'
 IMAGE = "sha256:" + hashlib.sha256(IMAGE_MANIFEST).hexdigest()
 POD_MANIFEST = b'{"apps":["web"]}'
@@ -149,22 +150,39 @@ class Host:
             "baseline": {str(bank): value.hex() for bank, value in self.base.items()},
             "runtime": {"version": "0.2.0", "digest": RUNTIME},
             "ak": self.ak.name.hex(),
+            "tpm": {"kind": "hardware"},
+            "mode": "strict",
         }
         self.measure(Operation.LOG_OPEN, **fields | changes)
 
     def admit(self) -> None:
-        self.measure(Operation.IMAGE_ADMIT, reference=REFERENCE, manifest=IMAGE, tree=TREE)
-
-    def prepare(self, pod: str = POD, relaxations: tuple = (), **app) -> None:
-        apps = [{"name": "web", "image": IMAGE, "tree": TREE, "relaxations": []} | app]
         self.measure(
-            Operation.POD_PREPARE, pod=pod, manifest=POD_DIGEST, apps=apps, relaxations=[*relaxations]
+            Operation.IMAGE_ADMIT,
+            reference=REFERENCE,
+            manifest=IMAGE,
+            config=sha("config"),
+            rootfs=sha("rootfs"),
+            tree=TREE,
+            verity_root="00" * 32,
+            verdict={"admitted": True},
+        )
+
+    def prepare(self, pod: str = POD, relaxations: tuple = (), stage1: object = STAGE1, **app) -> None:
+        known = {"name": "web", "image": IMAGE, "tree": TREE, "relaxations": [], "bundle": sha("bundle")}
+        apps = [known | app]
+        self.measure(
+            Operation.POD_PREPARE,
+            pod=pod,
+            manifest=POD_DIGEST,
+            stage1=stage1,
+            apps=apps,
+            relaxations=[*relaxations],
         )
 
     def pod(self, uuid: str = POD) -> None:
         self.prepare(uuid)
         self.measure(Operation.POD_START, pod=uuid)
-        self.measure(Operation.POD_EXIT, pod=uuid, status=0)
+        self.measure(Operation.POD_EXIT, pod=uuid, code=0)
 
     def pcr(self, bank: str = "sha256", upto: int | None = None) -> bytes:
         value = self.base[bank]
@@ -281,7 +299,7 @@ def policy_document(**changes) -> dict:
         "software_tpm": False,
         "max_age": 60,
         "platform": {"pcrs": {"7": [raw("pcr7").hex()]}},
-        "runtime": {"binaries": [RUNTIME]},
+        "runtime": {"binaries": [RUNTIME], "stage1": [STAGE1["tree"]]} | changes.pop("runtime", {}),
         "workload": workload | changes.pop("workload", {}),
     } | changes
 

@@ -18,6 +18,7 @@ from support.attest_bench import (
     NOW,
     POD,
     POD_DIGEST,
+    STAGE1,
     TREE,
     Ak,
     Host,
@@ -376,7 +377,14 @@ def test_a_software_tpm_needs_leave_and_claims_no_hardware():
 def _prepare(host, app):
     """Prepare a pod that is relaxed itself and in its app."""
     fields = {"name": "web", "image": IMAGE, "tree": TREE} | app
-    host.measure(Operation.POD_PREPARE, pod=POD, manifest=POD_DIGEST, apps=[fields], relaxations=["seccomp"])
+    host.measure(
+        Operation.POD_PREPARE,
+        pod=POD,
+        manifest=POD_DIGEST,
+        stage1=STAGE1,
+        apps=[fields],
+        relaxations=["seccomp"],
+    )
 
 
 @pytest.mark.parametrize(

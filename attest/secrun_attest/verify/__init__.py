@@ -84,7 +84,7 @@ def appraise(
     pcrs = checks.check_replay(evidence, values, base, policy)
     machine = _check_meaning(evidence, base, enrolment, known)
     _check_contents(evidence, machine)
-    check_policy(policy, enrolment, session, now)
+    check_policy(policy, enrolment, machine, session, now)
     host = judge_host(policy, enrolment, values, machine)
     pods = tuple((uuid, judge_pod(policy, pod)) for uuid, pod in machine.pods.items())
     _check_state(session, enrolment, state)

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from secrun_attest.policy import Policy
 from secrun_attest.rejection import Code, RejectedError
-from secrun_attest.verify.machine import Machine, Pod
+from secrun_attest.verify.machine import App, Machine, Pod, TpmKind
 from secrun_attest.verify.session import Enrolment, Session
 
 
@@ -45,21 +45,41 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appraisal:
-    """What the policy says of the host or of one pod: the worst value of each claim, and why."""
+    """What the policy says of the host or of one pod: the worst value of each claim, and why.
+
+    `operations` are those of the events about it and `unmeasured` the options that let something by;
+    `entries` counts how often somebody entered the pod. They are facts, whatever the policy says of them.
+    """
 
     status: Status
     vector: tuple[tuple[Claim, int], ...]
     reasons: tuple[str, ...] = field(default=())
+    operations: tuple[str, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+    entries: int = 0
 
 
-def appraisal(findings: Iterable[Finding]) -> Appraisal:
+def appraisal(
+    findings: Iterable[Finding],
+    *,
+    operations: Iterable[str],
+    unmeasured: Iterable[str],
+    entries: int = 0,
+) -> Appraisal:
     """Join findings: each claim takes its worst value, the status is that of the worst claim."""
     found = list(findings)
     vector: dict[Claim, int] = {}
     for finding in found:
         vector[finding.claim] = max(vector.get(finding.claim, 0), finding.value)
     reasons = tuple(finding.reason for finding in found if finding.reason)
-    return Appraisal(status=_status(max(vector.values())), vector=tuple(vector.items()), reasons=reasons)
+    return Appraisal(
+        status=_status(max(vector.values())),
+        vector=tuple(vector.items()),
+        reasons=reasons,
+        operations=tuple(sorted(operations)),
+        unmeasured=tuple(sorted(unmeasured)),
+        entries=entries,
+    )
 
 
 def _status(value: int) -> Status:
@@ -68,7 +88,12 @@ def _status(value: int) -> Status:
     return Status.WARNING if value >= GENERIC_WARNING else Status.AFFIRMING
 
 
-def check_policy(policy: Policy, enrolment: Enrolment, session: Session, now: int) -> None:
+def is_software(enrolment: Enrolment, machine: Machine) -> bool:
+    """Tell whether the TPM is software: one of the two says so. Neither can make hardware of it."""
+    return enrolment.software or machine.tpm is TpmKind.SOFTWARE
+
+
+def check_policy(policy: Policy, enrolment: Enrolment, machine: Machine, session: Session, now: int) -> None:
     """17a: the policy is in force and allows this key at all; raises RejectedError E_POLICY."""
     if not policy.not_before <= now < policy.not_after:
         when = f"from {policy.not_before} to {policy.not_after}"
@@ -80,30 +105,44 @@ def check_policy(policy: Policy, enrolment: Enrolment, session: Session, now: in
         raise RejectedError(Code.POLICY, f"keys of the {enrolment.hierarchy.name} hierarchy are not allowed")
     if policy.keys is not None and enrolment.ak_name not in policy.keys:
         raise RejectedError(Code.POLICY, f"the key {enrolment.ak_name.hex()} is not in the policy's list")
-    if enrolment.software and not policy.software_tpm:
-        raise RejectedError(Code.POLICY, "the TPM is software, which the policy does not allow")
+    if is_software(enrolment, machine) and not policy.software_tpm:
+        who = "the enrolment" if enrolment.software else "LogOpen"
+        raise RejectedError(
+            Code.POLICY, f"{who} says that the TPM is software; the policy does not allow it"
+        )
 
 
 def judge_host(
     policy: Policy, enrolment: Enrolment, values: dict[int, bytes], machine: Machine
 ) -> Appraisal:
     """17b: platform and runtime against their reference values; nothing to compare with is a warning."""
-    return appraisal(_host(policy, enrolment, values, machine))
+    return appraisal(
+        _host(policy, enrolment, values, machine),
+        operations=machine.operations,
+        unmeasured=machine.unmeasured,
+    )
 
 
 def _host(
     policy: Policy, enrolment: Enrolment, values: dict[int, bytes], machine: Machine
 ) -> Iterator[Finding]:
     yield Finding(claim=Claim.INSTANCE, value=APPROVED, reason="")
-    if not enrolment.software:
+    if not is_software(enrolment, machine):
         yield Finding(claim=Claim.HARDWARE, value=APPROVED, reason="")
     yield from _platform(policy, values)
     yield from _runtime(policy, machine)
-    workload = policy.workload
     yield Finding(claim=Claim.CONFIGURATION, value=APPROVED, reason="")
-    for operation in sorted(machine.operations & workload.forbidden_operations):
+    for operation in sorted(machine.operations & policy.workload.forbidden_operations):
         reason = f"the log holds {operation}, which the policy forbids"
         yield Finding(claim=Claim.CONFIGURATION, value=BAD, reason=reason)
+    yield from _bypassed(machine.unmeasured)
+
+
+def _bypassed(options: Iterable[str]) -> Iterator[Finding]:
+    """Never pass over an option that let something by; a policy may forbid it altogether."""
+    for option in sorted(options):
+        reason = f"option {option!r} let something by"
+        yield Finding(claim=Claim.CONFIGURATION, value=GENERIC_WARNING, reason=reason)
 
 
 def _platform(policy: Policy, values: dict[int, bytes]) -> Iterator[Finding]:
@@ -132,7 +171,9 @@ def _runtime(policy: Policy, machine: Machine) -> Iterator[Finding]:
 
 def judge_pod(policy: Policy, pod: Pod) -> Appraisal:
     """17c: a pod's images, relaxations and entries against the policy."""
-    return appraisal(_pod(policy, pod))
+    return appraisal(
+        _pod(policy, pod), operations=pod.operations, unmeasured=pod.unmeasured, entries=pod.entries
+    )
 
 
 def _pod(policy: Policy, pod: Pod) -> Iterator[Finding]:
@@ -144,16 +185,36 @@ def _pod(policy: Policy, pod: Pod) -> Iterator[Finding]:
         if workload.forbids(relaxation):
             reason = f"relaxation {relaxation!r} is forbidden"
             yield Finding(claim=Claim.CONFIGURATION, value=BAD, reason=reason)
+    yield from _bypassed(pod.unmeasured)
+    yield from _stage1(policy, pod)
     if not pod.apps:
         yield Finding(claim=Claim.EXECUTABLES, value=BAD, reason="the pod names no app")
     for app in pod.apps:
-        image = app.image
-        what = f"app {app.name!r}: image {image.reference!r} sha256:{image.manifest.hex()}"
-        if workload.empty:
-            reason = f"{what}: no reference values for images"
-            yield Finding(claim=Claim.EXECUTABLES, value=UNRECOGNISED, reason=reason)
-        elif workload.allows(reference=image.reference, manifest=image.manifest, tree=image.tree):
-            yield Finding(claim=Claim.EXECUTABLES, value=APPROVED, reason="")
-        else:
-            reason = f"{what} is not a reference value"
-            yield Finding(claim=Claim.EXECUTABLES, value=BAD, reason=reason)
+        yield _app(policy, app)
+
+
+def _stage1(policy: Policy, pod: Pod) -> Iterator[Finding]:
+    """Compare the pod's own system; a pod without one has nothing that a list could allow."""
+    allowed, stage1 = policy.runtime.stage1, pod.stage1
+    if not allowed:
+        reason = "no reference values for stage1"
+        yield Finding(claim=Claim.EXECUTABLES, value=UNRECOGNISED, reason=reason)
+    elif stage1 is None:
+        yield Finding(claim=Claim.EXECUTABLES, value=BAD, reason="the pod names no stage1")
+    elif stage1.digest in allowed or stage1.tree in allowed:
+        yield Finding(claim=Claim.EXECUTABLES, value=APPROVED, reason="")
+    else:
+        what = f"stage1 sha256:{stage1.digest.hex()} with tree sha256:{stage1.tree.hex()}"
+        yield Finding(claim=Claim.EXECUTABLES, value=BAD, reason=f"{what} is not a reference value")
+
+
+def _app(policy: Policy, app: App) -> Finding:
+    workload, image = policy.workload, app.image
+    what = f"app {app.name!r}: image {image.reference!r} sha256:{image.manifest.hex()}"
+    if workload.empty:
+        reason = f"{what}: no reference values for images"
+        return Finding(claim=Claim.EXECUTABLES, value=UNRECOGNISED, reason=reason)
+    if workload.allows(reference=image.reference, manifest=image.manifest, tree=image.tree):
+        return Finding(claim=Claim.EXECUTABLES, value=APPROVED, reason="")
+    reason = f"{what} with tree sha256:{image.tree.hex()} is not a reference value"
+    return Finding(claim=Claim.EXECUTABLES, value=BAD, reason=reason)

@@ -14,6 +14,8 @@ from secrun_attest.rejection import Code, RejectedError
 # A pod has tens of apps at most; images, mounts and units are counted elsewhere.
 MAX_APPS = 256
 MAX_RELAXATIONS = 256
+# Names of options; an event is bounded, what is kept of a million of them must be too.
+MAX_OPTION = 255
 
 
 class PodState(StrEnum):
@@ -25,12 +27,27 @@ class PodState(StrEnum):
     REMOVED = "removed"
 
 
+class TpmKind(StrEnum):
+    """What the host says its TPM is; only its endorsement could prove that it is hardware."""
+
+    SOFTWARE = "software"
+    HARDWARE = "hardware"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """An admitted image; `reference` is the host's word, the digests are of what is mounted."""
 
     reference: str
     manifest: bytes
+    tree: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage1:
+    """The image of a pod's own system: the digest that names it, and that of its tree."""
+
+    digest: bytes
     tree: bytes
 
 
@@ -45,14 +62,19 @@ class App:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """One pod; `operations` are those of the events that name it."""
+    """One pod; `operations` are those of the events that name it, `unmeasured` the options that let it by.
+
+    `stage1` is None for a flavour that has none.
+    """
 
     uuid: str
     state: PodState
     manifest: bytes
+    stage1: Stage1 | None
     apps: tuple[App, ...]
     relaxations: tuple[str, ...]
     operations: frozenset[str] = frozenset()
+    unmeasured: frozenset[str] = frozenset()
     entries: int = 0
 
 
@@ -62,11 +84,13 @@ class Machine:
 
     opened: bool = False
     ak: bytes = b""
+    tpm: TpmKind = TpmKind.SOFTWARE
     baseline: dict[Bank, bytes] = field(default_factory=dict)
     runtimes: tuple[bytes, ...] = ()
     images: dict[tuple[bytes, bytes], Image] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     operations: set[str] = field(default_factory=set)
+    unmeasured: set[str] = field(default_factory=set)
     denied: int = 0
 
     def copy(self) -> "Machine":
@@ -77,6 +101,7 @@ class Machine:
             images=dict(self.images),
             pods=dict(self.pods),
             operations=set(self.operations),
+            unmeasured=set(self.unmeasured),
         )
 
     def apply(self, event: Event) -> None:
@@ -127,6 +152,7 @@ class Machine:
         self.opened = True
         self.ak = fields.hex("ak")
         self.runtimes = (fields.object("runtime").digest("digest"),)
+        self.tpm = _tpm(fields.object("tpm"))
         self.baseline = banks(fields.mapping("baseline", limit=len(Bank)), "LogOpen.baseline")
 
     def _admit(self, fields: Fields) -> None:
@@ -150,6 +176,7 @@ class Machine:
             uuid=uuid,
             state=PodState.PREPARED,
             manifest=fields.digest("manifest"),
+            stage1=_stage1(fields.object("stage1")) if fields.has("stage1") else None,
             apps=apps,
             relaxations=_relaxations(fields),
             operations=frozenset({event.operation.value}),
@@ -163,15 +190,25 @@ class Machine:
         return App(name=name, image=image, relaxations=_relaxations(fields))
 
     def _enter(self, event: Event, fields: Fields) -> None:
-        self._move(event, fields, PodState.STARTED, PodState.STARTED)
+        pod = self._move(event, fields, PodState.STARTED, PodState.STARTED)
+        name = fields.text("app", limit=255) if fields.has("app") else None
+        if name is not None and name not in {app.name for app in pod.apps}:
+            raise _illegal(event, f"pod {pod.uuid} has no app {name!r}")
 
     def _bypass(self, event: Event, fields: Fields) -> None:
-        if fields.has("pod"):
-            uuid = fields.text("pod", limit=64)
-            pod = self.pods.get(uuid)
-            if pod is None:
-                raise _illegal(event, f"pod {uuid} is not known")
-            self.pods[uuid] = replace(pod, operations=pod.operations | {event.operation.value})
+        option = fields.text("option", limit=MAX_OPTION)
+        if not fields.has("pod"):
+            self.unmeasured.add(option)
+            return
+        uuid = fields.text("pod", limit=64)
+        pod = self.pods.get(uuid)
+        if pod is None:
+            raise _illegal(event, f"pod {uuid} is not known")
+        self.pods[uuid] = replace(
+            pod,
+            operations=pod.operations | {event.operation.value},
+            unmeasured=pod.unmeasured | {option},
+        )
 
     def _move(self, event: Event, fields: Fields, to: PodState, *sources: PodState) -> Pod:
         uuid = fields.text("pod", limit=64)
@@ -183,13 +220,26 @@ class Machine:
             uuid=uuid,
             state=to,
             manifest=pod.manifest,
+            stage1=pod.stage1,
             apps=pod.apps,
             relaxations=pod.relaxations,
+            unmeasured=pod.unmeasured,
             operations=pod.operations | {event.operation.value},
             entries=pod.entries + (event.operation is Operation.POD_EXEC),
         )
         self.pods[uuid] = moved
         return moved
+
+
+def _tpm(fields: Fields) -> TpmKind:
+    kind = fields.text("kind", limit=40)
+    if kind not in set(TpmKind):
+        raise FieldError(f"{fields.what}.kind is {kind!r}, expected {' or '.join(TpmKind)}")
+    return TpmKind(kind)
+
+
+def _stage1(fields: Fields) -> Stage1:
+    return Stage1(digest=fields.digest("digest"), tree=fields.digest("tree"))
 
 
 def _relaxations(fields: Fields) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from secrun_attest.fields import FieldError, Fields, as_digest, as_text, parse_j
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_COUNT, MAX_INTEGER, MAX_RECORDS
 from secrun_attest.record import Bank, Epoch
-from secrun_attest.verify.machine import App, Image, Machine, Pod, PodState
+from secrun_attest.verify.machine import App, Image, Machine, Pod, PodState, Stage1, TpmKind
 from secrun_attest.wire import Clock
 
-VERSION = 1
+VERSION = 2
 # A million records of an epoch leave at most 300,000 pods.
 MAX_STATE = 1 << 30
 
@@ -85,11 +85,13 @@ def _json(state: State) -> JsonObject:
         "pcrs": {str(bank): value.hex() for bank, value in state.pcrs},
         "machine": {
             "ak": machine.ak.hex(),
+            "tpm": machine.tpm.value,
             "baseline": {str(bank): value.hex() for bank, value in machine.baseline.items()},
             "runtimes": [_digest(value) for value in machine.runtimes],
             "images": [_image_json(image) for image in machine.images.values()],
             "pods": [_pod_json(pod) for pod in machine.pods.values()],
             "operations": [*sorted(machine.operations)],
+            "unmeasured": [*sorted(machine.unmeasured)],
             "denied": machine.denied,
         },
     }
@@ -107,6 +109,10 @@ def _image_json(image: Image) -> JsonObject:
     }
 
 
+def _stage1_json(stage1: Stage1) -> JsonObject:
+    return {"digest": _digest(stage1.digest), "tree": _digest(stage1.tree)}
+
+
 def _pod_json(pod: Pod) -> JsonObject:
     apps: list[JsonValue] = [
         {"name": app.name, "image": _image_json(app.image), "relaxations": [*app.relaxations]}
@@ -116,9 +122,11 @@ def _pod_json(pod: Pod) -> JsonObject:
         "uuid": pod.uuid,
         "state": pod.state.value,
         "manifest": _digest(pod.manifest),
+        "stage1": None if pod.stage1 is None else _stage1_json(pod.stage1),
         "apps": apps,
         "relaxations": [*pod.relaxations],
         "operations": [*sorted(pod.operations)],
+        "unmeasured": [*sorted(pod.unmeasured)],
         "entries": pod.entries,
     }
 
@@ -130,15 +138,23 @@ def _machine(fields: Fields) -> Machine:
     machine = Machine(
         opened=True,
         ak=fields.hex("ak"),
+        tpm=_tpm(fields.text("tpm")),
         baseline=_banks(fields, "baseline"),
         runtimes=tuple(as_digest(item, "runtime") for item in runtimes),
         images={(image.manifest, image.tree): image for image in images},
         pods={pod.uuid: pod for pod in pods},
         operations=set(_texts(fields, "operations")),
+        unmeasured=set(_texts(fields, "unmeasured")),
         denied=fields.integer("denied", limit=MAX_INTEGER),
     )
     fields.done()
     return machine
+
+
+def _tpm(kind: str) -> TpmKind:
+    if kind not in set(TpmKind):
+        raise FieldError(f"a TPM is {kind[:40]!r}, which is no kind")
+    return TpmKind(kind)
 
 
 def _banks(fields: Fields, name: str) -> dict[Bank, bytes]:
@@ -153,6 +169,12 @@ def _image(fields: Fields) -> Image:
     return image
 
 
+def _stage1(fields: Fields) -> Stage1:
+    stage1 = Stage1(digest=fields.digest("digest"), tree=fields.digest("tree"))
+    fields.done()
+    return stage1
+
+
 def _pod(fields: Fields) -> Pod:
     state = fields.text("state")
     if state not in set(PodState):
@@ -161,9 +183,11 @@ def _pod(fields: Fields) -> Pod:
         uuid=fields.text("uuid"),
         state=PodState(state),
         manifest=fields.digest("manifest"),
+        stage1=_stage1(fields.object("stage1")) if fields.has("stage1") else None,
         apps=tuple(_app(Fields(item, "app")) for item in fields.items("apps", limit=MAX_RECORDS)),
         relaxations=_texts(fields, "relaxations"),
         operations=frozenset(_texts(fields, "operations")),
+        unmeasured=frozenset(_texts(fields, "unmeasured")),
         entries=fields.integer("entries"),
     )
     fields.done()

@@ -1,5 +1,7 @@
 """The option table: every verb and every option of secrun, declared once."""
 
+from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, pull
+from secrun.cli.options_verifier import VERIFIER_VERBS
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 
 
@@ -7,14 +9,6 @@ def _app(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = "") -> O
     return Option(flags=flags, help=help, kind=kind, metavar=metavar, scope=Scope.APP)
 
 
-FORMAT = Option(
-    flags=("--format",),
-    kind=Kind.CHOICE,
-    choices=("table", "json"),
-    default="table",
-    help="table for people, json for programs",
-)
-NO_LEGEND = Option(flags=("--no-legend",), kind=Kind.FLAG, help="leave out the heading")
 UUID = Positional(name="uuid", help="the pod's UUID or a unique prefix of it")
 UUIDS = Positional(name="uuid", help="UUIDs or unique prefixes", count="+")
 
@@ -23,42 +17,6 @@ GLOBAL = (
     Option(flags=("--run-root",), metavar="DIR", help="what need not survive a reboot (/run/secrun)"),
     Option(flags=("--debug",), kind=Kind.FLAG, help="tell each step on stderr"),
 )
-
-IMAGE = (
-    Option(
-        flags=("--platform",),
-        metavar="OS/ARCH[/VARIANT]",
-        help="choose from an image index; default is this host",
-    ),
-    Option(
-        flags=("--tls-verify",),
-        kind=Kind.CHOICE,
-        choices=("true", "false"),
-        default="true",
-        help="false: accept plain HTTP and any certificate",
-    ),
-    Option(flags=("--authfile",), metavar="FILE", help="registry credentials (auth.json)"),
-    Option(flags=("--policy",), metavar="FILE", help="trust policy instead of /etc/containers/policy.json"),
-    Option(
-        flags=("--insecure-options",),
-        kind=Kind.LIST,
-        metavar="NAME[,NAME]",
-        help="relax a guard by name; image: admit images that no policy accepts",
-    ),
-)
-
-_PULL_CHOICES = ("always", "missing", "never", "newer")
-
-
-def _pull(default: str) -> Option:
-    return Option(
-        flags=("--pull",),
-        kind=Kind.CHOICE,
-        choices=_PULL_CHOICES,
-        default=default,
-        help="when to ask the registry",
-    )
-
 
 POD = (
     Option(flags=("--hostname",), metavar="NAME", help="host name of the pod; default secrun-UUID"),
@@ -104,7 +62,7 @@ VERBS: tuple[Verb, ...] = (
         words=("run",),
         summary="Run a pod of one or more apps and wait for its end",
         handler="secrun.cli.pods:run",
-        options=(*_RUN_ONLY, *POD, _pull("missing"), *IMAGE, *APP),
+        options=(*_RUN_ONLY, *POD, pull("missing"), *IMAGE, *APP),
         takes_apps=True,
         needs_root=True,
         examples=(
@@ -120,7 +78,7 @@ VERBS: tuple[Verb, ...] = (
             Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="the app may read standard input"),
             Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
             *POD,
-            _pull("missing"),
+            pull("missing"),
             *IMAGE,
             *APP,
         ),
@@ -239,7 +197,7 @@ VERBS: tuple[Verb, ...] = (
         summary="Fetch images, check them and render their root file systems",
         handler="secrun.cli.images:fetch",
         positionals=(Positional(name="image", help="image references", count="+"),),
-        options=(_pull("always"), *IMAGE, FORMAT),
+        options=(pull("always"), *IMAGE, FORMAT),
     ),
     Verb(
         words=("image", "list"),
@@ -284,6 +242,7 @@ VERBS: tuple[Verb, ...] = (
         positionals=(Positional(name="digest", help="a unique prefix; default is the newest", count="?"),),
         options=(FORMAT,),
     ),
+    *VERIFIER_VERBS,
     Verb(
         words=("doctor",),
         summary="Tell what this host lacks, and what follows",

@@ -16,6 +16,8 @@ SHARED = {
     "secrun.cli.guard",
     "secrun.cli.main",
     "secrun.cli.options",
+    "secrun.cli.options_common",
+    "secrun.cli.options_verifier",
     "secrun.cli.table",
     "secrun.config",
     "secrun.errors",

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from secrun import __version__
 from secrun.cli.attestoptions import attest_settings
@@ -12,7 +13,7 @@ from secrun.errors import UsageError
 from secrun.jsonio import JsonObject
 from secrun.measure import identity as identities
 from secrun.measure import software
-from secrun.measure.hostlog import HostLog, translated
+from secrun.measure.hostlog import HostLog, tcti_of, translated
 from secrun.measure.identity import HostIdentity, TpmKind
 from secrun.pod.contents import measured_contents
 from secrun_attest.collect import Source

@@ -2,12 +2,13 @@
 
 import importlib
 
+from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, pull
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
 
 # Families of verbs with tables of their own: most starts of secrun need none of them.
 FAMILIES = {
-    "attest": ("secrun.cli.options_attest:ATTEST_VERBS",),
+    "attest": ("secrun.cli.options_attest:ATTEST_VERBS", "secrun.cli.options_verifier:VERIFIER_VERBS"),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
 }
 
@@ -16,14 +17,6 @@ def _app(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = "") -> O
     return Option(flags=flags, help=help, kind=kind, metavar=metavar, scope=Scope.APP)
 
 
-FORMAT = Option(
-    flags=("--format",),
-    kind=Kind.CHOICE,
-    choices=("table", "json"),
-    default="table",
-    help="table for people, json for programs",
-)
-NO_LEGEND = Option(flags=("--no-legend",), kind=Kind.FLAG, help="leave out the heading")
 UUID = Positional(name="uuid", help="the pod's UUID or a unique prefix of it")
 UUIDS = Positional(name="uuid", help="UUIDs or unique prefixes", count="+")
 
@@ -64,42 +57,6 @@ GLOBAL = (
     ),
     Option(flags=("--debug",), kind=Kind.FLAG, help="tell each step on stderr"),
 )
-
-IMAGE = (
-    Option(
-        flags=("--platform",),
-        metavar="OS/ARCH[/VARIANT]",
-        help="choose from an image index; default is this host",
-    ),
-    Option(
-        flags=("--tls-verify",),
-        kind=Kind.CHOICE,
-        choices=("true", "false"),
-        default="true",
-        help="false: accept plain HTTP and any certificate",
-    ),
-    Option(flags=("--authfile",), metavar="FILE", help="registry credentials (auth.json)"),
-    Option(flags=("--policy",), metavar="FILE", help="trust policy instead of /etc/containers/policy.json"),
-    Option(
-        flags=("--insecure-options",),
-        kind=Kind.LIST,
-        metavar="NAME[,NAME]",
-        help="relax a guard by name; image: admit images that no policy accepts",
-    ),
-)
-
-_PULL_CHOICES = ("always", "missing", "never", "newer")
-
-
-def _pull(default: str) -> Option:
-    return Option(
-        flags=("--pull",),
-        kind=Kind.CHOICE,
-        choices=_PULL_CHOICES,
-        default=default,
-        help="when to ask the registry",
-    )
-
 
 POD = (
     Option(flags=("--hostname",), metavar="NAME", help="host name of the pod; default secrun-UUID"),
@@ -145,7 +102,7 @@ VERBS: tuple[Verb, ...] = (
         words=("run",),
         summary="Run a pod of one or more apps and wait for its end",
         handler="secrun.cli.pods:run",
-        options=(*_RUN_ONLY, *POD, _pull("missing"), *IMAGE, *APP),
+        options=(*_RUN_ONLY, *POD, pull("missing"), *IMAGE, *APP),
         takes_apps=True,
         needs_root=True,
         examples=(
@@ -161,7 +118,7 @@ VERBS: tuple[Verb, ...] = (
             Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="the app may read standard input"),
             Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
             *POD,
-            _pull("missing"),
+            pull("missing"),
             *IMAGE,
             *APP,
         ),
@@ -280,7 +237,7 @@ VERBS: tuple[Verb, ...] = (
         summary="Fetch images, check them and render their root file systems",
         handler="secrun.cli.images:fetch",
         positionals=(Positional(name="image", help="image references", count="+"),),
-        options=(_pull("always"), *IMAGE, FORMAT),
+        options=(pull("always"), *IMAGE, FORMAT),
     ),
     Verb(
         words=("image", "list"),

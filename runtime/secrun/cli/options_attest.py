@@ -1,14 +1,8 @@
 """The verbs of a host that is measured, and the one that shows the settings."""
 
+from secrun.cli.options_common import FORMAT
 from secrun.cli.table import Kind, Option, Verb
 
-_FORMAT = Option(
-    flags=("--format",),
-    kind=Kind.CHOICE,
-    choices=("table", "json"),
-    default="table",
-    help="table for people, json for programs",
-)
 _NONCE = Option(flags=("--nonce",), metavar="HEX", help="what the verifier asked: 32 bytes")
 _PCRS = Option(
     flags=("--pcrs",),
@@ -32,7 +26,7 @@ ATTEST_VERBS: tuple[Verb, ...] = (
                 help="8 where something else extends 15 at boot",
             ),
             Option(flags=("--force",), kind=Kind.FLAG, help="pin anew; verifiers must enrol the host again"),
-            _FORMAT,
+            FORMAT,
         ),
         needs_root=True,
     ),
@@ -40,7 +34,7 @@ ATTEST_VERBS: tuple[Verb, ...] = (
         words=("attest", "status"),
         summary="Show the TPM, the key, and how long the log is",
         handler="secrun.cli.attest:status",
-        options=(_FORMAT,),
+        options=(FORMAT,),
         needs_root=True,
     ),
     Verb(
@@ -108,7 +102,7 @@ CONFIG_VERBS: tuple[Verb, ...] = (
         handler="secrun.cli.settings:show",
         options=(
             Option(flags=("--origin",), kind=Kind.FLAG, help="say where each value comes from"),
-            _FORMAT,
+            FORMAT,
         ),
     ),
 )

@@ -4,13 +4,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from secrun import __version__
 from secrun.cli.table import Arguments, Context
 from secrun.errors import StateError, UsageError
-from secrun.jsonio import JsonObject, JsonValue
+from secrun.jsonio import JsonValue
 from secrun.pod.states import find
 from secrun.stage1.podfiles import PodFiles
 
@@ -44,7 +44,7 @@ def _when(nanoseconds: int | None, *, full: bool) -> str:
     return "now"
 
 
-def write_json(context: Context, value: JsonObject) -> None:
+def write_json(context: Context, value: Mapping[str, object]) -> None:
     """Print one JSON document."""
     context.out.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

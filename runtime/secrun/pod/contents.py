@@ -14,7 +14,7 @@ _MAX_BYTES = 16 * 1024 * 1024
 
 
 def measured_contents(layout: Layout, epoch: str) -> tuple[bytes, ...]:
-    """Return pod manifests and the image manifests that they name, of the pods that the log of `epoch` knows.
+    """Return the manifests of pods that the log of `epoch` knows, and of the images that they name.
 
     What they hold is not believed: a verifier compares each with the digest that was measured.
     """

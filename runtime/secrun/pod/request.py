@@ -17,7 +17,7 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?\Z")  # HO
 _ENV_NAME = re.compile(r"[^=\0]+\Z")
 _SIZE = re.compile(r"(\d{1,18})([bkmgt]?)\Z")
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,6})?)s?)?\Z")
+_DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,6})?)s?)?\Z")
 # The smallest limit under which a process can start at all (podman refuses below 6 MiB as well).
 MIN_MEMORY_BYTES = 6 << 20
 MAX_APPS = 64
@@ -124,12 +124,12 @@ def cpus(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """Parse a duration such as 90s, 5m or 1h30m into seconds; raises UsageError."""
+    """Parse a duration such as 90s, 5m, 1h30m or 30d into seconds; raises UsageError."""
     match = _DURATION.match(text)
     if match is None or not text:
-        raise UsageError(f"{text[:80]!r} is not a duration", hint="e.g. 30s, 5m, 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return hours * 3600 + minutes * 60 + seconds
+        raise UsageError(f"{text[:80]!r} is not a duration", hint="e.g. 30s, 5m, 1h30m, 30d")
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
 def _split_escaped(text: str) -> list[str]:

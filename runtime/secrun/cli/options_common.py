@@ -1,0 +1,48 @@
+"""Options that the verbs of several tables share."""
+
+from secrun.cli.table import Kind, Option
+
+FORMAT = Option(
+    flags=("--format",),
+    kind=Kind.CHOICE,
+    choices=("table", "json"),
+    default="table",
+    help="table for people, json for programs",
+)
+NO_LEGEND = Option(flags=("--no-legend",), kind=Kind.FLAG, help="leave out the heading")
+
+IMAGE = (
+    Option(
+        flags=("--platform",),
+        metavar="OS/ARCH[/VARIANT]",
+        help="choose from an image index; default is this host",
+    ),
+    Option(
+        flags=("--tls-verify",),
+        kind=Kind.CHOICE,
+        choices=("true", "false"),
+        default="true",
+        help="false: accept plain HTTP and any certificate",
+    ),
+    Option(flags=("--authfile",), metavar="FILE", help="registry credentials (auth.json)"),
+    Option(flags=("--policy",), metavar="FILE", help="trust policy instead of /etc/containers/policy.json"),
+    Option(
+        flags=("--insecure-options",),
+        kind=Kind.LIST,
+        metavar="NAME[,NAME]",
+        help="relax a guard by name; image: admit images that no policy accepts",
+    ),
+)
+
+_PULL_CHOICES = ("always", "missing", "never", "newer")
+
+
+def pull(default: str) -> Option:
+    """Return the option that says when to ask the registry, for a verb with `default`."""
+    return Option(
+        flags=("--pull",),
+        kind=Kind.CHOICE,
+        choices=_PULL_CHOICES,
+        default=default,
+        help="when to ask the registry",
+    )

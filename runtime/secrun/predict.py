@@ -1,0 +1,201 @@
+"""Reference values: what a host will measure of an image, computed from the image alone on any machine."""
+
+from collections.abc import Sequence
+
+from secrun import __version__
+from secrun.digest import Digest
+from secrun.errors import HostError, UsageError
+from secrun.image.fetch import FetchOptions, ensure_image
+from secrun.jsonio import JsonObject
+from secrun.paths import Layout
+from secrun.record import record
+from secrun_attest.errors import FormatError
+from secrun_attest.fields import Fields, parse_json
+
+SCHEMA = "secrun.dev/prediction/v1"
+# Ten thousand images.
+MAX_PREDICTION = 8 << 20
+_MAX_ENTRIES = 20_000
+
+
+@record
+class PredictedImage:
+    """One image: digests of its manifest and config, the key of its rootfs image, and what is in that."""
+
+    reference: str
+    platform: str
+    manifest: Digest
+    config: Digest
+    rootfs: Digest
+    tree: Digest
+    verity_root: str
+
+
+@record
+class PredictedStage1:
+    """One built stage1 image; `file` is the digest of the image file."""
+
+    flavour: str
+    digest: Digest
+    tree: Digest
+    verity_root: str
+    file: Digest
+
+
+@record
+class Prediction:
+    """Reference values; `runtime` is None where secrun has no agent and could run no pod."""
+
+    version: str
+    runtime: Digest | None
+    stage1: tuple[PredictedStage1, ...]
+    images: tuple[PredictedImage, ...]
+
+
+def predict(layout: Layout, words: Sequence[str], options: FetchOptions) -> Prediction:
+    """Compute the values of images, of this installation and of the stage1 images below `layout`.
+
+    Raises what fetching and rendering raise; nothing is left out in silence but a missing agent.
+    """
+    from secrun.stage1.imagebuild import list_stage1
+
+    stage1 = tuple(
+        PredictedStage1(
+            flavour="nspawn",
+            digest=item.digest,
+            tree=item.tree_digest,
+            verity_root=item.verity_root,
+            file=Digest("sha256", item.file_sha256),
+        )
+        for item in list_stage1(layout)
+    )
+    return Prediction(
+        version=__version__,
+        runtime=_runtime(),
+        stage1=stage1,
+        images=tuple(_image(layout, word, options) for word in words),
+    )
+
+
+def _runtime() -> Digest | None:
+    from secrun.selfdigest import runtime_digest
+
+    try:
+        return runtime_digest()
+    except HostError as error:
+        if error.code != "host-agent":
+            raise
+        return None
+
+
+def _image(layout: Layout, word: str, options: FetchOptions) -> PredictedImage:
+    from secrun.image import rootfs
+
+    image = ensure_image(layout, word, options)
+    rendered = rootfs.ensure(layout, image.layers)
+    return PredictedImage(
+        reference=image.reference,
+        platform=str(image.config.platform),
+        manifest=image.manifest_digest,
+        config=image.config_digest,
+        rootfs=rendered.key,
+        tree=rendered.tree_digest,
+        verity_root=rendered.verity_root,
+    )
+
+
+def to_json(prediction: Prediction) -> JsonObject:
+    """Return what `parse` reads."""
+    return {
+        "schema": SCHEMA,
+        "runtime": {
+            "version": prediction.version,
+            "digest": None if prediction.runtime is None else str(prediction.runtime),
+        },
+        "stage1": [
+            {
+                "flavour": item.flavour,
+                "digest": str(item.digest),
+                "tree": str(item.tree),
+                "verity_root": item.verity_root,
+                "file": str(item.file),
+            }
+            for item in prediction.stage1
+        ],
+        "images": [
+            {
+                "reference": item.reference,
+                "platform": item.platform,
+                "manifest": str(item.manifest),
+                "config": str(item.config),
+                "rootfs": str(item.rootfs),
+                "tree": str(item.tree),
+                "verity_root": item.verity_root,
+            }
+            for item in prediction.images
+        ],
+    }
+
+
+def parse(data: bytes, *, what: str) -> Prediction:
+    """Read a prediction from a file; raises UsageError naming `what` if it is none."""
+    try:
+        fields = Fields(parse_json(data, what=what, limit=MAX_PREDICTION), what)
+        if (schema := fields.text("schema", limit=100)) != SCHEMA:
+            raise UsageError(
+                f"{what} has the schema {schema!r}, expected {SCHEMA}",
+                hint="secrun attest predict --format=json writes it",
+                code="usage-prediction",
+            )
+        runtime = fields.object("runtime")
+        found = Prediction(
+            version=runtime.text("version"),
+            runtime=_digest(runtime, "digest") if runtime.has("digest") else None,
+            stage1=tuple(
+                _parse_stage1(Fields(item, f"{what}.stage1"))
+                for item in fields.items("stage1", limit=_MAX_ENTRIES)
+            ),
+            images=tuple(
+                _parse_image(Fields(item, f"{what}.images"))
+                for item in fields.items("images", limit=_MAX_ENTRIES)
+            ),
+        )
+        runtime.done()
+        fields.done()
+    except FormatError as error:
+        raise UsageError(error.message, hint=error.hint, code="usage-prediction") from error
+    return found
+
+
+def _digest(fields: Fields, name: str) -> Digest:
+    return Digest("sha256", fields.digest(name).hex())
+
+
+def _verity(fields: Fields) -> str:
+    return fields.hex("verity_root", sizes=(32,)).hex()
+
+
+def _parse_stage1(fields: Fields) -> PredictedStage1:
+    stage1 = PredictedStage1(
+        flavour=fields.text("flavour", limit=40),
+        digest=_digest(fields, "digest"),
+        tree=_digest(fields, "tree"),
+        verity_root=_verity(fields),
+        file=_digest(fields, "file"),
+    )
+    fields.done()
+    return stage1
+
+
+def _parse_image(fields: Fields) -> PredictedImage:
+    image = PredictedImage(
+        reference=fields.text("reference"),
+        platform=fields.text("platform", limit=100),
+        manifest=_digest(fields, "manifest"),
+        config=_digest(fields, "config"),
+        rootfs=_digest(fields, "rootfs"),
+        tree=_digest(fields, "tree"),
+        verity_root=_verity(fields),
+    )
+    fields.done()
+    return image

@@ -1,0 +1,148 @@
+"""What is predicted anywhere is what a host stores and mounts; what we sign, openssl verifies."""
+
+import base64
+import json
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from secrun_attest import dsse
+from secrun_attest.policyfile import PAYLOAD_TYPE, open_policy
+from support import registry
+from support.attest_bench import NOW, policy_document
+from support.images import busybox_image
+from support.secrun import Secrun
+
+ANY = "--insecure-options=image"
+NOBODY = 65534
+
+
+@pytest.fixture
+def layout(tmp_path):
+    busybox_image(tmp_path / "layout")
+    return f"oci:{tmp_path}/layout:busybox"
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A host that runs images, as root."""
+    return Secrun(root=tmp_path / "host", run_root=tmp_path / "host-run")
+
+
+def open_up(path):
+    """Let an ordinary user read what a test of root's has written."""
+    for folder in [path, *path.parents]:
+        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & stat.S_IXOTH:
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+    for item in path.rglob("*"):
+        item.chmod(item.stat().st_mode | stat.S_IROTH | (stat.S_IXOTH if item.is_dir() else 0))
+
+
+@pytest.fixture
+def verifier(tmp_path):
+    """Another machine, where an ordinary user without a home runs secrun with a root of its own."""
+    secrun = Secrun(root=tmp_path / "user/root", run_root=tmp_path / "user/run")
+    (tmp_path / "user").mkdir()
+    os.chown(tmp_path / "user", NOBODY, NOBODY)
+
+    def predict(*words):
+        open_up(tmp_path)
+        user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        argv = [*user, *secrun.argv("attest", "predict", "--format=json", ANY, *words)]
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, cwd="/", env={"HOME": "/nonexistent"}
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return predict
+
+
+def fetched(host, *words):
+    return json.loads(host("fetch", ANY, "--format=json", *words).out)
+
+
+def same(predicted, stored, host):
+    rendered = json.loads((host.root / "rootfs" / f"{stored['rootfs'].partition(':')[2]}.json").read_text())
+    assert predicted["manifest"] == stored["id"]
+    assert (predicted["config"], predicted["rootfs"]) == (stored["config"], stored["rootfs"])
+    assert (predicted["tree"], predicted["verity_root"]) == (stored["tree"], rendered["verity_root"])
+
+
+def test_an_ordinary_user_predicts_what_a_host_stores(tmp_path, layout, host, verifier):
+    registry.skopeo("copy", layout, f"oci-archive:{tmp_path}/image.tar:x")
+    registry.skopeo("copy", layout, f"docker-archive:{tmp_path}/docker.tar:example/app:1")
+    references = (layout, f"oci-archive:{tmp_path}/image.tar:x", f"docker-archive:{tmp_path}/docker.tar")
+    found = verifier(*references)
+    for predicted, reference in zip(found["images"], references, strict=True):
+        assert predicted["reference"].partition(":")[0] == reference.partition(":")[0]
+        same(predicted, fetched(host, reference), host)
+    assert len({image["tree"] for image in found["images"]}) == 1
+    assert len(list((host.root / "rootfs").glob("*.erofs"))) == 1
+    # What is stored now answers to its name, with its source gone.
+    shutil.rmtree(tmp_path / "layout")
+    assert verifier("--pull=never", found["images"][0]["manifest"])["images"] == found["images"][:1]
+
+
+def test_an_image_of_a_registry_is_predicted_as_it_will_be_pulled(tmp_path, layout, host, verifier):
+    with registry.running_registry(tmp_path / "registry") as server:
+        server.push(layout, "team/app:1")
+        reference = server.reference("team/app:1")
+        predicted = verifier("--tls-verify=false", reference)["images"][0]
+        same(predicted, fetched(host, "--tls-verify=false", reference), host)
+
+
+def test_the_stage1_of_a_host_is_part_of_its_prediction(layout, host):
+    host("stage1", "build")
+    shown = json.loads(host("stage1", "show", "--format=json").out)
+    found = json.loads(host("attest", "predict", "--format=json", ANY, layout).out)
+    (stage1,) = found["stage1"]
+    assert (stage1["digest"], stage1["tree"]) == (shown["digest"], shown["tree_digest"])
+    assert stage1["file"] == f"sha256:{shown['file_sha256']}"
+
+
+def openssl(*words):
+    done = subprocess.run(["openssl", *map(os.fspath, words)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+KINDS = {
+    "p256": (["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], ["-digest", "sha256"]),
+    "ed25519": (["-algorithm", "ed25519"], []),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_openssl_makes_the_keys_verifies_our_signatures_and_makes_its_own(tmp_path, host, kind):
+    make, digest = KINDS[kind]
+    private, public, pae, signature = (tmp_path / name for name in ("k", "p", "pae", "sig"))
+    openssl("genpkey", *make, "-out", private)
+    openssl("pkey", "-in", private, "-pubout", "-out", public)
+    document = json.dumps(policy_document()).encode()
+    (tmp_path / "policy").write_bytes(document)
+    out = tmp_path / "signed"
+    host("attest", "policy", "sign", "--key", private, "--out", out, tmp_path / "policy")
+    envelope = json.loads(out.read_bytes())
+    pae.write_bytes(
+        b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(document), document)
+    )
+    signature.write_bytes(base64.b64decode(envelope["signatures"][0]["sig"]))
+    common = ["pkeyutl", "-rawin", *digest, "-in", pae]
+    openssl(*common, "-verify", "-pubin", "-inkey", public, "-sigfile", signature)
+    der = openssl("pkey", "-pubin", "-in", public, "-outform", "DER")
+    assert envelope["signatures"][0]["keyid"] == openssl_digest(der, tmp_path)
+    theirs = openssl(*common, "-sign", "-inkey", private)
+    envelope["signatures"] = [{"sig": base64.b64encode(theirs).decode()}]
+    key = dsse.load_public_key(public.read_bytes(), what="key")
+    data = json.dumps(envelope).encode()
+    assert open_policy(data, [key], require_signature=True, now=NOW).policy.id == "test"
+
+
+def openssl_digest(data: bytes, folder: Path) -> str:
+    (folder / "der").write_bytes(data)
+    return openssl("dgst", "-sha256", "-r", folder / "der").split()[0].decode()

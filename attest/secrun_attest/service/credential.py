@@ -10,7 +10,7 @@ from secrets import token_bytes
 from secrun_attest.service.trouble import ServiceError, Trouble
 from secrun_attest.wire import CURVE_NIST_P256, Alg, Attribute, Public
 
-# The TCG's default EK templates (EK Credential Profile 2.5, B.3.3 and B.3.4): a storage key that never leaves.
+# The TCG's default templates (EK Credential Profile 2.5, B.3.3 and B.3.4): a storage key that never leaves.
 EK_REQUIRED = (
     Attribute.FIXED_TPM
     | Attribute.FIXED_PARENT
@@ -41,11 +41,7 @@ def check_ek(ek: Public) -> None:
     if ek.name_alg != Alg.SHA256 or symmetric != (Alg.AES, SYMMETRIC_BITS, Alg.CFB):
         got = f"name algorithm {ek.name_alg:#06x}, symmetric {symmetric}"
         raise _bad(f"{got}, expected SHA-256 and AES-128-CFB")
-    if ek.type == Alg.ECC:
-        good = ek.curve == CURVE_NIST_P256
-    else:
-        good = ek.bits == 2048 and ek.exponent == 65537
-    if not good:
+    if (ek.type, ek.curve) != (Alg.ECC, CURVE_NIST_P256) and (ek.bits, ek.exponent) != (2048, 65537):
         raise _bad(f"curve {ek.curve}, {ek.bits} bits, expected P-256 or RSA-2048")
 
 

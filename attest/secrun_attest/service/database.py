@@ -52,6 +52,10 @@ class Row:
         """Return bytes, or None for NULL."""
         return None if self._values[index] is None else self.blob(index)
 
+    def text_or_none(self, index: int) -> str | None:
+        """Return a text, or None for NULL."""
+        return None if self._values[index] is None else self.text(index)
+
     def integer_or_none(self, index: int) -> int | None:
         """Return an integer, or None for NULL."""
         return None if self._values[index] is None else self.integer(index)
@@ -169,7 +173,7 @@ class PostgresDatabase:
     def __init__(self, address: str) -> None:
         self._address = address
         self._local = threading.local()
-        self._all: "list[psycopg.Connection[tuple[Value, ...]]]" = []
+        self._all: list[psycopg.Connection[tuple[Value, ...]]] = []
         self._lock = threading.Lock()
         self.run("SELECT 1")
 

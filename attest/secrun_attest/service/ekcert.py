@@ -1,4 +1,4 @@
-"""Endorsement certificates: does a chain from a TPM's maker, or its cloud, end at a root that we trust?"""
+"""Endorsement certificates: the chain from a TPM's maker, or its cloud, must end at a root that we trust."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -45,9 +45,7 @@ def _certificates(path: Path) -> "list[Certificate]":
         raise ServiceError(Trouble.EK_UNTRUSTED, f"{path} is not a certificate: {error}") from error
 
 
-def check_chain(
-    chain: Sequence[bytes], roots: "Sequence[Certificate]", ek: Public, now: int
-) -> None:
+def check_chain(chain: Sequence[bytes], roots: "Sequence[Certificate]", ek: Public, now: int) -> None:
     """Raise ServiceError unless `chain` (DER, the EK's own first) ends at a root now and is about `ek`."""
     from cryptography import x509
 
@@ -67,7 +65,7 @@ def _verify(
 ) -> "VerifiedClient":
     from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
-    # An EK certificate is not for TLS: its names and key usages are the TCG's, and only the chain counts here.
+    # An EK certificate is not for TLS: its names and usages are the TCG's; only the chain counts here.
     builder = (
         PolicyBuilder()
         .store(Store(list(roots)))

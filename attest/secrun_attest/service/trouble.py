@@ -113,17 +113,19 @@ def status_of(error: ServiceError | RejectedError) -> int:
 
 def problem(error: ServiceError | RejectedError) -> JsonObject:
     """Return the problem document about `error`."""
-    rejected = isinstance(error, RejectedError)
-    title = _REJECTION_TITLES[error.reason] if rejected else TROUBLES[error.trouble][1]
+    if isinstance(error, RejectedError):
+        title, step, retry = _REJECTION_TITLES[error.reason], error.step, error.reason is Code.STATE
+    else:
+        title, step, retry = TROUBLES[error.trouble][1], None, False
     return {
         "type": f"urn:secrun:problem:{error.code}",
         "title": title,
         "status": status_of(error),
         "code": error.code,
-        "step": error.step if rejected else None,
+        "step": step,
         "detail": error.message,
         "hint": error.hint,
-        "retry": rejected and error.reason is Code.STATE,
+        "retry": retry,
     }
 
 

@@ -13,6 +13,7 @@ SHARED = {
     "secrun.cli.guard",
     "secrun.cli.main",
     "secrun.cli.options",
+    "secrun.cli.options_serve",
     "secrun.cli.table",
     "secrun.errors",
     "secrun.paths",

@@ -103,11 +103,19 @@ class Door:
         except (ServiceError, RejectedError) as error:
             reply, code = refusal(error), error.code
         self.metrics.request(route.method, route.path, reply.status)
-        self._log(request, route, reply, principal, code, self.steady() - begin)
+        seconds = self.steady() - begin
+        self._log(request, route, principal, status=reply.status, code=code, seconds=seconds)
         return reply
 
     def _log(
-        self, request: "Request", route: Route, reply: Reply, principal: Principal, code: str, seconds: float
+        self,
+        request: "Request",
+        route: Route,
+        principal: Principal,
+        *,
+        status: int,
+        code: str,
+        seconds: float,
     ) -> None:
         # Neither headers nor the query: tokens come in one, nonces in the other.
         line = {
@@ -116,7 +124,7 @@ class Door:
             "method": route.method,
             "route": route.path,
             "path": dict(request.path_params),
-            "status": reply.status,
+            "status": status,
             "ms": round(seconds * 1000, 1),
             "who": principal.role.value,
             "host": principal.host,

@@ -43,7 +43,7 @@ class Principal:
     host: str = ""
 
     def must_be(self, host: str) -> None:
-        """Raise ServiceError 403 for a host that asks about another; readers and admins may ask about any."""
+        """Raise ServiceError 403 for a host that asks about another; readers and admins may."""
         if self.role is Role.HOST and self.host != host:
             text = f"these are the credentials of host {self.host!r}, not of {host[:200]!r}"
             raise ServiceError(Trouble.FORBIDDEN, text)
@@ -72,7 +72,7 @@ class Authenticator:
         return role in self._tokens
 
     def identify(self, authorization: str | None, peer: Peer | None) -> Principal:
-        """Return who it is; without credentials that is ANYONE. Wrong ones raise ServiceError 401."""
+        """Return who it is, ANYONE without credentials; wrong ones raise ServiceError 401."""
         if authorization is not None:
             return self._bearer(authorization)
         if peer is not None and peer.digest in self._admin_certs:

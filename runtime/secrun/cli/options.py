@@ -1,5 +1,6 @@
 """The option table: every verb and every option of secrun, declared once."""
 
+from secrun.cli.options_serve import SERVE_VERBS
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 
 
@@ -284,6 +285,7 @@ VERBS: tuple[Verb, ...] = (
         positionals=(Positional(name="digest", help="a unique prefix; default is the newest", count="?"),),
         options=(FORMAT,),
     ),
+    *SERVE_VERBS,
     Verb(
         words=("doctor",),
         summary="Tell what this host lacks, and what follows",

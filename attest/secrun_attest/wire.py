@@ -19,6 +19,7 @@ class Alg(IntEnum):
 
     RSA = 0x0001
     SHA1 = 0x0004
+    AES = 0x0006
     SHA256 = 0x000B
     SHA384 = 0x000C
     SHA512 = 0x000D
@@ -27,6 +28,7 @@ class Alg(IntEnum):
     RSAPSS = 0x0016
     ECDSA = 0x0018
     ECC = 0x0023
+    CFB = 0x0043
 
 
 HASH_NAMES: dict[int, str] = {
@@ -110,7 +112,10 @@ class Signature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Public:
-    """TPMT_PUBLIC of a key; `unique` is (x, y) or (modulus,), `area` the bytes that its Name digests."""
+    """TPMT_PUBLIC of a key; `unique` is (x, y) or (modulus,), `area` the bytes that its Name digests.
+
+    `symmetric` is what a storage key protects its children with, else NULL with 0 bits and mode 0.
+    """
 
     type: int
     name_alg: int
@@ -124,6 +129,8 @@ class Public:
     exponent: int
     unique: tuple[bytes, ...]
     area: bytes
+    symmetric_bits: int = 0
+    symmetric_mode: int = 0
 
 
 _CLOCK = struct.Struct(">QIIBQ")
@@ -185,8 +192,10 @@ def parse_public(data: bytes) -> Public:
     attributes = Attribute(reader.number(4, "objectAttributes"))
     policy = reader.sized("authPolicy")
     symmetric = reader.number(2, "symmetric")
+    symmetric_bits = symmetric_mode = 0
     if symmetric != Alg.NULL:
-        reader.take(4, "symmetric key bits and mode")
+        symmetric_bits = reader.number(2, "symmetric key bits")
+        symmetric_mode = reader.number(2, "symmetric mode")
     scheme = reader.number(2, "scheme")
     scheme_hash = Alg.NULL if scheme == Alg.NULL else reader.number(2, "scheme hash")
     curve = bits = exponent = 0
@@ -213,6 +222,8 @@ def parse_public(data: bytes) -> Public:
         exponent=exponent,
         unique=unique,
         area=area,
+        symmetric_bits=symmetric_bits,
+        symmetric_mode=symmetric_mode,
     )
 
 

@@ -36,13 +36,17 @@ _ORDER = [Status.AFFIRMING, Status.WARNING, Status.CONTRAINDICATED]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The evidence is genuine; this is what the policy says of what it shows, and the state to keep."""
+    """The evidence is genuine; this is what the policy says of what it shows, and the state to keep.
+
+    `channel_key` is the thumbprint that the quote binds, if any.
+    """
 
     host: Appraisal
     pods: tuple[tuple[str, Appraisal], ...]
     state: State
     policy_digest: bytes
     head: bytes
+    channel_key: str | None = None
 
     @property
     def status(self) -> Status:
@@ -97,7 +101,14 @@ def appraise(
         pcrs=tuple(sorted(pcrs.items())),
         machine=machine,
     )
-    return Verdict(host=host, pods=pods, state=new, policy_digest=policy.digest, head=pcrs[policy.bank])
+    return Verdict(
+        host=host,
+        pods=pods,
+        state=new,
+        policy_digest=policy.digest,
+        head=pcrs[policy.bank],
+        channel_key=evidence.header.channel_key,
+    )
 
 
 def _check_format(data: bytes) -> _Parsed:

@@ -8,7 +8,11 @@ from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
 
 # Families of verbs with tables of their own: most starts of secrun need none of them.
 FAMILIES = {
-    "attest": ("secrun.cli.options_attest:ATTEST_VERBS", "secrun.cli.options_verifier:VERIFIER_VERBS"),
+    "attest": (
+        "secrun.cli.options_attest:ATTEST_VERBS",
+        "secrun.cli.options_verifier:VERIFIER_VERBS",
+        "secrun.cli.options_serve:SERVE_VERBS",
+    ),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
 }
 

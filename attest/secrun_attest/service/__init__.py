@@ -1,0 +1,1 @@
+"""The verifier as an HTTP service: enrolment, sessions, tokens, a status page. docs/verifier-service.md."""

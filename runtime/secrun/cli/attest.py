@@ -66,8 +66,6 @@ def _opened(context: Context, identity: HostIdentity, what: str) -> Iterator[Hos
     with translated(what):
         log = HostLog(context.layout, identity)
         try:
-            # Log and PCR agree before anybody looks at either.
-            log.epoch()
             yield log
         finally:
             log.close()
@@ -77,7 +75,9 @@ def status(args: Arguments, context: Context) -> int:
     """Show identity, epoch and log."""
     identity = identities.required(context.layout)
     with _opened(context, identity, "the log cannot be read") as log:
-        epoch, count = log.epoch(), len(log.records())
+        count = len(log.records())
+        with log.held() as held:
+            epoch = held.epoch
     rows = {**_identity_json(identity), "epoch": epoch, "records": count}
     _show(args, context, "secrun.dev/attest-status/v1", rows)
     return 0
@@ -128,9 +128,9 @@ def _pcrs(args: Arguments, identity: HostIdentity) -> tuple[Bank, tuple[int, ...
 
 def _source(context: Context, identity: HostIdentity) -> tuple[Source, str]:
     """Return where evidence comes from, the log recovered and open, and its epoch."""
-    with _opened(context, identity, "the log cannot be read") as log:
+    with _opened(context, identity, "the log cannot be read") as log, log.held() as held:
         tcti = tcti_of(context.layout, identity)
-        return Source(tcti=tcti, directory=context.layout.measure, pcr=identity.pcr), log.epoch()
+        return Source(tcti=tcti, directory=context.layout.measure, pcr=identity.pcr), held.epoch
 
 
 def evidence(args: Arguments, context: Context) -> int:

@@ -16,11 +16,12 @@ from secrun.measure import journal, software
 from secrun.measure.identity import HostIdentity, TpmKind
 from secrun.paths import Layout
 from secrun.record import record
+from secrun.selfdigest import fingerprint, runtime_digest
 from secrun.trust.admission import POLICY_PATHS
 from secrun_attest.directtpm import DirectTpm
 from secrun_attest.errors import AttestError
 from secrun_attest.jcs import JsonObject
-from secrun_attest.logfile import EventLog
+from secrun_attest.logfile import EventLog, Hold, Runtime
 from secrun_attest.record import Operation, Record, parse_event_data
 
 SEEN_NAME = "seen.json"
@@ -33,12 +34,8 @@ EventFields = tuple[Operation, JsonObject]
 
 @record
 class Context:
-    """What decides beside the pods: secrun's own code, the trust policy, the key ring.
+    """What decides beside the pods and secrun's own code: the trust policy and the key ring, by digest."""
 
-    `runtime` only tells whether the code may have changed; its digest is computed when it has.
-    """
-
-    runtime: str
     policy: str
     trust: str
 
@@ -74,36 +71,47 @@ def translated(what: str) -> Iterator[None]:
 
 
 class HostLog:
-    """Appends to the log of the present boot epoch; `close` gives the TPM back."""
+    """The log of this root; `close` gives the TPM back.
 
-    def __init__(self, layout: Layout, identity: HostIdentity, *, policy: Path | None = None) -> None:
+    `policy` is the trust policy of this command. With `attentive` the log is told before anything else if
+    that, the key ring or secrun's code are not those that it knows.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        identity: HostIdentity,
+        *,
+        policy: Path | None = None,
+        attentive: bool = False,
+    ) -> None:
         self._layout = layout
         self._identity = identity
         self._policy = policy
-        self._tpm = DirectTpm(tcti_of(layout, identity))
+        self._attentive = attentive
         self._told: Context | None = None
-        self._log = EventLog(layout.measure, self._tpm, identity.pcr, opening=self._opening)
+        self._tpm = DirectTpm(tcti_of(layout, identity))
+        self._log = EventLog(
+            layout.measure,
+            self._tpm,
+            identity.pcr,
+            opening=self._opening,
+            runtime=Runtime(fingerprint=fingerprint(), fields=_runtime) if attentive else None,
+        )
 
     def close(self) -> None:
         """Let go of the TPM."""
         self._tpm.close()
 
-    def epoch(self) -> str:
-        """Bring log and PCR to agree and return the name of the epoch, the boot's id in it."""
-        epoch = self._log.epoch()
-        return f"{epoch.reset}-{epoch.restart}-{epoch.boot_id}"
+    @contextmanager
+    def held(self) -> Iterator["HeldLog"]:
+        """Recover the log and keep others from it for several questions and appends."""
+        with self._log.held() as hold:
+            yield HeldLog(self, hold)
 
-    def admitted(self, manifest: Digest, tree: Digest) -> bool:
-        """Tell whether this epoch's log has an ImageAdmit of these."""
-        return self._log.admitted(str(manifest), str(tree))
-
-    def append(self, events: Sequence[EventFields]) -> None:
-        """Measure events in order, and before them what changed around them or ran unmeasured."""
-        epoch = self.epoch()
-        with journal.told(self._layout) as bypasses:
-            unmeasured = [(Operation.UNMEASURED, fields) for fields in bypasses]
-            self._log.append_many([*self._changes(epoch), *unmeasured, *events])
-        self._remember(epoch)
+    def records(self) -> tuple[Record, ...]:
+        """Return the whole log, every record checked and extended."""
+        return self._log.recover()
 
     def last_operation(self, pod: str) -> str:
         """Return the last operation of a pod's life in the log, empty if there is none; reads all of it."""
@@ -114,24 +122,12 @@ class HostLog:
                 last = event.operation.value
         return last
 
-    def records(self) -> tuple[Record, ...]:
-        """Return the whole log, for evidence and exports."""
-        return self._log.records()
-
-    @property
-    def log(self) -> EventLog:
-        """The library's log."""
-        return self._log
-
     def _opening(self) -> JsonObject:
         """Return what LogOpen says beside the baseline."""
-        from secrun.selfdigest import runtime_digest
-
         identity = self._identity
-        context = _context(self._layout, self._policy)
-        self._told = context
+        self._told = context = _context(self._layout, self._policy)
         return {
-            "runtime": {"digest": str(runtime_digest()), "version": __version__},
+            **_runtime(),
             "ak": identity.ak_name.hex(),
             "tpm": {
                 "kind": str(identity.kind),
@@ -142,16 +138,13 @@ class HostLog:
             "trust": context.trust,
         }
 
-    def _changes(self, epoch: str) -> list[EventFields]:
-        """Return the events that tell the log what is not as it was told last."""
-        now = _context(self._layout, self._policy)
-        told = self._told or _seen(self._layout, epoch)
-        self._told = now
-        if told is None:
-            told = Context(runtime="", policy="", trust="")
+    def changes(self, epoch: str) -> list[EventFields]:
+        """Return the events that tell the log what decides, where that is not as it was told last."""
+        if not self._attentive:
+            return []
+        told = self._told or _seen(self._layout, epoch) or Context(policy="", trust="")
+        self._told = now = _context(self._layout, self._policy)
         events: list[EventFields] = []
-        if now.runtime != told.runtime:
-            events.append((Operation.RUNTIME_UPGRADE, _runtime()))
         if now.policy != told.policy:
             where = str(_policy_file(self._policy) or "")
             events.append((Operation.POLICY_LOAD, {"policy": where, "digest": now.policy}))
@@ -159,20 +152,50 @@ class HostLog:
             events.append((Operation.TRUST_CHANGE, {"digest": now.trust}))
         return events
 
-    def _remember(self, epoch: str) -> None:
+    def remember(self, epoch: str) -> None:
+        """Keep what the log of this epoch was told, so that it is not told again."""
         if self._told is None:
             return
         seen = _Seen(epoch=epoch, context=self._told)
         if _read_seen(self._layout) != seen:
             write_atomic(self._layout.measure / SEEN_NAME, _seen_bytes(seen), mode=0o600, durable=False)
 
+    @property
+    def layout(self) -> Layout:
+        """The root that is measured."""
+        return self._layout
+
+
+class HeldLog:
+    """The log while nobody else may write it; `epoch` names the boot epoch, the boot's id in it."""
+
+    def __init__(self, host: HostLog, hold: Hold) -> None:
+        self._host = host
+        self._hold = hold
+        epoch = hold.epoch
+        self.epoch = f"{epoch.reset}-{epoch.restart}-{epoch.boot_id}"
+
+    def admitted(self, manifest: Digest, tree: Digest) -> bool:
+        """Tell whether this epoch's log has an ImageAdmit of these."""
+        return self._hold.admitted(str(manifest), str(tree))
+
+    def append(self, events: Sequence[EventFields]) -> None:
+        """Measure events in order, and before them what changed around them or ran unmeasured."""
+        with journal.told(self._host.layout) as bypasses:
+            unmeasured = [(Operation.UNMEASURED, fields) for fields in bypasses]
+            for operation, fields in (*self._host.changes(self.epoch), *unmeasured, *events):
+                self._hold.append(operation, fields)
+        self._host.remember(self.epoch)
+
+    def last_operation(self, pod: str) -> str:
+        """Return the last operation of a pod's life in the log."""
+        return self._host.last_operation(pod)
+
 
 _LIFE = frozenset({Operation.POD_PREPARE, Operation.POD_START, Operation.POD_EXIT, Operation.POD_GC})
 
 
 def _runtime() -> JsonObject:
-    from secrun.selfdigest import runtime_digest
-
     return {"runtime": {"digest": str(runtime_digest()), "version": __version__}}
 
 
@@ -181,12 +204,8 @@ def _policy_file(policy: Path | None) -> Path | None:
 
 
 def _context(layout: Layout, policy: Path | None) -> Context:
-    from secrun.selfdigest import fingerprint
-
     file = _policy_file(policy)
-    return Context(
-        runtime=fingerprint(), policy="" if file is None else _file_digest(file), trust=_ring_digest(layout)
-    )
+    return Context(policy="" if file is None else _file_digest(file), trust=_ring_digest(layout))
 
 
 def _file_digest(path: Path) -> str:
@@ -213,15 +232,7 @@ def _ring_digest(layout: Layout) -> str:
 
 
 def _seen_bytes(seen: _Seen) -> bytes:
-    context = seen.context
-    return canonical(
-        {
-            "epoch": seen.epoch,
-            "runtime": context.runtime,
-            "policy": context.policy,
-            "trust": context.trust,
-        }
-    )
+    return canonical({"epoch": seen.epoch, "policy": seen.context.policy, "trust": seen.context.trust})
 
 
 def _read_seen(layout: Layout) -> _Seen | None:
@@ -234,9 +245,7 @@ def _read_seen(layout: Layout) -> _Seen | None:
     fields = Fields(parse_object(data, what=str(path), limit=_MAX_SEEN), str(path))
     seen = _Seen(
         epoch=fields.text("epoch"),
-        context=Context(
-            runtime=fields.text("runtime"), policy=fields.text("policy"), trust=fields.text("trust")
-        ),
+        context=Context(policy=fields.text("policy"), trust=fields.text("trust")),
     )
     fields.end()
     return seen

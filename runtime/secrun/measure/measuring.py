@@ -11,7 +11,7 @@ from secrun.digest import Digest
 from secrun.errors import HostError, SecrunError
 from secrun.measure import events, journal, marker
 from secrun.measure.events import EXIT, PREPARE, START
-from secrun.measure.hostlog import EventFields, HostLog, translated
+from secrun.measure.hostlog import EventFields, HeldLog, HostLog, translated
 from secrun.measure.identity import HostIdentity, load
 from secrun.measure.marker import Marker
 from secrun.measure.settings import AttestSettings, Mode
@@ -52,19 +52,23 @@ class Measuring:
         self._settings = settings
         self._warn = warn
         self._policy = policy
-        self._log: HostLog | None = None
+        self._attended = False
 
     @contextmanager
-    def _open(self, what: str) -> Iterator[HostLog]:
-        """Give the host's log; AttestError becomes HostError that says what is not done."""
+    def _open(self, what: str, *, attentive: bool = False) -> Iterator[HeldLog]:
+        """Give the host's log; AttestError becomes HostError that says what is not done.
+
+        `attentive` looks whether secrun or its policy changed, once per command.
+        """
+        attentive, self._attended = attentive and not self._attended, self._attended or attentive
         with translated(what):
-            if self._log is None:
-                self._log = HostLog(self._layout, self._identity(), policy=self._policy)
+            log = HostLog(self._layout, self._identity(), policy=self._policy, attentive=attentive)
             try:
-                yield self._log
+                with log.held() as held:
+                    yield held
             finally:
                 # A software TPM serves one client at a time: never keep it while a pod is being made.
-                self._log.close()
+                log.close()
 
     def _identity(self) -> HostIdentity:
         found = load(self._layout)
@@ -79,8 +83,10 @@ class Measuring:
         if self._settings.mode is Mode.OFF:
             return
         try:
-            with self._open(f"pod {manifest.uuid} is not prepared, since it cannot be measured") as log:
-                _prepare(log, files, manifest, Marker(epoch=log.epoch()))
+            with self._open(
+                f"pod {manifest.uuid} is not prepared, since it cannot be measured", attentive=True
+            ) as log:
+                _prepare(log, files, manifest, Marker(epoch=log.epoch))
         except HostError as error:
             self._let_by(error)
 
@@ -90,10 +96,12 @@ class Measuring:
             self._note(_OFF, files, manifest)
             return
         try:
-            with self._open(f"pod {manifest.uuid} is not started, since it cannot be measured") as log:
+            with self._open(
+                f"pod {manifest.uuid} is not started, since it cannot be measured", attentive=True
+            ) as log:
                 known = _settled(log, files, manifest.uuid)
                 if known is None or known.last != PREPARE:
-                    known = _prepare(log, files, manifest, Marker(epoch=log.epoch()))
+                    known = _prepare(log, files, manifest, Marker(epoch=log.epoch))
                 _append(log, files, known, START, {"pod": manifest.uuid})
         except HostError as error:
             self._let_by(error)
@@ -197,7 +205,7 @@ class Measuring:
         journal.note(self._layout, option=self._bypass, what=Operation.DENIED.value, subject=subject[:500])
 
 
-def _prepare(log: HostLog, files: PodFiles, manifest: PodManifest, known: Marker) -> Marker:
+def _prepare(log: HeldLog, files: PodFiles, manifest: PodManifest, known: Marker) -> Marker:
     """Append what must precede PodStart."""
     images = {(app.image.manifest, app.image.tree): app.image for app in manifest.apps}
     admits: list[EventFields] = [
@@ -214,7 +222,7 @@ def _prepare(log: HostLog, files: PodFiles, manifest: PodManifest, known: Marker
 
 
 def _append(
-    log: HostLog, files: PodFiles, known: Marker, operation: Operation, fields: JsonObject
+    log: HeldLog, files: PodFiles, known: Marker, operation: Operation, fields: JsonObject
 ) -> Marker:
     """Append one operation of a pod's life, so that a crash on either side is seen."""
     known = marker.write(files, known.begun(operation))
@@ -224,10 +232,10 @@ def _append(
     return marker.write(files, known.done())
 
 
-def _settled(log: HostLog, files: PodFiles, pod: str) -> Marker | None:
+def _settled(log: HeldLog, files: PodFiles, pod: str) -> Marker | None:
     """Return the pod's marker with nothing pending; None if this epoch's log does not know the pod."""
     known = marker.read(files)
-    epoch = log.epoch()
+    epoch = log.epoch
     if known is None or known.epoch != epoch:
         return None
     if known.pending:
@@ -248,7 +256,7 @@ def _exec_event(known: Marker | None, pod: str, fields: JsonObject) -> EventFiel
     }
 
 
-def _exit(log: HostLog, files: PodFiles, before: Marker, fields: PodExit) -> None:
+def _exit(log: HeldLog, files: PodFiles, before: Marker, fields: PodExit) -> None:
     known = _settled(log, files, fields.pod)
     if known is None:
         _tell_of_other_epoch(log, before, fields)
@@ -258,10 +266,10 @@ def _exit(log: HostLog, files: PodFiles, before: Marker, fields: PodExit) -> Non
         _append(log, files, known, EXIT, {"pod": fields.pod, "code": fields.code, "apps": codes})
 
 
-def _tell_of_other_epoch(log: HostLog, before: Marker, end: PodExit) -> None:
+def _tell_of_other_epoch(log: HeldLog, before: Marker, end: PodExit) -> None:
     """A pod that outlived the TPM's epoch, not the host's boot, ran in this one too: say so."""
     boot = before.epoch.split("-", 2)[-1]
-    if log.epoch().split("-", 2)[-1] == boot:
+    if log.epoch.split("-", 2)[-1] == boot:
         fields: JsonObject = {"option": "tpm-restarted", "what": EXIT.value, "subject": end.pod}
         log.append([(Operation.UNMEASURED, {**fields, "code": end.code})])
 

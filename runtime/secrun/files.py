@@ -1,7 +1,10 @@
 """Durable writes: whole or absent, never torn."""
 
+import errno
 import os
 from pathlib import Path
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fsync_dir(path: Path) -> None:

@@ -83,7 +83,7 @@ def _ask(kind: TpmKind, tcti: str, reached: str, host: str | None, pcr: int) -> 
         )
     return HostIdentity(
         host=_host_name(host, ak.name),
-        kind=TpmKind.SOFTWARE if facts.kind is TpmKind.SOFTWARE else kind,
+        kind=TpmKind.SOFTWARE if facts.kind.value == TpmKind.SOFTWARE.value else kind,
         tcti=tcti,
         pcr=pcr,
         ak_name=ak.name,

@@ -9,6 +9,7 @@ from pathlib import Path
 from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import HostError, SecrunError
+from secrun.files import DISK_FULL
 from secrun.measure import events, journal, marker
 from secrun.measure.events import EXIT, PREPARE, START
 from secrun.measure.hostlog import EventFields, HeldLog, HostLog, translated
@@ -165,6 +166,10 @@ class Measuring:
                 _exit(log, files, known, PodExit(pod=pod, code=code, apps=apps))
         except HostError as error:
             return self._give_up(error, files, pod, known)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            return f"the end of pod {pod} is not measured: {error.strerror}"
         return ""
 
     def _give_up(self, error: HostError, files: PodFiles, pod: str, known: Marker) -> str:

@@ -1,6 +1,5 @@
 """Garbage collection: whatever a dead secrun left behind, in any state, is cleaned here."""
 
-import errno
 import os
 import time
 from collections.abc import Iterator
@@ -8,11 +7,11 @@ from enum import StrEnum
 
 from secrun import checkpoint
 from secrun.errors import HostError, SecrunError, StateError
-from secrun.files import write_atomic
+from secrun.files import DISK_FULL, write_atomic
 from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
 from secrun.pod import exits
-from secrun.pod.removal import delete
+from secrun.pod.removal import delete, drop_written
 from secrun.pod.states import Folder, Found, LockedPod, State, lock, walk
 from secrun.record import record, replace
 from secrun.stage1 import flavours
@@ -50,6 +49,10 @@ class GcPlan:
     expire_prepared_seconds: float
     mark_only: bool = False
 
+    def due(self, age: float) -> bool:
+        """Tell whether an exited pod of this age goes now."""
+        return not self.mark_only and age >= self.grace_seconds
+
 
 @record
 class Conclusion:
@@ -75,7 +78,7 @@ def _store_exit(files: PodFiles, manifest: PodManifest, stage1_status: int) -> e
     try:
         write_atomic(files.exit, result.to_bytes())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         # A full disk must keep nobody from learning the code, nor gc from making room.
         return replace(
@@ -90,10 +93,14 @@ def _age(pod: LockedPod) -> float:
     return max(0.0, time.time() - pod.path.stat().st_mtime)
 
 
-def _mark(pod: LockedPod, measuring: Measuring) -> None:
+def _mark(pod: LockedPod, plan: GcPlan, measuring: Measuring) -> None:
     """Bring an abandoned pod into one of the two garbage states; its mtime is the mark."""
     if pod.folder is Folder.RUN:
         concluded = conclude(pod, exits.KILLED, measuring)
+        if concluded.unmeasured and plan.due(_age(pod)):
+            # What the apps wrote may be what fills the disk that log and records need.
+            drop_written(pod.path)
+            concluded = conclude(pod, exits.KILLED, measuring)
         if concluded.unmeasured:
             # It stays an exited pod: what a verifier is not told yet must not go.
             raise HostError(concluded.unmeasured, hint=_UNMEASURED_HINT, code="host-measure")
@@ -114,11 +121,11 @@ def _sweep_one(pod: LockedPod, plan: GcPlan, measuring: Measuring) -> Outcome:
     if pod.folder is Folder.PREPARED and not expired:
         return Outcome(uuid=pod.uuid, action=Action.KEPT, detail="prepared")
     if pod.folder not in (Folder.GARBAGE, Folder.EXITED_GARBAGE):
-        _mark(pod, measuring)
+        _mark(pod, plan, measuring)
         marked = True
     if plan.mark_only:
         return Outcome(uuid=pod.uuid, action=Action.MARKED if marked else Action.KEPT)
-    if pod.folder is Folder.EXITED_GARBAGE and _age(pod) < plan.grace_seconds:
+    if pod.folder is Folder.EXITED_GARBAGE and not plan.due(_age(pod)):
         return Outcome(uuid=pod.uuid, action=Action.MARKED if marked else Action.KEPT, detail="grace period")
     flavour_cleanup(pod)
     measuring.removed(PodFiles(pod.path), pod.uuid)

@@ -7,6 +7,7 @@ from itertools import repeat
 from pathlib import Path
 
 from secrun.locks import open_dir
+from secrun.pod.inside import open_path
 from secrun.pod.states import Folder, LockedPod
 from secrun.syscalls import MNT_DETACH, LinuxSyscalls
 
@@ -45,6 +46,18 @@ def empty_folder(top_fd: int) -> None:
             finally:
                 os.close(child)
             os.rmdir(name, dir_fd=top_fd)
+
+
+def drop_written(pod: Path) -> None:
+    """Delete what a pod's apps wrote to their own roots; its records and logs stay."""
+    apps = pod / "rw" / "apps"
+    for name in os.listdir(apps) if apps.is_dir() else ():
+        fd = open_path(apps, name, "upper", flags=os.O_RDONLY | os.O_DIRECTORY)
+        if fd is not None:
+            try:
+                empty_folder(fd)
+            finally:
+                os.close(fd)
 
 
 def delete(pod: LockedPod) -> None:

@@ -1,23 +1,29 @@
-"""The records of one log, held to the rules that every log follows, and what they make of the PCR."""
+"""The rules that the records of one log follow, and what they make of the PCR."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 from secrun_attest.errors import FormatError
 from secrun_attest.jcs import JsonObject, JsonValue
+from secrun_attest.limits import MAX_ADMITTED, MAX_RUNTIME
 from secrun_attest.record import DIGEST_SIZES, Bank, Epoch, Event, Operation, Record, parse_event_data
 from secrun_attest.replay import extend_all
 
 BASELINE_FIELD = "baseline"
 RESTART_FIELD = "restart"
+RUNTIME_FIELD = "runtime"
 
 
 class History:
-    """A log from its LogOpen on; `take` adds a record or raises FormatError if it cannot follow.
+    """What a log tells from its LogOpen on; `take` adds a record or raises FormatError if it cannot follow.
 
-    `values` is what the PCR holds after all records, `before` after all but the last.
+    `values` is what the PCR holds after all `count` records, `before` after all but the `last`. `runtime` is
+    the digest that LogOpen or the last RuntimeUpgrade names, or empty.
     """
 
-    __slots__ = ("base", "before", "epoch", "pcr", "records", "restart", "values")
+    __slots__ = (
+        "_admitted", "base", "before", "count", "epoch", "last", "pcr", "restart", "runtime", "values",
+    )  # fmt: skip
 
     def __init__(self, pcr: int, opening: Record) -> None:
         event = _event_of(opening, pcr, 0)
@@ -29,7 +35,10 @@ class History:
         self.base: Mapping[Bank, bytes] = baseline_of(event)
         self.before: Mapping[Bank, bytes] = self.base
         self.values: Mapping[Bank, bytes] = extend_all(self.base, opening.digests)
-        self.records = [opening]
+        self.count = 1
+        self.last = opening
+        self.runtime = runtime_of(event.fields)
+        self._admitted: dict[bytes, None] = {}
 
     @classmethod
     def of(cls, pcr: int, records: Iterable[Record]) -> "History | None":
@@ -42,17 +51,77 @@ class History:
                 found.take(record)
         return found
 
+    @classmethod
+    def at(
+        cls,
+        last: Record,
+        *,
+        pcr: int,
+        epoch: Epoch,
+        restart: int,
+        base: Mapping[Bank, bytes],
+        before: Mapping[Bank, bytes],
+        runtime: str,
+        admitted: Iterable[bytes],
+    ) -> "History":
+        """Return a history that was told before, up to `last`.
+
+        Raises FormatError if `last` cannot be a record of it. That it leads from `before` to what the PCR
+        holds is for the caller to see, in `values`.
+        """
+        event = _event_of(last, pcr, last.recnum)
+        if event.epoch != epoch:
+            raise FormatError(f"record {last.recnum} is of another boot epoch", code="log-epoch")
+        found = cls.__new__(cls)
+        found.pcr, found.epoch, found.restart = pcr, epoch, restart
+        found.base, found.before = base, before
+        found.values = extend_all(before, last.digests)
+        found.count, found.last = last.recnum + 1, last
+        found.runtime = runtime
+        found._admitted = dict.fromkeys(admitted)  # noqa: SLF001 - it is our own
+        return found
+
     def take(self, record: Record) -> None:
         """Add the next record."""
-        event = _event_of(record, self.pcr, len(self.records))
+        event = _event_of(record, self.pcr, self.count)
         if event.operation is Operation.LOG_OPEN:
             raise FormatError(f"record {record.recnum} opens a log that is open", code="log-open")
         if event.epoch != self.epoch:
             raise FormatError(f"record {record.recnum} is of another boot epoch", code="log-epoch")
+        restart = restart_of(event) if event.operation is Operation.RESUME else self.restart
         self.values, self.before = extend_all(self.values, record.digests), self.values
-        self.records.append(record)
-        if event.operation is Operation.RESUME:
-            self.restart = restart_of(event)
+        self.count += 1
+        self.last = record
+        self.restart = restart
+        if event.operation is Operation.IMAGE_ADMIT:
+            self._admit(event)
+        elif event.operation is Operation.RUNTIME_UPGRADE:
+            self.runtime = runtime_of(event.fields)
+
+    def admitted(self, manifest: str, tree: str) -> bool:
+        """Tell whether the image of these digests was admitted; false if many others were since.
+
+        Admitting it again does no harm then: a verifier lets the first record stand.
+        """
+        return _image_key(manifest, tree) in self._admitted
+
+    @property
+    def admissions(self) -> tuple[bytes, ...]:
+        """The images that `admitted` knows, each as a digest of its digests, the latest last."""
+        return tuple(self._admitted)
+
+    def _admit(self, event: Event) -> None:
+        manifest, tree = event.fields.get("manifest"), event.fields.get("tree")
+        if isinstance(manifest, str) and isinstance(tree, str):
+            key = _image_key(manifest, tree)
+            self._admitted.pop(key, None)
+            self._admitted[key] = None
+            if len(self._admitted) > MAX_ADMITTED:
+                del self._admitted[next(iter(self._admitted))]
+
+
+def _image_key(manifest: str, tree: str) -> bytes:
+    return hashlib.sha256(f"{manifest}\n{tree}".encode()).digest()
 
 
 def _event_of(record: Record, pcr: int, recnum: int) -> Event:
@@ -74,9 +143,13 @@ def baseline_json(values: Mapping[Bank, bytes]) -> JsonObject:
 
 def baseline_of(event: Event) -> dict[Bank, bytes]:
     """Return the PCR's value at LogOpen in each bank; raises FormatError."""
-    value: JsonValue = event.fields.get(BASELINE_FIELD)
+    return parse_baseline(event.fields.get(BASELINE_FIELD), "LogOpen")
+
+
+def parse_baseline(value: JsonValue, what: str) -> dict[Bank, bytes]:
+    """Parse what `baseline_json` writes; raises FormatError naming `what`."""
     if not isinstance(value, dict) or not value or not value.keys() <= {bank.value for bank in Bank}:
-        raise FormatError("LogOpen names no baseline of known banks", code="log-baseline-field")
+        raise FormatError(f"{what} names no baseline of known banks", code="log-baseline-field")
     return {Bank(name): _value(Bank(name), text) for name, text in value.items()}
 
 
@@ -96,3 +169,10 @@ def restart_of(event: Event) -> int:
     if type(value) is not int or value <= event.epoch.restart:
         raise FormatError(f"Resume has restart {str(value)[:20]!r}", code="log-resume")
     return value
+
+
+def runtime_of(fields: Mapping[str, JsonValue]) -> str:
+    """Return the digest of the runtime that LogOpen or RuntimeUpgrade names; empty if it names none."""
+    value = fields.get(RUNTIME_FIELD)
+    found = value.get("digest") if isinstance(value, dict) else value
+    return found if isinstance(found, str) and len(found) <= MAX_RUNTIME else ""

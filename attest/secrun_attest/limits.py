@@ -23,3 +23,12 @@ MAX_LOG_LINE = 2 * MAX_EVENT_DATA + 1024
 
 # A log or an export as a whole: what evidence may weigh.
 MAX_LOG = 1024 * 1024 * 1024
+
+# Images that the head of a log remembers as admitted. A host runs tens; an older one is admitted again.
+MAX_ADMITTED = 256
+
+# A digest of the runtime, or another short text that tells one from another.
+MAX_RUNTIME = 256
+
+# The head of a log: the images in hex, three sets of digests and the names around them.
+MAX_HEAD = 32 * 1024

@@ -11,16 +11,19 @@ from pathlib import Path
 
 from secrun_attest import frozen, jcs, logstore
 from secrun_attest.checkpoint import reached
-from secrun_attest.errors import BrokenEpochError, LogError, TpmError, TpmTransportError
-from secrun_attest.history import BASELINE_FIELD, RESTART_FIELD, History, baseline_json
+from secrun_attest.errors import BrokenEpochError, FormatError, LogError, TpmError, TpmTransportError
+from secrun_attest.history import BASELINE_FIELD, RESTART_FIELD, History, baseline_json, runtime_of
 from secrun_attest.jcs import JsonObject, JsonValue
-from secrun_attest.limits import MAX_RECORDS
+from secrun_attest.limits import MAX_RECORDS, MAX_RUNTIME
 from secrun_attest.logstore import LogFile
 from secrun_attest.record import Bank, Epoch, Event, Operation, Record, make_record
 from secrun_attest.replay import extend_all, zeros
 from secrun_attest.tpm import Tpm, TpmClock
 
 BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
+
+# Their place and fields follow from log and TPM; elsewhere they would make the log one that cannot be.
+_OWN = (Operation.LOG_OPEN, Operation.RESUME)
 
 _NEW_EPOCH = "find out what else extends this PCR, then reboot the host: a new boot epoch begins a new log"
 
@@ -35,26 +38,83 @@ def _milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
+EventFields = Mapping[str, JsonValue]
+
+
 @frozen.record
-class _Known:
-    """What this process has already read of a log, so that an append reads only what others added."""
+class Runtime:
+    """What runs pods: `fingerprint` is a short text that costs little and changes when its files do.
 
-    path: Path
-    inode: tuple[int, int]
-    size: int
-    history: History
+    `fields` returns those of RuntimeUpgrade, `runtime` with its `digest` among them. It is called only when
+    the fingerprint is not the one that the log was last written under. Raises FormatError if that is empty
+    or longer than MAX_RUNTIME.
+    """
 
-    def is_of(self, clock: TpmClock) -> bool:
-        """Tell whether this is the log of the epoch that `clock` shows."""
-        return (self.history.epoch.reset, self.history.restart) == (clock.reset, clock.restart)
+    fingerprint: str
+    fields: Callable[[], EventFields]
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.fingerprint) <= MAX_RUNTIME or not self.fingerprint.isascii():
+            got = f"the runtime's fingerprint is {self.fingerprint[:40]!r}"
+            raise FormatError(f"{got}, expected 1 to {MAX_RUNTIME} ASCII characters", code="event-field")
+
+
+class Hold:
+    """The log of the present epoch while its lock is held: nobody comes between a question and an append."""
+
+    __slots__ = ("_append", "_failed", "_history")
+
+    def __init__(
+        self, history: Callable[[], History], append: Callable[[Operation, EventFields], Record]
+    ) -> None:
+        self._history = history
+        self._append = append
+        self._failed = False
+
+    def append(self, operation: Operation, fields: EventFields) -> Record:
+        """Write and extend one record; when this returns, the event is measured.
+
+        Raises as EventLog.append does, and LogError once an append of this hold has failed: only the next
+        recovery can tell where the log ends.
+        """
+        if operation in _OWN:
+            raise FormatError(f"{operation} is the log's own to write", code="event-operation")
+        if self._failed:
+            raise LogError(
+                "an append failed while the log was held",
+                hint="let the lock go and begin again",
+                code="log-hold",
+            )
+        self._failed = True
+        record = self._append(operation, fields)
+        self._failed = False
+        return record
+
+    def admitted(self, manifest: str, tree: str) -> bool:
+        """Tell whether this epoch's log has an ImageAdmit of these digests, as far as its head remembers.
+
+        Also false if MAX_ADMITTED others came after it: admit the image again then, which does no harm.
+        """
+        return self._history().admitted(manifest, tree)
+
+    @property
+    def epoch(self) -> Epoch:
+        """The boot epoch that the log was opened in."""
+        return self._history().epoch
+
+    @property
+    def runtime(self) -> str:
+        """The digest of the runtime that the log names last; empty if it names none."""
+        return self._history().runtime
 
 
 class EventLog:
     """Appends records to the log of the present boot epoch and extends them into the PCR.
 
-    `opening` holds the fields of LogOpen (the baseline is added); `baseline` is what the PCR holds before
-    the first record where other logs explain a value that is not zero. Every process that extends the PCR
-    must use the same `directory`: its lock puts records and extends in one order.
+    `opening` holds the fields of LogOpen (the baseline is added), or makes them when a log is opened. With
+    `runtime`, RuntimeUpgrade comes before any other record once the runtime is another. `baseline` is what
+    the PCR holds before the first record where other logs explain a value that is not zero. Every process
+    that extends the PCR must use the same `directory`: its lock puts records and extends in one order.
     """
 
     def __init__(
@@ -63,7 +123,8 @@ class EventLog:
         tpm: Tpm,
         pcr: int,
         *,
-        opening: Mapping[str, JsonValue],
+        opening: EventFields | Callable[[], EventFields],
+        runtime: Runtime | None = None,
         baseline: Mapping[Bank, bytes] | None = None,
         boot_id: Callable[[], str] = host_boot_id,
         now: Callable[[], int] = _milliseconds,
@@ -71,43 +132,71 @@ class EventLog:
         self._directory = directory
         self._tpm = tpm
         self._pcr = pcr
-        self._opening = dict(opening)
+        self._opening = opening
+        self._runtime = runtime
         self._baseline = baseline
         self._boot_id = boot_id
         self._now = now
-        self._known: _Known | None = None
 
     def recover(self) -> tuple[Record, ...]:
         """Bring log and PCR to agree, open the log of a new epoch; return the records, all extended.
 
-        Raises BrokenEpochError if the PCR holds what the log does not explain, LogError if the log cannot be
-        used, TpmError and TpmTransportError.
+        Reads the whole log. Raises BrokenEpochError if the PCR holds what the log does not explain, LogError
+        if the log cannot be used, TpmError and TpmTransportError.
         """
-        with self._recovered() as log:
-            return tuple(log.history.records) if log.history else ()
+        with self._recovered(whole=True) as log:
+            return tuple(log.kept or ())
 
-    def append(self, operation: Operation, fields: Mapping[str, JsonValue]) -> Record:
+    @contextmanager
+    def held(self) -> Iterator[Hold]:
+        """Recover, then keep the lock for several questions and appends; raises as `recover` does."""
+        with self._recovered() as log:
+            yield Hold(lambda: _told(log), lambda operation, fields: self._append(log, operation, fields))
+
+    def append(self, operation: Operation, fields: EventFields) -> Record:
         """Recover, then write and extend one record; when this returns, the event is measured.
 
         Raises as `recover` does, and FormatError for an event that is too large. After an error the event
         counts as not measured, though the next recovery may find that it is.
         """
-        with self._recovered() as log:
-            return self._append(log, operation, fields)
+        with self.held() as hold:
+            return hold.append(operation, fields)
+
+    def append_many(self, events: Iterable[tuple[Operation, EventFields]]) -> tuple[Record, ...]:
+        """Append several records in one hold of the lock, each with an extend of its own.
+
+        Raises as `append` does; those before the one that failed are measured.
+        """
+        with self.held() as hold:
+            return tuple(hold.append(operation, fields) for operation, fields in events)
+
+    def admitted(self, manifest: str, tree: str) -> bool:
+        """Tell what `Hold.admitted` does; raises as `recover` does.
+
+        Where an epoch must not end between the answer and what is built on it, ask a `held` log.
+        """
+        with self.held() as hold:
+            return hold.admitted(manifest, tree)
+
+    def runtime(self) -> str:
+        """Return what `Hold.runtime` does; raises as `recover` does."""
+        with self.held() as hold:
+            return hold.runtime
 
     def records(self) -> tuple[Record, ...]:
         """Return the whole records of this epoch, without waiting for writers.
 
-        The last one may not be extended yet: `replay.find_prefix` tells which of them a quote covers. Raises
-        LogError if this epoch has no log.
+        All are read and checked. The last one may not be extended yet: `replay.find_prefix` tells which of
+        them a quote covers. Raises LogError if this epoch has no log.
         """
         path = self._find(self._tpm.clock(), self._read_pcr())
         with logstore.opened(path, self._pcr) as log:
+            log.kept = []
             log.load()
-            return tuple(log.history.records) if log.history else ()
+            return tuple(log.kept)
 
     @contextmanager
-    def _recovered(self) -> Iterator[LogFile]:
+    def _recovered(self, *, whole: bool = False) -> Iterator[LogFile]:
         with logstore.locked(self._directory):
             clock = self._tpm.clock()
             values = self._read_pcr()
@@ -115,16 +204,20 @@ class EventLog:
             if logstore.is_marked(path):
                 raise BrokenEpochError(f"the boot epoch of {path} is marked as broken", hint=_NEW_EPOCH)
             with logstore.opened(path, self._pcr, create=True) as log:
-                # Whatever goes wrong below, the next call reads everything again.
-                known, self._known = self._known, None
-                self._load(log, values, known)
+                if whole:
+                    log.kept = []
+                    log.load()
+                else:
+                    _load(log, values, clock)
+                head = (log.size, log.fingerprint)
+                log.cut()
                 self._agree(log, values)
                 self._begin(log, clock, values)
+                self._upgrade(log)
                 yield log
-                if log.history is not None:
-                    self._known = _Known(
-                        path=log.path, inode=_inode(log), size=log.size, history=log.history
-                    )
+                reached("measured")
+                if not log.resumed or (log.size, log.fingerprint) != head:
+                    log.save_head()
 
     def _find(self, clock: TpmClock, values: Mapping[Bank, bytes]) -> Path:
         """Return the epoch's log, which may not exist yet.
@@ -132,31 +225,15 @@ class EventLog:
         A sleep raises the restart count and may keep the PCR or clear it: if the PCR is still what the log
         before it says, that log goes on.
         """
-        if self._known is not None and self._known.is_of(clock):
-            return self._known.path
         exact = logstore.log_path(self._directory, clock.reset, clock.restart)
+        if os.path.lexists(exact) or values == self._start(values):
+            return exact
         earlier = logstore.earlier_log(self._directory, clock.reset, clock.restart)
-        if earlier is None or os.path.lexists(exact) or values == self._start(values):
+        if earlier is None:
             return exact
         with logstore.opened(earlier, self._pcr) as log:
-            log.load()
-            history = log.history
-        goes_on = history is not None and values in (history.values, history.before)
-        return earlier if goes_on else exact
-
-    def _load(self, log: LogFile, values: Mapping[Bank, bytes], known: _Known | None) -> None:
-        if known is not None and known.inode == _inode(log) and known.size <= os.fstat(log.fd).st_size:
-            log.size, log.history = known.size, known.history
-            try:
-                log.load()
-            except LogError:
-                log.forget()
-            if log.history is known.history and known.history.values == values:
-                log.cut()
-                return
-            log.forget()
-        log.load()
-        log.cut()
+            _load(log, values)
+            return earlier if _explains(log.history, values) else exact
 
     def _agree(self, log: LogFile, values: Mapping[Bank, bytes]) -> None:
         """Make the PCR hold what the log says, which may be one record ahead of it."""
@@ -170,7 +247,7 @@ class EventLog:
                 code="log-banks",
             )
         elif values == history.before:
-            self._extend(log, history.before, history.records[-1])
+            self._extend(log, history.before, history.last)
         elif values == self._start(values) and history.epoch.boot_id != self._boot_id():
             raise LogError(
                 f"{log.path} is of another boot, {history.epoch.boot_id}: its counters have come again",
@@ -196,16 +273,25 @@ class EventLog:
     def _begin(self, log: LogFile, clock: TpmClock, values: Mapping[Bank, bytes]) -> None:
         """Write LogOpen into a new log, Resume after a sleep."""
         if log.history is None:
-            opening = {**self._opening, BASELINE_FIELD: baseline_json(values)}
+            opening = self._opening() if callable(self._opening) else self._opening
+            fields = {**opening, BASELINE_FIELD: baseline_json(values)}
             epoch = Epoch(reset=clock.reset, restart=clock.restart, boot_id=self._boot_id())
-            self._write(log, epoch, values, Operation.LOG_OPEN, opening)
+            self._write(log, epoch, values, Operation.LOG_OPEN, fields)
+            log.fingerprint = self._runtime.fingerprint if self._runtime else ""
         elif log.history.restart != clock.restart:
             self._append(log, Operation.RESUME, {RESTART_FIELD: clock.restart})
 
-    def _append(self, log: LogFile, operation: Operation, fields: Mapping[str, JsonValue]) -> Record:
-        history = log.history
-        if history is None:
-            raise LogError(f"{log.path} is not open", code="log-none")
+    def _upgrade(self, log: LogFile) -> None:
+        """Write RuntimeUpgrade if what runs pods is not what the log names."""
+        if self._runtime is None or self._runtime.fingerprint == log.fingerprint:
+            return
+        fields = self._runtime.fields()
+        if runtime_of(fields) != _told(log).runtime:
+            self._append(log, Operation.RUNTIME_UPGRADE, fields)
+        log.fingerprint = self._runtime.fingerprint
+
+    def _append(self, log: LogFile, operation: Operation, fields: EventFields) -> Record:
+        history = _told(log)
         return self._write(log, history.epoch, history.values, operation, fields)
 
     def _write(
@@ -214,9 +300,9 @@ class EventLog:
         epoch: Epoch,
         before: Mapping[Bank, bytes],
         operation: Operation,
-        fields: Mapping[str, JsonValue],
+        fields: EventFields,
     ) -> Record:
-        count = len(log.history.records) if log.history else 0
+        count = log.history.count if log.history else 0
         if count >= MAX_RECORDS:
             raise LogError(
                 f"{log.path} holds {count} records, the most a log may",
@@ -251,7 +337,7 @@ class EventLog:
     def _broken(
         self, log: LogFile, expected: Mapping[Bank, bytes], got: Mapping[Bank, bytes]
     ) -> BrokenEpochError:
-        count = len(log.history.records) if log.history else 0
+        count = log.history.count if log.history else 0
         mark: JsonObject = {
             "t": self._now(),
             "records": count,
@@ -270,9 +356,30 @@ class EventLog:
         return {bank: values[bank] for bank in Bank if bank in values}
 
 
-def _inode(log: LogFile) -> tuple[int, int]:
-    status = os.fstat(log.fd)
-    return status.st_dev, status.st_ino
+def _load(log: LogFile, values: Mapping[Bank, bytes], clock: TpmClock | None = None) -> None:
+    """Read what is behind the log's head; all of it, if what that comes to is not what the TPM holds.
+
+    So too if the head knows of another sleep than `clock`: whether Resume is due is not for it to decide.
+    """
+    if log.resume():
+        try:
+            log.load()
+        except LogError:
+            log.forget()
+        if _explains(log.history, values) and (clock is None or _told(log).restart == clock.restart):
+            return
+        log.forget()
+    log.load()
+
+
+def _explains(history: History | None, values: Mapping[Bank, bytes]) -> bool:
+    return history is not None and values in (history.values, history.before)
+
+
+def _told(log: LogFile) -> History:
+    if log.history is None:
+        raise LogError(f"{log.path} is not open", code="log-none")
+    return log.history
 
 
 def _short(values: Mapping[Bank, bytes]) -> str:

@@ -1,25 +1,26 @@
-"""The files of the event log: one lock, one log per boot epoch, one mark per epoch that is broken."""
+"""The files of the event log: one lock; per boot epoch one log, its head, and a mark if it is broken."""
 
 import fcntl
 import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from secrun_attest import celjson
+from secrun_attest import celjson, head
 from secrun_attest.checkpoint import reached
 from secrun_attest.errors import FormatError, LogError
 from secrun_attest.history import History
-from secrun_attest.limits import MAX_LOG
+from secrun_attest.limits import MAX_HEAD, MAX_LOG
 from secrun_attest.record import Record
 
 LOCK_NAME = "lock"
 LOG_SUFFIX = ".cel"
 MARK_SUFFIX = ".broken"
+HEAD_SUFFIX = ".head"
 
-_NAME = re.compile(r"(0|[1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})\.cel\Z")
+_NAME = r"(0|[1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})\.cel\Z"
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1024 * 1024
 
@@ -31,7 +32,7 @@ def log_path(directory: Path, reset: int, restart: int) -> Path:
 
 def earlier_log(directory: Path, reset: int, restart: int) -> Path | None:
     """Return the last log of the same reset with a lower restart count; None if there is none."""
-    names = [_NAME.match(name) for name in os.listdir(directory)] if directory.exists() else []
+    names = [re.match(_NAME, name) for name in os.listdir(directory)] if directory.exists() else []
     found = [int(match[2]) for match in names if match and int(match[1]) == reset]
     earlier = [number for number in found if number < restart]
     return log_path(directory, reset, max(earlier)) if earlier else None
@@ -80,17 +81,80 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-class LogFile:
-    """The open log of an epoch and what it tells; `size` is the end of the last record in `history`."""
+def read_head(log: Path) -> head.Head | None:
+    """Return the head of `log`; None if there is none that can be believed."""
+    try:
+        fd = _open(log.with_suffix(HEAD_SUFFIX), _FLAGS)
+    except LogError:
+        return None
+    try:
+        return head.parse(os.read(fd, MAX_HEAD + 1))
+    except (FormatError, OSError):
+        return None
+    finally:
+        os.close(fd)
 
-    __slots__ = ("fd", "history", "path", "pcr", "size")
+
+def write_head(log: Path, found: head.Head) -> None:
+    """Put the head of `log` in the place of the one before it, at once.
+
+    It is not waited for: after a loss of power the TPM has begun a new epoch. That it cannot be written is
+    no error: the record before it is measured, and an older head serves as well, only slower.
+    """
+    path, new = log.with_suffix(HEAD_SUFFIX), log.with_suffix(f"{HEAD_SUFFIX}.new")
+    with suppress(OSError):
+        with suppress(FileNotFoundError):
+            os.unlink(new)  # a writer died here
+        fd = os.open(new, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            _write_all(fd, head.encode(found))
+        finally:
+            os.close(fd)
+        reached("head written")
+        os.rename(new, path)
+
+
+class LogFile:
+    """The open log of an epoch and what it tells.
+
+    `size` is the end of the last record in `history` and `last` its beginning. `kept` holds the records if
+    somebody asks for all of them; `fingerprint` is the head's, `resumed` whether reading began there.
+    """
+
+    __slots__ = ("fd", "fingerprint", "history", "kept", "last", "path", "pcr", "resumed", "size")
 
     def __init__(self, path: Path, fd: int, pcr: int) -> None:
         self.path = path
         self.fd = fd
         self.pcr = pcr
-        self.size = 0
+        self.size = self.last = 0
         self.history: History | None = None
+        self.kept: list[Record] | None = None
+        self.fingerprint = ""
+        self.resumed = False
+
+    def resume(self) -> bool:
+        """Begin at the log's head instead of its beginning; tell whether there is one that fits.
+
+        What the TPM holds must then say whether it was right: `load` what follows, and compare.
+        """
+        found = read_head(self.path)
+        if found is None or not found.fits(os.fstat(self.fd)):
+            return False
+        try:
+            self.history = found.history(os.pread(self.fd, found.size - found.last, found.last), self.pcr)
+        except FormatError:
+            return False
+        self.size, self.last, self.fingerprint = found.size, found.last, found.fingerprint
+        self.resumed = True
+        return True
+
+    def save_head(self) -> None:
+        """Write the head, if there is a record."""
+        if self.history is not None:
+            place = {"size": self.size, "last": self.last}
+            made = head.make_head(self.history, os.fstat(self.fd), **place, fingerprint=self.fingerprint)
+            write_head(self.path, made)
 
     def load(self) -> None:
         """Read the whole records beyond `size`; raises LogError if they cannot follow."""
@@ -105,9 +169,13 @@ class LogFile:
                 hint="what ran since this boot cannot be proved; keep the file and reboot the host",
                 code="log-damaged",
             ) from error
+        if whole:
+            self.last = self.size + whole.rfind(b"\n", 0, -1) + 1
         self.size += len(whole)
 
     def _add(self, record: Record) -> None:
+        if self.kept is not None:
+            self.kept.append(record)
         if self.history is None:
             self.history = History(self.pcr, record)
         else:
@@ -126,8 +194,10 @@ class LogFile:
 
     def forget(self) -> None:
         """Begin anew, as if nothing had been read."""
-        self.size = 0
+        self.size = self.last = 0
         self.history = None
+        self.fingerprint = ""
+        self.resumed = False
 
     def cut(self) -> None:
         """Drop what stands behind the last record."""
@@ -161,6 +231,7 @@ class LogFile:
     def accept(self, record: Record, size: int) -> None:
         """Take a record that was put and extended into the history."""
         self._add(record)
+        self.last = self.size
         self.size += size
 
 

@@ -172,12 +172,11 @@ def make_record(event: Event, *, pcr: int, banks: Iterable[Bank]) -> Record:
 
 def event_data(event: Event) -> bytes:
     """Return the bytes of `event`: tag and size (little-endian), then `secrun.v1 <Operation> <JSON>`."""
-    epoch = event.epoch
     payload: JsonObject = {
         **event.fields,
         "v": VERSION,
         "seq": event.seq,
-        "epoch": {"reset": epoch.reset, "restart": epoch.restart, "boot_id": epoch.boot_id},
+        "epoch": epoch_json(event.epoch),
         "t": event.t,
     }
     text = b"%b %b %b" % (DOMAIN, event.operation.encode(), jcs.encode(payload))
@@ -199,7 +198,7 @@ def parse_event_data(data: bytes) -> Event:
         raise FormatError(f"{got}, expected {VERSION}", code="event-version")
     if type(seq) is not int or type(t) is not int:
         raise FormatError(f"seq and t of a {operation} event are not both integers", code="event-integer")
-    return Event(operation=operation, seq=seq, epoch=_parse_epoch(epoch), t=t, fields=payload)
+    return Event(operation=operation, seq=seq, epoch=parse_epoch(epoch), t=t, fields=payload)
 
 
 def _parse_tag(data: bytes) -> tuple[Operation, bytes]:
@@ -220,7 +219,13 @@ def _parse_tag(data: bytes) -> tuple[Operation, bytes]:
     return operation, parts[2]
 
 
-def _parse_epoch(value: JsonValue) -> Epoch:
+def epoch_json(epoch: Epoch) -> JsonObject:
+    """Return an epoch as events hold it."""
+    return {"reset": epoch.reset, "restart": epoch.restart, "boot_id": epoch.boot_id}
+
+
+def parse_epoch(value: JsonValue) -> Epoch:
+    """Parse what `epoch_json` writes; raises FormatError."""
     if not isinstance(value, dict) or value.keys() != {"reset", "restart", "boot_id"}:
         raise FormatError("epoch is not {reset, restart, boot_id}", code="event-epoch")
     reset, restart, boot_id = value["reset"], value["restart"], value["boot_id"]

@@ -1,5 +1,7 @@
 """Writers killed at every instant, and logs with random damage."""
 
+import hashlib
+import json
 import os
 import random
 import signal
@@ -16,15 +18,15 @@ from secrun_attest.exports import (
 )
 from secrun_attest.jcs import parse_canonical
 from secrun_attest.logfile import EventLog
-from secrun_attest.record import Bank, make_record, parse_event_data
+from secrun_attest.record import Bank, Operation, make_record, parse_event_data
 from secrun_attest.replay import replay, zeros
-from support.eventlog import BOOT_ID, FileTpm, event
+from support.eventlog import BOOT_ID, FakeTpm, FileTpm, agrees, event, open_log, operations, the_file
 from support.eventlog_writer import start
 
 WRITERS = 4
 ROUNDS = 12
 PER_WRITER = 22
-POINTS = ("torn", "logged", "extended", "")
+POINTS = ("torn", "logged", "extended", "measured", "head written", "")
 
 
 def wait_for(pid):
@@ -48,13 +50,46 @@ def test_the_log_replays_to_the_pcr_whatever_kills_its_writers(tmp_path, fuzz_sc
         log = EventLog(tmp_path / "measure", tpm, 15, opening={}, boot_id=lambda: BOOT_ID)
         records = log.recover()
         assert replay(records, zeros(Bank)) == tpm.read_pcr(15)
-    assert killed == 3 * finished == WRITERS * ROUNDS * fuzz_scale * 3 // 4
+    assert killed == 5 * finished == WRITERS * ROUNDS * fuzz_scale * 5 // 6
     assert len(records) >= 500
     written = [parse_event_data(record.event_data).fields for record in records[1:]]
     for writer in range(WRITERS * ROUNDS * fuzz_scale):
         numbers = [fields["number"] for fields in written if fields["writer"] == writer]
         # In order, each once, without a gap: what append returned from is in the log.
         assert numbers == list(range(len(numbers)))
+
+
+def bent(chance, data):
+    """Return a head of which something is wrong, though its checksum is right."""
+    text = data.split(b"\n", 1)[1]
+    if chance.random() < 0.5:
+        text = mutate(chance, text)
+    else:
+        value = json.loads(text)
+        name = chance.choice(sorted(value))
+        value[name] = chance.choice(
+            (value[chance.choice(sorted(value))], 0, 1, value["count"] - 1, "", [], {})
+        )
+        text = json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+
+
+def test_whatever_a_head_says_log_and_tpm_agree(tmp_path, fuzz_scale):
+    chance = random.Random(4)
+    written = 0
+    for folder in (tmp_path / str(number) for number in range(8 * fuzz_scale)):
+        tpm = FakeTpm()
+        log = open_log(folder, tpm)
+        for _ in range(6):
+            log.append(Operation.IMAGE_ADMIT, {"manifest": "m", "tree": "t"})
+            head = the_file(folder, "head")
+            head.write_bytes(bent(chance, head.read_bytes()))
+            open_log(folder, tpm).append(Operation.POD_START, {})
+            written += 2
+        records = log.recover()
+        assert operations(records) == ["LogOpen"] + ["ImageAdmit", "PodStart"] * 6
+        assert agrees(records, tpm)
+    assert written == 96 * fuzz_scale
 
 
 PARSERS = {

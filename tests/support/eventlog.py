@@ -6,10 +6,17 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from secrun_attest.errors import TpmError, TpmTransportError
-from secrun_attest.record import Bank, Epoch, Event, Operation
-from secrun_attest.tpm import TpmClock
+import pytest
 
+from secrun_attest import checkpoint
+from secrun_attest.errors import TpmError, TpmTransportError
+from secrun_attest.logfile import EventLog
+from secrun_attest.record import Bank, Epoch, Event, Operation, parse_event_data
+from secrun_attest.replay import replay, zeros
+from secrun_attest.tpm import TpmClock
+from support.waiting import wait_until
+
+PCR = 15
 BOOT_ID = "6c1f2a5e-0d57-4a0e-9b1e-3f5a7c9d1e2b"
 EPOCH = Epoch(reset=7, restart=0, boot_id=BOOT_ID)
 SIZES = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
@@ -17,6 +24,46 @@ SIZES = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
 
 def event(seq=0, operation=Operation.POD_START, epoch=EPOCH, **fields):
     return Event(operation=operation, seq=seq, epoch=epoch, t=1_700_000_000_000, fields=fields)
+
+
+def open_log(folder, tpm, **words):
+    """Return the log as a new process opens it."""
+    words = {"opening": {"runtime": "1.0"}, "boot_id": lambda: BOOT_ID, "now": lambda: 5} | words
+    return EventLog(folder / "measure", tpm, PCR, **words)
+
+
+def operations(records):
+    return [parse_event_data(record.event_data).operation.value for record in records]
+
+
+def agrees(records, tpm):
+    return replay(records, zeros(tpm.banks)) == tpm.read_pcr_quietly(PCR)
+
+
+def the_file(folder, suffix="cel"):
+    (found,) = (folder / "measure").glob(f"*.{suffix}")
+    return found
+
+
+def write_later(path, data):
+    """Write a file so that its time of change is another, however coarse the kernel's clock is."""
+    before = path.stat().st_ctime_ns
+    wait_until(lambda: path.write_bytes(data) and path.stat().st_ctime_ns != before)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at an instant."""
+
+
+def append_killed_at(log, point):
+    def hook(name):
+        if name == point:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "hook", hook)
+        with pytest.raises(Killed):
+            log.append(Operation.POD_START, {})
 
 
 class FakeTpm:

@@ -26,8 +26,10 @@ def main(folder: Path, point: str, seed: int, count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.hook = hook
-    log = EventLog(folder / "measure", FileTpm(folder / "tpm"), 15, opening={}, boot_id=lambda: BOOT_ID)
+    tpm = FileTpm(folder / "tpm")
     for number in range(count):
+        # As a process that has read nothing: what the head says is all that it has.
+        log = EventLog(folder / "measure", tpm, 15, opening={}, boot_id=lambda: BOOT_ID)
         log.append(Operation.POD_START, {"writer": seed, "number": number})
 
 

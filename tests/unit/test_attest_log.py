@@ -8,16 +8,20 @@ import pytest
 from secrun_attest import celjson, checkpoint
 from secrun_attest.errors import BrokenEpochError, FormatError, LogError, TpmError, TpmTransportError
 from secrun_attest.history import History
-from secrun_attest.logfile import EventLog
 from secrun_attest.record import Bank, Epoch, Operation, Record, make_record, parse_event_data
 from secrun_attest.replay import replay, zeros
-from support.eventlog import BOOT_ID, FakeTpm, event
-
-PCR = 15
-
-
-class Killed(BaseException):
-    """Stands for the end of the process at an instant."""
+from support.eventlog import (
+    BOOT_ID,
+    PCR,
+    FakeTpm,
+    agrees,
+    append_killed_at,
+    event,
+    open_log,
+    operations,
+    the_file,
+    write_later,
+)
 
 
 @pytest.fixture
@@ -25,38 +29,9 @@ def tpm():
     return FakeTpm()
 
 
-def open_log(folder, tpm, **words):
-    words = {"opening": {"runtime": "1.0"}, "boot_id": lambda: BOOT_ID, "now": lambda: 5} | words
-    return EventLog(folder / "measure", tpm, PCR, **words)
-
-
 @pytest.fixture
 def log(tmp_path, tpm):
     return open_log(tmp_path, tpm)
-
-
-def operations(records):
-    return [parse_event_data(record.event_data).operation.value for record in records]
-
-
-def agrees(records, tpm):
-    return replay(records, zeros(tpm.banks)) == tpm.read_pcr_quietly(PCR)
-
-
-def the_file(tmp_path):
-    (found,) = (tmp_path / "measure").glob("*.cel")
-    return found
-
-
-def append_killed_at(monkeypatch, log, point):
-    def hook(name):
-        if name == point:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "hook", hook)
-        with pytest.raises(Killed):
-            log.append(Operation.POD_START, {})
 
 
 def test_a_log_begins_with_log_open_and_replays_to_the_pcr(log, tpm, tmp_path):
@@ -101,7 +76,7 @@ def test_a_process_killed_at_any_instant_leaves_what_recovery_mends(
     log = open_log(tmp_path, tpm)
     for number in range(records):
         log.append(Operation.POD_PREPARE, {"n": number})
-    append_killed_at(monkeypatch, log, point)
+    append_killed_at(log, point)
     found = open_log(tmp_path, tpm).recover()
     assert agrees(found, tpm)
     # Records that were whole on disk stay; before the first append LogOpen is the one that was cut short.
@@ -220,7 +195,7 @@ def test_a_changed_record_is_refused(log, tpm, tmp_path, place):
     path = the_file(tmp_path)
     lines = path.read_bytes().splitlines(keepends=True)
     lines[place] = lines[place].replace(b'"event_data":"4c45', b'"event_data":"4c46')
-    path.write_bytes(b"".join(lines))
+    write_later(path, b"".join(lines))
     with pytest.raises(LogError) as caught:
         open_log(tmp_path, tpm).append(Operation.POD_START, {})
     assert caught.value.code == "log-damaged"
@@ -251,7 +226,7 @@ def test_a_resumed_host_goes_on_in_its_log(log, tpm, tmp_path):
 
 def test_a_record_cut_short_before_a_resume_is_still_rolled_forward(log, tpm, tmp_path, monkeypatch):
     log.append(Operation.POD_PREPARE, {})
-    append_killed_at(monkeypatch, log, "logged")
+    append_killed_at(log, "logged")
     tpm.resume()
     found = open_log(tmp_path, tpm).recover()
     assert operations(found) == ["LogOpen", "PodPrepare", "PodStart", "Resume"]
@@ -330,7 +305,7 @@ def test_an_append_reads_only_what_is_new(log, tmp_path, tpm, monkeypatch):
 
 def test_a_torn_record_of_a_neighbour_is_dropped(log, tpm, tmp_path, monkeypatch):
     log.append(Operation.POD_PREPARE, {})
-    append_killed_at(monkeypatch, open_log(tmp_path, tpm), "torn")
+    append_killed_at(open_log(tmp_path, tpm), "torn")
     log.append(Operation.POD_EXIT, {})
     assert operations(log.records()) == ["LogOpen", "PodPrepare", "PodExit"]
 
@@ -348,7 +323,7 @@ def test_a_log_that_was_put_in_its_place_is_read_again(log, tpm, tmp_path):
 
 
 def test_a_log_that_was_never_opened_is_not_resumed(log, tpm, tmp_path, monkeypatch):
-    append_killed_at(monkeypatch, log, "logged")
+    append_killed_at(log, "logged")
     tpm.sleep_and_lose()
     found = log.recover()
     assert operations(found) == ["LogOpen"]
@@ -377,7 +352,7 @@ def test_a_log_of_another_boot_under_this_name_is_named_as_that(log, tpm, tmp_pa
 
 def test_a_refused_roll_forward_keeps_the_record(log, tpm, tmp_path, monkeypatch):
     log.recover()
-    append_killed_at(monkeypatch, log, "logged")
+    append_killed_at(log, "logged")
     tpm.fail = TpmError("lockout")
     with pytest.raises(TpmError):
         log.recover()

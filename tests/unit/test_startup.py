@@ -89,10 +89,11 @@ MEASURING_BEFORE = "os, re, enum, json, fcntl, struct, hashlib, pathlib, context
 MEASURING = {
     "secrun_attest",
     *(f"secrun_attest.{name}" for name in (
-        "celjson", "checkpoint", "directtpm", "errors", "frozen", "history", "jcs", "limits", "logfile",
-        "logstore", "reader", "record", "replay", "tpm", "tpmcommands",
+        "celjson", "checkpoint", "directtpm", "errors", "fields", "frozen", "head", "history", "jcs",
+        "limits", "logfile", "logstore", "reader", "record", "replay", "tpm", "tpmcommands",
     )),
     "_socket",
+    "binascii",
     "collections.abc",
 }  # fmt: skip
 MEASURE = """

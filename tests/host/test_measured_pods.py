@@ -1,8 +1,11 @@
 """What a pod's life leaves in the event log, and what happens when the TPM is not there for it."""
 
 import dataclasses
+import hashlib
 import json
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,10 +44,22 @@ def made(secrun: Secrun, tmp_path: Path, *options: str) -> Iterator[Secrun]:
     other("attest", "stop")
 
 
+@contextmanager
+def out_of_reach(tpm: Swtpm) -> Iterator[None]:
+    """Take the way to the TPM away, not the TPM: its PCRs stay."""
+    path = Path(tpm.tcti.partition("path=")[2])
+    path.rename(path.with_name("away"))
+    yield
+    path.with_name("away").rename(path)
+
+
 @pytest.fixture
 def tpm(tmp_path: Path) -> Iterator[Swtpm]:
-    with Swtpm(tmp_path / "tpm") as started:
-        yield started
+    (tmp_path / "tpm").mkdir()
+    made = Swtpm(tmp_path / "tpm")
+    made.start()
+    yield made
+    made.stop()
 
 
 @pytest.fixture
@@ -81,8 +96,6 @@ def test_an_image_is_admitted_once_and_a_second_pod_refers_to_it(root: Secrun):
 def test_the_manifest_that_is_measured_is_the_one_on_disk(root: Secrun):
     uuid = root.detach("sleep", "1000")
     manifest = root("cat-manifest", uuid).out.rstrip("\n").encode()
-    import hashlib
-
     ((_, fields),) = events(root, "PodPrepare")
     assert fields["manifest"] == f"sha256:{hashlib.sha256(manifest).hexdigest()}"
 
@@ -133,7 +146,7 @@ def test_a_pod_that_outlives_the_tpms_epoch_is_told_to_the_next_one(root: Secrun
 
 def test_without_its_tpm_no_pod_starts_and_the_words_are_clear(pinned: Secrun, tpm: Swtpm):
     pinned.run("true")
-    tpm.kill()
+    tpm.stop()
     result = pinned.run("echo", "never", code=125)
     assert result.out == ""
     assert "is not prepared, since it cannot be measured" in result.err
@@ -143,7 +156,7 @@ def test_without_its_tpm_no_pod_starts_and_the_words_are_clear(pinned: Secrun, t
 
 def test_a_pod_that_is_prepared_does_not_start_without_its_tpm(pinned: Secrun, tpm: Swtpm):
     uuid = pinned("prepare", *RELAXED, pinned.image, "--", "echo", "never").out.strip()
-    tpm.kill()
+    tpm.stop()
     result = pinned("run-prepared", uuid, code=125)
     assert "is not started, since it cannot be measured" in result.err
     assert pinned.status(uuid)["state"] == "exited"
@@ -151,7 +164,7 @@ def test_a_pod_that_is_prepared_does_not_start_without_its_tpm(pinned: Secrun, t
 
 def test_an_end_without_tpm_is_measured_by_gc_when_it_is_back(pinned: Secrun, tpm: Swtpm):
     uuid = pinned.detach("sleep", "1000")
-    with tpm.out_of_reach():
+    with out_of_reach(tpm):
         pinned("stop", uuid)
         eventually(lambda: pinned.status(uuid)["state"] == "exited", "the end of the pod")
         result = pinned("gc", "--grace-period=0s", code=125)
@@ -165,7 +178,7 @@ def test_an_end_without_tpm_is_measured_by_gc_when_it_is_back(pinned: Secrun, tp
 
 def test_a_pod_with_rm_stays_until_its_end_is_measured(pinned: Secrun, tpm: Swtpm):
     uuid = pinned.detach("sleep", "1000", options=("--rm",))
-    with tpm.out_of_reach():
+    with out_of_reach(tpm):
         pinned("stop", uuid)
         eventually(lambda: pinned.status(uuid)["state"] == "exited", "the end of the pod")
     pinned("gc", "--grace-period=0s")
@@ -174,7 +187,7 @@ def test_a_pod_with_rm_stays_until_its_end_is_measured(pinned: Secrun, tpm: Swtp
 
 def test_gc_with_attest_off_lets_an_unmeasured_end_go_and_tells_the_log_later(pinned: Secrun, tpm: Swtpm):
     uuid = pinned.detach("sleep", "1000")
-    with tpm.out_of_reach():
+    with out_of_reach(tpm):
         pinned("stop", uuid)
         eventually(lambda: pinned.status(uuid)["state"] == "exited", "the end of the pod")
         pinned("--attest=off", "gc", "--grace-period=0s")
@@ -188,7 +201,7 @@ def test_gc_with_attest_off_lets_an_unmeasured_end_go_and_tells_the_log_later(pi
 def test_preferred_goes_on_with_a_warning_that_is_measured_later(pinned: Secrun, tpm: Swtpm, tmp_path: Path):
     pinned.run("true")
     saved = tmp_path / "uuid"
-    with tpm.out_of_reach():
+    with out_of_reach(tpm):
         words = ("run", *RELAXED, f"--uuid-file-save={saved}", pinned.image, "--", "echo", "ran")
         result = pinned("--attest=preferred", *words)
         assert result.out == "ran\n"
@@ -220,8 +233,6 @@ def test_entering_a_pod_that_ran_unmeasured_is_told(root: Secrun):
 
 def test_a_foreign_extend_stops_every_further_pod(root: Secrun):
     root.run("true")
-    import subprocess
-
     tcti = f"swtpm:path={root.run_root}/tpm/sock"
     subprocess.run(["tpm2_pcrextend", "-T", tcti, f"15:sha256={'ab' * 32}"], check=True)
     result = root.run("true", code=125)

@@ -202,7 +202,7 @@ class Measuring:
         fields: JsonObject = {"what": "image", "subject": subject[:500], "code": error.code}
         try:
             if self._settings.mode is not Mode.OFF:
-                with self._open("the denial is not measured") as log:
+                with self._open("the denial is not measured", attentive=True) as log:
                     log.append([(Operation.DENIED, fields)])
                 return
         except HostError as failure:

@@ -36,8 +36,8 @@ def host(tmp_path):
 def open_up(path):
     """Let an ordinary user read what a test of root's has written."""
     for folder in [path, *path.parents]:
-        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & stat.S_IXOTH:
-            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+        if folder.stat().st_uid == os.geteuid() and folder.name.startswith(("pytest-", "popen-", "test_")):
+            folder.chmod(0o755)
     for item in path.rglob("*"):
         item.chmod(item.stat().st_mode | stat.S_IROTH | (stat.S_IXOTH if item.is_dir() else 0))
 

@@ -119,8 +119,8 @@ The words may change from version to version; the codes do not. A program should
 CODES_HEAD = """
 ## Codes
 
-A code begins with its family. Evidence that is rejected has the code of the check (`E_*`, [verifier.md](verifier.md)), a policy
-of a verifier `usage-` and one of [policy-format.md](policy-format.md).
+A code begins with its family. Evidence that is rejected has the code of the check (`E_*`,
+[verifier.md](verifier.md)); a verifier's policy `usage-` and a code of [policy-format.md](policy-format.md).
 
 | code | exit code |
 |---|---|

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from secrun_attest import jcs
 from secrun_attest.fields import (
@@ -43,6 +44,13 @@ DIGESTS = {bank.value: (bank, (DIGEST_SIZES[bank],)) for bank in Bank}
 RECORD_KEYS = frozenset({"recnum", "pcr", "digests", "content_type", "content"})
 CONTENT_KEYS = frozenset({"event_type", "event_data"})
 DIGEST_KEYS = frozenset({"hashAlg", "digest"})
+
+
+class TpmKind(StrEnum):
+    """What a host says of its TPM: a chip (or firmware of the CPU), or a program."""
+
+    SOFTWARE = "software"
+    HARDWARE = "hardware"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from secrun_attest.ear import Issuer, claims
-from secrun_attest.evidence import build_evidence
+from secrun_attest.evidence import TpmKind, build_evidence
 from secrun_attest.record import Operation
 from secrun_attest.rejection import STEPS, Code
 from secrun_attest.verdictjson import rejection_json, verdict_json
 from secrun_attest.verify import RejectedError, Status, appraise, load_state
-from secrun_attest.verify.machine import Machine, TpmKind
+from secrun_attest.verify.machine import Machine
 from secrun_attest.wire import parse_quote_body
 from support.attest_bench import (
     IMAGE,
@@ -187,8 +187,11 @@ def test_what_was_seen_before_is_still_said_after_an_incremental_appraisal():
     host.measure(Operation.POD_EXIT, pod=POD, code=0)
     host.clock += 10
     asked = session(host, state_digest=state.digest())
+    host.measure(Operation.UNMEASURED, option="measure")
     verdict = appraise(host.evidence(begin=state.recnum), asked, policy(), state, NOW)
     assert (pod_of(verdict).entries, pod_of(verdict).unmeasured) == (2, ("image",))
+    assert verdict.host.unmeasured == ("measure",)
+    assert state.machine.unmeasured == set()  # the old state is as it was
 
 
 def test_a_rejection_says_check_and_code():

@@ -6,7 +6,7 @@ It holds facts, not judgements: whether an image may run is the policy's busines
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from secrun_attest.evidence import banks
+from secrun_attest.evidence import TpmKind, banks
 from secrun_attest.fields import FieldError, Fields, as_text
 from secrun_attest.record import Bank, Event, Operation
 from secrun_attest.rejection import Code, RejectedError
@@ -25,13 +25,6 @@ class PodState(StrEnum):
     STARTED = "started"
     EXITED = "exited"
     REMOVED = "removed"
-
-
-class TpmKind(StrEnum):
-    """What the host says its TPM is; only its endorsement could prove that it is hardware."""
-
-    SOFTWARE = "software"
-    HARDWARE = "hardware"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

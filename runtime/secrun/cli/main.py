@@ -46,7 +46,7 @@ def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
             return verb, list(words[count:])
     families = sorted({verb.words[0] for verb in VERBS})
     if words[0] in families:
-        members = ", ".join(" ".join(verb.words[1:]) for verb in VERBS if verb.words[0] == words[0])
+        members = ", ".join(verb.words[1] for verb in VERBS if verb.words[0] == words[0] and verb.words[1:])
         raise UsageError(f"secrun {words[0]} needs one of: {members}")
     import difflib
 

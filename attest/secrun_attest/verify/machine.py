@@ -29,11 +29,15 @@ class PodState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An admitted image; `reference` is the host's word, the digests are of what is mounted."""
+    """An admitted image; `reference` is the host's word, the digests are of what is mounted.
+
+    `bypassed` says that the host's trust policy had no say.
+    """
 
     reference: str
     manifest: bytes
     tree: bytes
+    bypassed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +157,7 @@ class Machine:
             reference=fields.text("reference"),
             manifest=fields.digest("manifest"),
             tree=fields.digest("tree"),
+            bypassed=_bypassed(fields.object("verdict")) if fields.has("verdict") else False,
         )
         # The first name stands: a second one must not lend an image a name that the policy likes.
         self.images.setdefault((image.manifest, image.tree), image)
@@ -229,6 +234,13 @@ def _tpm(fields: Fields) -> TpmKind:
     if kind not in set(TpmKind):
         raise FieldError(f"{fields.what}.kind is {kind!r}, expected {' or '.join(TpmKind)}")
     return TpmKind(kind)
+
+
+def _bypassed(verdict: Fields) -> bool:
+    value = verdict.take("bypass") if verdict.has("bypass") else False
+    if not isinstance(value, bool):
+        raise FieldError(f"{verdict.what}.bypass is neither true nor false")
+    return value
 
 
 def _stage1(fields: Fields) -> Stage1:

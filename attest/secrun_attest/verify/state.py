@@ -106,6 +106,7 @@ def _image_json(image: Image) -> JsonObject:
         "reference": image.reference,
         "manifest": _digest(image.manifest),
         "tree": _digest(image.tree),
+        "bypassed": int(image.bypassed),
     }
 
 
@@ -163,7 +164,10 @@ def _banks(fields: Fields, name: str) -> dict[Bank, bytes]:
 
 def _image(fields: Fields) -> Image:
     image = Image(
-        reference=fields.text("reference"), manifest=fields.digest("manifest"), tree=fields.digest("tree")
+        reference=fields.text("reference"),
+        manifest=fields.digest("manifest"),
+        tree=fields.digest("tree"),
+        bypassed=fields.integer("bypassed", limit=1) == 1,
     )
     fields.done()
     return image

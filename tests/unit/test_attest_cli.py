@@ -368,6 +368,7 @@ def test_a_policy_that_would_mean_nothing_is_not_written(desk, words, code):
         {"images": [{}]},
         {"stage1": {}},
         {"runtime": {"version": "1", "digest": "md5:00"}},
+        {"runtime": {"version": "1", "digest": None, "surprise": 1}},
     ],
 )
 def test_what_is_no_prediction_is_refused(desk, changes):

@@ -116,6 +116,16 @@ The words may change from version to version; the codes do not. A program should
 | 128 + n | the workload was killed by signal n |
 """
 
+CODES_HEAD = """
+## Codes
+
+A code begins with its family. Evidence that is rejected has the code of the check (`E_*`,
+[verifier.md](verifier.md)); a verifier's policy `usage-` and a code of [policy-format.md](policy-format.md).
+
+| code | exit code |
+|---|---|
+"""
+
 FAMILY_MEANING = {
     2: "the command line or a configuration file has no meaning",
     120: "a policy refuses what was asked",
@@ -153,7 +163,7 @@ def errors_page() -> str:
     parts.append("\n## Families\n\n| code | exit code | when |\n|---|---|---|\n")
     for cls in known.values():
         parts.append(f"| `{cls.code}` | {cls.exit_code} | {(cls.__doc__ or '').splitlines()[0]} |\n")
-    parts.append("\n## Codes\n\nA code begins with its family.\n\n| code | exit code |\n|---|---|\n")
+    parts.append(CODES_HEAD)
     for code, name in sorted(set(raised_codes())):
         parts.append(f"| `{code}` | {known[name].exit_code} |\n")
     return "".join(parts)

@@ -57,7 +57,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
-    """One signature; `key_id` is a hint that nothing protects, empty if there is none."""
+    """One signature; `key_id` is a hint that nothing protects and only messages show."""
 
     key_id: str
     signature: bytes
@@ -125,10 +125,7 @@ def verify(envelope: Envelope, payload_type: str, keys: Sequence[TrustedKey]) ->
         raise DsseError(f"the envelope holds a {got!r}, expected {payload_type!r}", code="dsse-type")
     signed = pae(envelope.payload_type, envelope.payload)
     found = {
-        key.id
-        for one in envelope.signatures
-        for key in keys
-        if one.key_id in ("", key.id) and _is_signed(key.key, one.signature, signed)
+        key.id for one in envelope.signatures for key in keys if _is_signed(key.key, one.signature, signed)
     }
     if not found:
         given = ", ".join(one.key_id[:16] or "without a key id" for one in envelope.signatures) or "nobody"

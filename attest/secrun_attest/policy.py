@@ -60,13 +60,13 @@ class Workload:
         """Tell whether there is no reference value for any image."""
         return not (self.images or self.manifests or self.trees or self.references)
 
-    def allows(self, *, reference: str, manifest: bytes, tree: bytes) -> bool:
-        """Tell whether an image may run."""
+    def allows(self, *, reference: str | None, manifest: bytes, tree: bytes) -> bool:
+        """Tell whether an image may run; a `reference` of None vouches for nothing."""
         return (
             (manifest, tree) in self.images
             or manifest in self.manifests
             or tree in self.trees
-            or any(fnmatchcase(reference, glob) for glob in self.references)
+            or (reference is not None and any(fnmatchcase(reference, glob) for glob in self.references))
         )
 
     def forbids(self, relaxation: str) -> bool:

@@ -91,6 +91,7 @@ def _app(app: App) -> JsonObject:
         "reference": app.image.reference,
         "manifest": _digest(app.image.manifest),
         "tree": _digest(app.image.tree),
+        "bypassed": app.image.bypassed,
         "relaxations": [*app.relaxations],
     }
 

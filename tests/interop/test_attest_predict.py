@@ -6,15 +6,18 @@ import os
 import shutil
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from secrun_attest import dsse
+from secrun_attest.evidence import build_evidence
 from secrun_attest.policyfile import PAYLOAD_TYPE, open_policy
+from secrun_attest.record import Operation
 from support import registry
-from support.attest_bench import NOW, policy_document
-from support.images import busybox_image
+from support.attest_bench import AUDIENCE, NONCE, NOW, POD, Ak, Host, policy_document, raw
+from support.images import LayoutWriter, busybox_image, busybox_layer, symlink, tar_layer
 from support.secrun import Secrun
 
 ANY = "--insecure-options=image"
@@ -36,8 +39,8 @@ def host(tmp_path):
 def open_up(path):
     """Let an ordinary user read what a test of root's has written."""
     for folder in [path, *path.parents]:
-        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & stat.S_IXOTH:
-            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+        if folder.stat().st_uid == os.geteuid() and folder.name.startswith(("pytest-", "popen-", "test_")):
+            folder.chmod(0o755)
     for item in path.rglob("*"):
         item.chmod(item.stat().st_mode | stat.S_IROTH | (stat.S_IXOTH if item.is_dir() else 0))
 
@@ -103,6 +106,48 @@ def test_the_stage1_of_a_host_is_part_of_its_prediction(layout, host):
     (stage1,) = found["stage1"]
     assert (stage1["digest"], stage1["tree"]) == (shown["digest"], shown["tree_digest"])
     assert stage1["file"] == f"sha256:{shown['file_sha256']}"
+
+
+def ran(path, image, stage1, runtime, key):
+    """Evidence of a host that ran a pod of `image`, as its measured events would say."""
+    bench = Host(ak=key)
+    bench.open(runtime={"version": "1", "digest": runtime})
+    bench.admit(
+        **{name: image[name] for name in ("reference", "manifest", "config", "rootfs", "tree")},
+        verity_root=image["verity_root"],
+    )
+    bench.prepare(image=image["manifest"], tree=image["tree"], stage1=stage1)
+    for operation in (Operation.POD_START, Operation.POD_EXIT):
+        bench.measure(operation, pod=POD)
+    path.write_bytes(build_evidence(replace(bench.bundle(), contents=())))
+    return path
+
+
+def test_a_policy_made_of_predictions_affirms_the_pod_of_that_image_and_no_other(tmp_path, layout, host):
+    LayoutWriter(tmp_path / "other").add_image("x", [busybox_layer(), tar_layer([symlink("new", "bin")])])
+    host("stage1", "build")
+    predicted = host("attest", "predict", "--format=json", ANY, layout).out
+    (tmp_path / "prediction").write_text(predicted)
+    values = json.loads(predicted)
+    other = json.loads(host("attest", "predict", "--format=json", ANY, f"oci:{tmp_path}/other:x").out)
+    key, private, public = Ak(), tmp_path / "k", tmp_path / "p"
+    openssl("genpkey", "-algorithm", "ed25519", "-out", private)
+    openssl("pkey", "-in", private, "-pubout", "-out", public)
+    policy = tmp_path / "policy"
+    made = ("--id=e2e", "--from", tmp_path / "prediction", "--key", key.name.hex(), "--sign", private)
+    pcr = f"--pcr-value=7={raw('pcr7').hex()}"
+    assert host("attest", "policy", "init", *made, pcr, "--out", policy).err == ""
+
+    def verified(image, code):
+        evidence = ran(tmp_path / "evidence", image, values["stage1"][0], values["runtime"]["digest"], key)
+        words = ("--nonce", NONCE.hex(), "--audience", AUDIENCE, "--policy", policy, "--policy-key", public)
+        return json.loads(host("attest", "verify", "--format=json", *words, evidence, code=code).out)
+
+    assert verified(values["images"][0], 0)["status"] == "affirming"
+    assert verified(other["images"][0], 121)["pods"][0]["status"] == "contraindicated"
+    # The right manifest, mounted as something else.
+    mixed = values["images"][0] | {"tree": other["images"][0]["tree"]}
+    assert verified(mixed, 121)["pods"][0]["status"] == "contraindicated"
 
 
 def openssl(*words):

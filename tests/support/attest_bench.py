@@ -163,17 +163,17 @@ class Host:
         }
         self.measure(Operation.LOG_OPEN, **fields | changes)
 
-    def admit(self) -> None:
-        self.measure(
-            Operation.IMAGE_ADMIT,
-            reference=REFERENCE,
-            manifest=IMAGE,
-            config=sha("config"),
-            rootfs=sha("rootfs"),
-            tree=TREE,
-            verity_root="00" * 32,
-            verdict={"admitted": True},
-        )
+    def admit(self, **changes) -> None:
+        fields = {
+            "reference": REFERENCE,
+            "manifest": IMAGE,
+            "config": sha("config"),
+            "rootfs": sha("rootfs"),
+            "tree": TREE,
+            "verity_root": "00" * 32,
+            "verdict": {"policy": "/etc/containers/policy.json", "bypass": False},
+        }
+        self.measure(Operation.IMAGE_ADMIT, **fields | changes)
 
     def prepare(self, pod: str = POD, relaxations: tuple = (), stage1: object = STAGE1, **app) -> None:
         known = {"name": "web", "image": IMAGE, "tree": TREE, "relaxations": [], "bundle": sha("bundle")}

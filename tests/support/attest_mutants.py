@@ -1,12 +1,12 @@
 """Random damage to evidence, and what must never come of it: a crash, or another content believed."""
 
-import json
 import random
 from dataclasses import replace
 
 from secrun_attest.evidence import build_evidence, parse_evidence
 from secrun_attest.verify import RejectedError, appraise
 from support.attest_bench import NOW, firmware_log, policy, session, usual_host
+from support.hostile_json import damaged_bytes, damaged_member
 
 
 class Bench:
@@ -34,43 +34,20 @@ class Bench:
         believed = replace(verdict, state=replace(verdict.state, clock=self.verdict.state.clock))
         assert believed == self.verdict, data
 
-    def _bytes(self, data: bytes = b"") -> bytes:
-        damaged = bytearray(data or self.good)
-        for _ in range(self.random.choice([1, 1, 1, 2, 5])):
-            at = self.random.randrange(len(damaged))
-            end = at + self.random.choice([0, 1, 1, 1, 2, 8])
-            size = self.random.choice([0, 1, 1, 1, 2])
-            damaged[at:end] = self.random.randbytes(size) if self.random.random() < 0.5 else b'0f"[{,'[:size]
-            damaged = damaged or bytearray(b"\0")
-        return bytes(damaged)
+    def _bytes(self) -> bytes:
+        return damaged_bytes(self.good, self.random)
 
     def _member(self) -> bytes:
-        """Replace, drop or double a random member of the JSON."""
-        document = json.loads(self.good)
-        place = document
-        while True:
-            key = self.random.choice(list(place) if isinstance(place, dict) else range(len(place)))
-            child = place[key]
-            if not (isinstance(child, dict | list) and child) or self.random.random() < 0.2:
-                break
-            place = child
-        values = [None, 0, 1, -1, 2**32, 2**64, True, "", "00" * 32, [], {}, [[[[]]]], child]
-        if self.random.random() < 0.2:
-            del place[key]
-        else:
-            place[key] = self.random.choice(values)
-            if isinstance(place, list) and self.random.random() < 0.3:
-                place.insert(0, child)
-        return json.dumps(document).encode()
+        return damaged_member(self.good, self.random)
 
     def _binary(self) -> bytes:
         """Damage one of the structures inside, with nothing around it to notice."""
         good = parse_evidence(self.good)
         name = self.random.choice(["ak_pub", "quote", "signature", "firmware_log"])
-        return build_evidence(replace(good, **{name: self._bytes(getattr(good, name))}))
+        return build_evidence(replace(good, **{name: damaged_bytes(getattr(good, name), self.random)}))
 
     def _signed(self) -> bytes:
         """Damage the quote and have the genuine key sign it: the checks behind the signature see it."""
         good = parse_evidence(self.good)
-        quote = self._bytes(good.quote)
+        quote = damaged_bytes(good.quote, self.random)
         return build_evidence(replace(good, quote=quote, signature=self.host.ak.sign(quote)))

@@ -259,6 +259,10 @@ def test_a_hosts_words_reach_no_terminal_as_they_are(desk):
     assert code == 121
     assert "\x1b" not in out + err
     assert "evil\\u001b[2J" in out
+    host.prepare(pod="\x1b]0;pod")
+    desk.write("evidence", host.evidence())
+    code, out, err = desk.verify()
+    assert (code, "\\u001b]0;pod is prepared twice" in err, "\x1b" in out + err) == (121, True, False)
 
 
 # Policies.
@@ -364,6 +368,7 @@ def test_a_policy_that_would_mean_nothing_is_not_written(desk, words, code):
         {"images": [{}]},
         {"stage1": {}},
         {"runtime": {"version": "1", "digest": "md5:00"}},
+        {"runtime": {"version": "1", "digest": None, "surprise": 1}},
     ],
 )
 def test_what_is_no_prediction_is_refused(desk, changes):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from secrun_attest.ear import Issuer, claims
-from secrun_attest.evidence import build_evidence
+from secrun_attest.evidence import TpmKind, build_evidence
 from secrun_attest.record import Operation
 from secrun_attest.rejection import STEPS, Code
 from secrun_attest.verdictjson import rejection_json, verdict_json
 from secrun_attest.verify import RejectedError, Status, appraise, load_state
-from secrun_attest.verify.machine import Machine, TpmKind
+from secrun_attest.verify.machine import Machine
 from secrun_attest.wire import parse_quote_body
 from support.attest_bench import (
     IMAGE,
@@ -135,6 +135,26 @@ def test_an_image_must_be_mounted_as_the_verifier_computed_it():
         assert pod_of(verdict).status is status
 
 
+def test_a_name_counts_only_if_the_hosts_trust_policy_had_its_say():
+    def run(**verdict):
+        host = Host()
+        host.open()
+        host.admit(verdict=verdict)
+        host.prepare()
+        return host
+
+    names = {"manifests": [], "references": [REFERENCE]}
+    assert pod_of(judged(run(bypass=False), workload=names)).status is Status.AFFIRMING
+    past = judged(run(bypass=True), workload=names)
+    assert pod_of(past).status is Status.CONTRAINDICATED
+    assert "admitted past the host's trust policy" in pod_of(past).reasons[0]
+    assert load_state(past.state.dump()) == past.state
+    # What is listed by its digest needs no name.
+    assert judged(run(bypass=True)).status is Status.AFFIRMING
+    with pytest.raises(RejectedError):
+        judged(run(bypass="yes"))
+
+
 def test_a_bypass_is_a_warning_unless_the_policy_forbids_it():
     host = host_of(Host.prepare, BYPASS)
     assert pod_of(judged(host)).status is Status.WARNING
@@ -170,9 +190,15 @@ def test_entries_denials_and_bypasses_are_in_verdict_token_and_state():
     assert (pod["entries"], pod["unmeasured"], pod["state"]) == (2, ["image"], "started")
     assert pod["operations"] == ["PodExec", "PodPrepare", "PodStart", "Unmeasured"]
     assert pod["stage1"] == STAGE1
-    assert pod["apps"] == [
-        {"name": "web", "reference": REFERENCE, "manifest": IMAGE, "tree": TREE, "relaxations": []}
-    ]
+    (app,) = pod["apps"]
+    assert app == {
+        "name": "web",
+        "reference": REFERENCE,
+        "manifest": IMAGE,
+        "tree": TREE,
+        "bypassed": False,
+        "relaxations": [],
+    }
     issuer = Issuer(developer="example", build="1", key_id="k")
     token = claims(verdict, session(host), issuer, now=NOW, token_id="t")
     module = token["submods"][f"pod:{POD}"]
@@ -187,8 +213,11 @@ def test_what_was_seen_before_is_still_said_after_an_incremental_appraisal():
     host.measure(Operation.POD_EXIT, pod=POD, code=0)
     host.clock += 10
     asked = session(host, state_digest=state.digest())
+    host.measure(Operation.UNMEASURED, option="measure")
     verdict = appraise(host.evidence(begin=state.recnum), asked, policy(), state, NOW)
     assert (pod_of(verdict).entries, pod_of(verdict).unmeasured) == (2, ("image",))
+    assert verdict.host.unmeasured == ("measure",)
+    assert state.machine.unmeasured == set()  # the old state is as it was
 
 
 def test_a_rejection_says_check_and_code():

@@ -58,7 +58,16 @@ def test_cpus_that_make_no_sense_are_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("5m", 300), ("1h30m", 5400), ("0s", 0), ("1.5s", 1.5)]
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("0s", 0),
+        ("1.5s", 1.5),
+        ("30d", 2_592_000),
+        ("1d1s", 86401),
+    ],
 )
 def test_durations(text, seconds):
     assert request.duration(text) == seconds

@@ -1,5 +1,6 @@
 """The digest of secrun's own files: equal for equal installations, another for any other byte."""
 
+import hashlib
 import os
 import shutil
 import statistics
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import rfc8785
 
 from secrun import selfdigest
 from secrun.selfdigest import PACKAGES
@@ -51,6 +53,18 @@ def asked(site: Path, function: str = "runtime_digest") -> str:
 def test_a_wheel_has_the_digest_of_the_checkout_it_was_made_from(repository, tmp_path):
     site = installed(repository, tmp_path / "site", mode=0o640)
     assert asked(site) == str(selfdigest.runtime_digest())
+
+
+def test_anybody_can_compute_the_digest_as_it_is_documented(repository, tmp_path):
+    site = installed(repository, tmp_path / "site", mode=0o644)
+    found = {
+        str(path.relative_to(site)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in site.rglob("*")
+        if path.is_file()
+    }
+    found["agent/secrun-agent"] = found.pop("secrun/_agent/secrun-agent")
+    listing = [["secrun-runtime", 1], *([name, found[name]] for name in sorted(found))]
+    assert asked(site) == f"sha256:{hashlib.sha256(rfc8785.dumps(listing)).hexdigest()}"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ It holds facts, not judgements: whether an image may run is the policy's busines
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from secrun_attest.evidence import banks
+from secrun_attest.evidence import TpmKind, banks
 from secrun_attest.fields import FieldError, Fields, as_text
 from secrun_attest.record import Bank, Event, Operation
 from secrun_attest.rejection import Code, RejectedError
@@ -27,20 +27,17 @@ class PodState(StrEnum):
     REMOVED = "removed"
 
 
-class TpmKind(StrEnum):
-    """What the host says its TPM is; only its endorsement could prove that it is hardware."""
-
-    SOFTWARE = "software"
-    HARDWARE = "hardware"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An admitted image; `reference` is the host's word, the digests are of what is mounted."""
+    """An admitted image; `reference` is the host's word, the digests are of what is mounted.
+
+    `bypassed` says that the host's trust policy had no say.
+    """
 
     reference: str
     manifest: bytes
     tree: bytes
+    bypassed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +157,7 @@ class Machine:
             reference=fields.text("reference"),
             manifest=fields.digest("manifest"),
             tree=fields.digest("tree"),
+            bypassed=_bypassed(fields.object("verdict")) if fields.has("verdict") else False,
         )
         # The first name stands: a second one must not lend an image a name that the policy likes.
         self.images.setdefault((image.manifest, image.tree), image)
@@ -236,6 +234,13 @@ def _tpm(fields: Fields) -> TpmKind:
     if kind not in set(TpmKind):
         raise FieldError(f"{fields.what}.kind is {kind!r}, expected {' or '.join(TpmKind)}")
     return TpmKind(kind)
+
+
+def _bypassed(verdict: Fields) -> bool:
+    value = verdict.take("bypass") if verdict.has("bypass") else False
+    if not isinstance(value, bool):
+        raise FieldError(f"{verdict.what}.bypass is neither true nor false")
+    return value
 
 
 def _stage1(fields: Fields) -> Stage1:

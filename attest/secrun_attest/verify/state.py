@@ -4,12 +4,12 @@ import hashlib
 from dataclasses import dataclass
 
 from secrun_attest import jcs
-from secrun_attest.evidence import banks
+from secrun_attest.evidence import TpmKind, banks
 from secrun_attest.fields import FieldError, Fields, as_digest, as_text, parse_json
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_COUNT, MAX_INTEGER, MAX_RECORDS
 from secrun_attest.record import Bank, Epoch
-from secrun_attest.verify.machine import App, Image, Machine, Pod, PodState, Stage1, TpmKind
+from secrun_attest.verify.machine import App, Image, Machine, Pod, PodState, Stage1
 from secrun_attest.wire import Clock
 
 VERSION = 2
@@ -106,6 +106,7 @@ def _image_json(image: Image) -> JsonObject:
         "reference": image.reference,
         "manifest": _digest(image.manifest),
         "tree": _digest(image.tree),
+        "bypassed": int(image.bypassed),
     }
 
 
@@ -163,7 +164,10 @@ def _banks(fields: Fields, name: str) -> dict[Bank, bytes]:
 
 def _image(fields: Fields) -> Image:
     image = Image(
-        reference=fields.text("reference"), manifest=fields.digest("manifest"), tree=fields.digest("tree")
+        reference=fields.text("reference"),
+        manifest=fields.digest("manifest"),
+        tree=fields.digest("tree"),
+        bypassed=fields.integer("bypassed", limit=1) == 1,
     )
     fields.done()
     return image

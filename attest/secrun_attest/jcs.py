@@ -97,6 +97,8 @@ def _check_keys(value: JsonObject) -> None:
 
 
 def _check_text(text: str) -> None:
+    if text.isascii():  # nearly all of it
+        return
     if not is_normalized("NFC", text):
         raise FormatError(f"text {text[:40]!r} is not in Unicode form NFC", code="json-text")
     if any("\ud800" <= char <= "\udfff" for char in text):

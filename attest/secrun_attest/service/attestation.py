@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_bytes, token_urlsafe
 
 from secrun_attest import ear
@@ -195,7 +195,7 @@ class Attestor:
         )
         if not self._store.complete(session.id, passed, to_json(answer)):
             raise RejectedError(Code.STATE, "the host was appraised by another session meanwhile")
-        self._states.put(digest, verdict.state, len(data))
+        self._states.put(digest, replace(verdict.state, stored=digest), len(data))
 
     def _result(self, verdict: Verdict, challenge: Session, now: int) -> JsonObject:
         """Return the part of an answer that sessions and one-shot appraisals share."""

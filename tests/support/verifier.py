@@ -1,6 +1,7 @@
 """The verifier service without a socket, and hosts that enrol with TPMs made of `cryptography` keys."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
@@ -228,13 +229,12 @@ class Client:
     def begin_enrolment(self, **changes: Any) -> Answer:
         return self.ask("POST", "/v1/enroll", self.wish(**changes))
 
-    def proof(self, begun: dict[str, Any]) -> dict[str, str]:
-        import base64
-
+    def proof(self, begun: dict[str, Any], **changes: Any) -> dict[str, str]:
+        """Answer a credential honestly, or over a transcript with `changes`."""
         blob, encrypted = (base64.b64decode(begun[k]) for k in ("credential_blob", "encrypted_secret"))
         secret = self.ek.activate(self.host.ak.name, blob, encrypted)
         assert secret is not None, "the credential is not for this AK"
-        members = {k: v for k, v in begun.items() if k != "expires"} | self.wish()
+        members = {k: v for k, v in begun.items() if k != "expires"} | self.wish() | changes
         return {"proof": proof_of(secret, transcript(members)).hex()}
 
     def prove(self, begun: dict[str, Any]) -> Answer:
@@ -266,3 +266,19 @@ class Client:
     def attest(self, **changes: Any) -> Answer:
         challenge = self.challenge()
         return self.answer(challenge, self.evidence(challenge, **changes))
+
+
+def public_keys(desk):
+    """Read the published keys as a relying party does."""
+
+    def number(text):
+        return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
+
+    found = desk("GET", "/.well-known/jwks.json").json["keys"]
+    assert all((key["kty"], key["crv"], key["alg"]) == ("EC", "P-256", "ES256") for key in found)
+    return {
+        key["kid"]: ec.EllipticCurvePublicNumbers(
+            number(key["x"]), number(key["y"]), ec.SECP256R1()
+        ).public_key()
+        for key in found
+    }

@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_bytes, token_urlsafe
 
 from secrun_attest import ear
@@ -15,7 +15,6 @@ from secrun_attest.limits import MAX_COUNT, MAX_RECORDS
 from secrun_attest.policy import Policy
 from secrun_attest.record import Epoch
 from secrun_attest.rejection import Code, RejectedError
-from secrun_attest.service.auth import Role
 from secrun_attest.service.call import Call, Reply, bad_request, check_id, reply
 from secrun_attest.service.keys import Keyring
 from secrun_attest.service.metrics import Metrics
@@ -158,6 +157,10 @@ class Attestor:
 
     def _appraise(self, call: Call, session: StoredSession) -> JsonObject:
         host, policy = self._store.host(session.host), self._policies.current()
+        stale = host is not None and host.state_digest != session.state_digest
+        if stale and call.now < session.expires:
+            # The records that this session asked for are not those that come next: that is nobody's fault.
+            raise RejectedError(Code.STATE, "the host was appraised by another session meanwhile")
         challenge = Session(
             nonce=session.nonce,
             issued=session.issued,
@@ -192,7 +195,7 @@ class Attestor:
         )
         if not self._store.complete(session.id, passed, to_json(answer)):
             raise RejectedError(Code.STATE, "the host was appraised by another session meanwhile")
-        self._states.put(digest, verdict.state, len(data))
+        self._states.put(digest, replace(verdict.state, stored=digest), len(data))
 
     def _result(self, verdict: Verdict, challenge: Session, now: int) -> JsonObject:
         """Return the part of an answer that sessions and one-shot appraisals share."""
@@ -278,6 +281,7 @@ class Attestor:
     def purge(self, now: int) -> None:
         """Forget what expired."""
         self._store.purge(now - KEPT_SECONDS, now)
+        self._store.drop_keys(now)
 
 
 def _module(appraisal: Appraisal) -> JsonObject:
@@ -346,7 +350,3 @@ def _nonce(text: str) -> bytes:
         return as_hex(text, "the parameter nonce", sizes=(NONCE_SIZE,))
     except FieldError as error:
         raise bad_request(error.message) from error
-
-
-# Only the host itself answers; others may look.
-ANSWERERS = frozenset({Role.HOST})

@@ -15,8 +15,8 @@ from secrun_attest.service.trouble import ServiceError, Trouble
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-# A key stays published this long after it was last looked up for signing; an instance looks it up again
-# long before, so every token is covered for its whole life, with room for clocks that disagree.
+# A key stays published this long after nobody may sign with it any more (one from a file: after an instance
+# last looked at it). That covers the last token's life, with room for clocks that disagree.
 PUBLISHED = 3600
 LOOK_AGAIN = 30
 _COORDINATE = 32
@@ -55,15 +55,17 @@ class Keyring:
         if self._own is not None and self._own_key is not None:
             self._store.put_key(self._own, now + PUBLISHED)
             return Signer(key_id=self._own.id, key=self._own_key)
-        stored = self._newest(now)
-        if stored is None:
-            with self._store.exclusive():
-                # Another instance may have made it while we waited.
-                stored = self._newest(now) or _stored(_generate(), keep=True, now=now)
-                self._store.put_key(stored, now + PUBLISHED)
-        else:
-            self._store.put_key(stored, now + PUBLISHED)
+        stored = self._newest(now) or self._make(now)
         return Signer(key_id=stored.id, key=_load(stored))
+
+    def _make(self, now: int) -> StoredKey:
+        with self._store.exclusive():
+            # Another instance may have made it while we waited.
+            stored = self._newest(now)
+            if stored is None:
+                stored = _stored(_generate(), keep=True, now=now)
+                self._store.put_key(stored, now + self._lifetime + PUBLISHED)
+        return stored
 
     def _newest(self, now: int) -> StoredKey | None:
         """Return the newest key of the database that is young enough to sign."""

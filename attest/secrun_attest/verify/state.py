@@ -1,7 +1,7 @@
 """What a verifier keeps of a host between two appraisals, so that only new records have to be sent."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from secrun_attest import jcs
 from secrun_attest.evidence import TpmKind, banks
@@ -19,7 +19,10 @@ MAX_STATE = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Where the last appraisal of `host` ended: `recnum` is that of the next record, `pcrs` its base."""
+    """Where the last appraisal of `host` ended: `recnum` is that of the next record, `pcrs` its base.
+
+    `stored` is the digest of the bytes that it was read from or written to, if it was.
+    """
 
     host: str
     ak: bytes
@@ -28,6 +31,7 @@ class State:
     recnum: int
     pcrs: tuple[tuple[Bank, bytes], ...]
     machine: Machine
+    stored: bytes | None = field(default=None, compare=False)
 
     def dump(self) -> bytes:
         """Return the state as canonical JSON: equal states have equal bytes."""
@@ -35,7 +39,7 @@ class State:
 
     def digest(self) -> bytes:
         """Return SHA-256 of the canonical bytes, for compare-and-set in a database."""
-        return hashlib.sha256(self.dump()).digest()
+        return self.stored or hashlib.sha256(self.dump()).digest()
 
 
 def load_state(data: bytes) -> State:
@@ -61,6 +65,7 @@ def load_state(data: bytes) -> State:
         recnum=fields.integer("recnum", limit=MAX_RECORDS),
         pcrs=tuple(sorted(_banks(fields, "pcrs").items())),
         machine=_machine(fields.object("machine")),
+        stored=hashlib.sha256(data).digest(),
     )
     for part in (epoch, clock, fields):
         part.done()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import secrun
+import secrun_policies
 from secrun.cli.guard import guarded
 from secrun.errors import HostError
 from secrun.paths import Layout
@@ -22,11 +23,11 @@ _STATUS_FD = "--stage1-status-fd="
 def interpreter() -> tuple[str, ...]:
     """Return the command that runs `main`.
 
-    It needs the standard library and secrun alone: without site a third of its start is saved, and no other
-    package can get in between.
+    It needs the standard library, secrun and what stands below: without site a third of its start is saved, and
+    no other package can get in between.
     """
-    root = str(Path(secrun.__file__).parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from secrun.cli.finish import main; sys.exit(main())"
+    roots = [str(Path(package).parent.parent) for package in (secrun.__file__, secrun_policies.__file__)]
+    code = f"import sys; sys.path[:0] = {roots!r}; from secrun.cli.finish import main; sys.exit(main())"
     return (sys.executable, "-S", "-P", "-c", code)
 
 

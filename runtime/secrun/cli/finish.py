@@ -23,7 +23,7 @@ _STATUS_FD = "--stage1-status-fd="
 def interpreter() -> tuple[str, ...]:
     """Return the command that runs `main`.
 
-    It needs the standard library, secrun and what stands below: without site a third of its start is saved, and
+    It needs the standard library, secrun and what is below. Without site a third of its start is saved, and
     no other package can get in between.
     """
     roots = [str(Path(package).parent.parent) for package in (secrun.__file__, secrun_policies.__file__)]

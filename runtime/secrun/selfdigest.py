@@ -53,14 +53,15 @@ def _walk(folder: Path, prefix: str) -> Iterator[_File]:
                 )
 
 
-def _folder(package: str) -> Path | None:
+def package_folder(package: str) -> Path | None:
+    """Return where one of secrun's packages lies; None if it is not installed."""
     spec = PathFinder.find_spec(package)
     return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
 
 
 def _files() -> list[_File]:
     found: dict[str, _File] = {}
-    folders = {package: folder for package in PACKAGES if (folder := _folder(package)) is not None}
+    folders = {package: folder for package in PACKAGES if (folder := package_folder(package)) is not None}
     for package, folder in folders.items():
         found.update((item.name, item) for item in _walk(folder, package))
     for package, inside, beside in _DATA:

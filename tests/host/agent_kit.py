@@ -29,6 +29,7 @@ HELLO, STARTED, STDOUT, STDERR, CREDIT, EXIT, ERROR, STATS, LOST = range(1, 10)
 ATTACH, STDIN, SIGNAL, RESIZE, EXEC, STATS_REQUEST, STOP = range(0x81, 0x88)
 WANT_STDOUT, WANT_STDERR, WANT_STDIN, WANT_TTY = 1, 2, 4, 8
 WINDOW = MAX_PAYLOAD = 65_536
+HOLD = ("/proc/self/fd/3", "hold")
 
 
 def cargo(*words: str, target: Path) -> None:
@@ -74,7 +75,7 @@ def exec_payload(
     process = {
         "terminal": bool(flags & WANT_TTY),
         "user": {"uid": 0, "gid": 0},
-        "args": list(argv),
+        "args": [*(HOLD if flags & WANT_TTY else ()), *argv],
         "env": list(env),
         "cwd": "/",
         "noNewPrivileges": True,

@@ -1,8 +1,11 @@
 """Commands beside an app, and peers of a shim that misbehave."""
 
+import contextlib
 import os
 import signal
 import struct
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,19 @@ from host.agent_kit import (
 )
 
 MEGABYTE = 1 << 20
+
+
+@contextlib.contextmanager
+def busy_machine() -> Iterator[None]:
+    """Three endless loops per processor: what is left to chance goes wrong soon."""
+    loop = ["sh", "-c", "while :; do :; done"]
+    loops = [subprocess.Popen(loop) for _ in range(3 * (os.cpu_count() or 1))]
+    try:
+        yield
+    finally:
+        for each in loops:
+            each.kill()
+            each.wait()
 
 
 # --- commands
@@ -72,6 +88,49 @@ def test_command_on_a_terminal(stage: Stage) -> None:
     frames = peer.rest()
     assert b"50 132\r\n" in joined(frames, STDOUT)
     assert exit_of(frames)[0] == 8
+
+
+def test_a_terminal_has_its_size_before_the_command_can_ask(stage: Stage) -> None:
+    running(stage)
+    with busy_machine():
+        for rows in range(20, 45):
+            peer = stage.execute(["stty", "size"], flags=WANT_TTY, size=(rows, 60))
+            assert joined(peer.rest(), STDOUT) == f"{rows} 60\r\n".encode()
+
+
+def test_a_command_on_a_terminal_gets_nothing_but_its_terminal(stage: Stage) -> None:
+    running(stage)
+    # The last descriptor is the one by which ls reads the folder.
+    listing = ["sh", "-c", "cd /proc/self/fd; echo *; grep SigIgn /proc/self/status"]
+    (stage.image / "bin" / "grep").symlink_to("busybox")
+    said = joined(stage.execute(listing, flags=WANT_TTY).rest(), STDOUT).split()
+    assert said[:-2] in ([b"0", b"1", b"2"], [b"0", b"1", b"2", b"3"])
+    assert int(said[-1], 16) & 1 << signal.SIGPIPE - 1 == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "error"),
+    [
+        (["nothing-here"], 127, "program nothing-here not found in image"),
+        (["/bin/nothing-here"], 127, "program /bin/nothing-here not found in image"),
+        (["/bin"], 126, "program /bin is a folder"),
+    ],
+)
+def test_a_command_on_a_terminal_that_cannot_run_says_so_once(
+    stage: Stage, argv: list[str], code: int, error: str
+) -> None:
+    running(stage)
+    frames = stage.execute(argv, flags=WANT_TTY).rest()
+    assert exit_of(frames) == (code, 0, error)
+    assert joined(frames, STDOUT) == b""
+
+
+def test_a_command_on_a_terminal_in_no_format_is_refused_by_the_kernels_words(stage: Stage) -> None:
+    stage.add_program("/bin/odd", b"\x7fELF" + bytes(100))
+    running(stage)
+    frames = stage.execute(["odd"], flags=WANT_TTY).rest()
+    assert exit_of(frames)[0] == 126
+    assert "Exec format error" in joined(frames, STDOUT).decode()
 
 
 def test_several_commands_at_once(stage: Stage) -> None:

@@ -270,12 +270,27 @@ def test_a_terminal_is_a_terminal_with_the_callers_size(secrun: Secrun):
     os.close(master)
 
 
+def test_a_pod_prepared_away_from_a_terminal_has_one_of_some_size_from_the_start(secrun: Secrun):
+    script = "stty size; read x; stty size"
+    uuid = secrun("prepare", "-i", "-t", *RELAXED, secrun.image, "--", "sh", "-c", script).out.strip()
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
+    argv = secrun.argv("run-prepared", "--rm", uuid)
+    with killed_in_the_end(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
+        os.close(slave)
+        # What it begins with was decided when it was prepared; the caller's own comes with the caller.
+        expect(master, b"\r\n")
+        os.write(master, b"\n")
+        expect(master, b"33 111")
+        assert process.wait(30) == 0
+    os.close(master)
+
+
 def test_entering_with_a_terminal_follows_its_size_and_returns_the_code(secrun: Secrun):
     uuid = secrun.detach("sleep", "1000")
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 70, 0, 0))
-    # crun makes the terminal of an entered command, and its size comes an instant later.
-    script = "until stty size; do sleep 0.05; done; read x; stty size; read y; exit 9"
+    script = "stty size; read x; stty size; read y; exit 9"
     argv = secrun.argv("enter", "-i", "-t", uuid, "--", "sh", "-c", script)
     with killed_in_the_end(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
         expect(master, b"20 70")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from secrun.cli.finish import interpreter
+
 TOP = Path(__file__).resolve().parent.parent.parent
 
 # What `secrun --version` may load, and what any command may before its own work begins.
@@ -151,3 +153,11 @@ def test_a_start_of_a_pod_loads_nothing_dear():
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=True, timeout=60)
     assert set(done.stdout.decode().split()) & (HEAVY | DEAR) == set()
+
+
+def test_the_last_act_of_a_pod_finds_its_modules_without_site(tmp_path):
+    uuid = "0a1b2c3d-0000-4000-8000-000000000000"
+    words = [*interpreter(), str(tmp_path), str(tmp_path), uuid, "0", "keep", "tell", "--stage1-status=0"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, cwd="/")
+    assert done.returncode == 125
+    assert f"{tmp_path}/pods/run/{uuid}: No such file or directory [host-os]" in done.stderr

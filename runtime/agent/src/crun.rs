@@ -88,13 +88,15 @@ pub fn pipes(with_input: bool) -> io::Result<(Streams, Ends)> {
 pub struct Launch {
     prefix: PathBuf,
     console: Option<UnixListener>,
+    /// While this is open, a command on a terminal has not begun.
+    gate: Option<OwnedFd>,
     target: Target,
 }
 
 impl Launch {
     /// Prepare a run whose files begin with `prefix`.
     pub fn new(prefix: PathBuf, terminal: bool, target: Target) -> io::Result<Self> {
-        let mut launch = Launch { prefix, console: None, target };
+        let mut launch = Launch { prefix, console: None, gate: None, target };
         if terminal {
             launch.console = Some(UnixListener::bind(launch.file("console"))?);
         }
@@ -112,7 +114,10 @@ impl Launch {
     }
 
     /// Start crun; `words` say what it does. Returns crun's process id, not that of the app.
-    pub fn start(&self, words: &[&str], last: &str, streams: Option<Streams>) -> io::Result<i32> {
+    ///
+    /// A command on a terminal begins with `hold`, and waits in it for `release`. The app needs none: crun itself
+    /// sets the size that its bundle names.
+    pub fn start(&mut self, words: &[&str], last: &str, streams: Option<Streams>) -> io::Result<i32> {
         let mut command = Command::new(CRUN);
         command.args(["--cgroup-manager=disabled", "--root=/run/crun", "--log"]).arg(self.file("log"));
         command.args(&words[..1]).arg("--detach").arg("--pid-file").arg(self.file("pid")).args(&words[1..]);
@@ -123,7 +128,18 @@ impl Launch {
             Some(Streams { input, outputs: [out, err] }) => command.stdin(input).stdout(out).stderr(err),
             None => command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()),
         };
-        command.arg(last).spawn().map(|child| child.id() as i32)
+        if self.console.is_none() || words[0] != "exec" {
+            return command.arg(last).spawn().map(|child| child.id() as i32);
+        }
+        let (read, write) = sys::pipe()?;
+        self.gate = Some(write);
+        command.args(["--preserve-fds", "2"]).arg(last);
+        sys::spawn_passing(&mut command, [File::open("/proc/self/exe")?.into(), read])
+    }
+
+    /// Let the command begin.
+    pub fn release(&mut self) {
+        self.gate = None;
     }
 
     /// After crun has succeeded: the process that it left to us.
@@ -181,8 +197,13 @@ impl Launch {
         String::from_utf8_lossy(&bytes).trim().to_string()
     }
 
+    /// What keeps the program from running, if that can be seen beforehand.
+    pub fn hindrance(&self, rootfs: &Path) -> Option<Failure> {
+        examine(&File::open(rootfs).ok()?, &self.target)
+    }
+
     fn diagnose(&self, rootfs: &Path, text: &str) -> Option<Failure> {
-        let found = examine(&File::open(rootfs).ok()?, &self.target);
+        let found = self.hindrance(rootfs);
         let foreign = || {
             let program = String::from_utf8_lossy(&self.target.program);
             let text =

@@ -9,6 +9,7 @@ pub mod conn;
 pub mod crun;
 pub mod elf;
 pub mod frame;
+pub mod hold;
 pub mod log;
 mod peers;
 pub mod report;

@@ -204,7 +204,12 @@ impl Shim {
         let terminal = flags & flag::TTY != 0;
         self.commands += 1;
         let prefix = self.run.join(format!("exec-{}", self.commands));
+        let rootfs = self.run.join("rootfs");
         let started = Launch::new(prefix, terminal, target).and_then(|launch| {
+            // crun looks for `hold`, which it finds; what it stands for is looked for here.
+            if let Some(failure) = launch.hindrance(&rootfs).filter(|_| terminal) {
+                return Ok(Session::failed(launch, failure));
+            }
             let file = launch.file("json");
             fs::write(&file, process)?;
             let words = ["exec", "--process", &file.display().to_string()];

@@ -50,6 +50,14 @@ impl Session {
         }
     }
 
+    /// One that never came to be.
+    pub fn failed(launch: Launch, failure: Failure) -> Self {
+        let mut session = Session::new(launch, None, Ends::default(), Size::default());
+        session.status = Some(Status::exited(failure.status));
+        session.failure = Some(failure);
+        session
+    }
+
     /// How it ended, once it is over.
     pub fn outcome(&mut self, rootfs: &Path) -> (Status, Option<Failure>) {
         let status = self.status.unwrap_or(Status::exited(125));
@@ -80,6 +88,7 @@ impl Session {
             self.ends.outputs[0] = Some(File::from(master));
             self.resize(self.size);
         }
+        self.launch.release();
         if let Some(number) = self.signal.take() {
             self.deliver(number, true);
         }

@@ -288,7 +288,13 @@ impl Shim {
         Ok(())
     }
 
-    pub fn launch(&self, launch: Launch, words: &[&str], stdin: bool, size: Size) -> io::Result<Session> {
+    pub fn launch(
+        &self,
+        mut launch: Launch,
+        words: &[&str],
+        stdin: bool,
+        size: Size,
+    ) -> io::Result<Session> {
         let (streams, ends) = match launch.has_terminal() {
             true => (None, Ends::default()),
             false => pipes(stdin).map(|(streams, ends)| (Some(streams), ends))?,
@@ -522,10 +528,7 @@ impl Shim {
     /// The app could not even be handed to crun.
     pub fn fail_app(&mut self, failure: Failure) {
         if let Ok(launch) = Launch::new(self.run.join("run"), false, Target::default()) {
-            let mut app = Session::new(launch, None, Ends::default(), Size::default());
-            app.status = Some(Status::exited(failure.status));
-            app.failure = Some(failure);
-            self.sessions[APP] = Some(app);
+            self.sessions[APP] = Some(Session::failed(launch, failure));
         }
     }
 }

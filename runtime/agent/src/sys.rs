@@ -1,8 +1,9 @@
 //! Thin wrappers of system calls that the standard library lacks; all unsafe code of the agent is here.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::io::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -201,6 +202,39 @@ pub fn spawn_with(command: &mut Command, fds: Vec<RawFd>) -> io::Result<i32> {
         command.pre_exec(move || fds.iter().try_for_each(|fd| set_cloexec(*fd, false)));
     }
     command.spawn().map(|child| child.id() as i32)
+}
+
+/// Start a child that finds `fds` as its descriptors 3 and 4.
+pub fn spawn_passing(command: &mut Command, fds: [OwnedFd; 2]) -> io::Result<i32> {
+    // SAFETY: between fork and exec the closure makes only system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            // First out of the way: one of them may have the number that is for the other.
+            let high = |fd: &OwnedFd| check(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10));
+            let (first, second) = (high(&fds[0])?, high(&fds[1])?);
+            check(libc::dup2(first, 3))?;
+            check(libc::dup2(second, 4)).map(drop)
+        });
+    }
+    command.spawn().map(|child| child.id() as i32)
+}
+
+/// Become another program; returns why that failed. SIGPIPE, which the standard library ignores, is as at the start.
+pub fn execute(path: &[u8], words: &[OsString]) -> io::Error {
+    let words: io::Result<Vec<CString>> = words.iter().map(|word| c_string(word.as_bytes())).collect();
+    match (c_string(path), words) {
+        (Ok(path), Ok(words)) => {
+            let mut argv: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
+            argv.push(std::ptr::null());
+            // SAFETY: the arrays end with a null pointer and their strings outlive the call.
+            unsafe {
+                libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+                libc::execv(path.as_ptr(), argv.as_ptr());
+            }
+            io::Error::last_os_error()
+        }
+        (Err(error), _) | (_, Err(error)) => error,
+    }
 }
 
 /// Reap one ended child, if there is one; an error means that there are no children.

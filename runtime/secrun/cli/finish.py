@@ -9,12 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import secrun
-import secrun_attest
 from secrun.cli.guard import guarded
 from secrun.errors import HostError
 from secrun.paths import Layout
 from secrun.pod.states import LockedPod
+from secrun.selfdigest import PACKAGES, package_folder
 
 _STATUS = "--stage1-status="
 _STATUS_FD = "--stage1-status-fd="
@@ -23,10 +22,11 @@ _STATUS_FD = "--stage1-status-fd="
 def interpreter() -> tuple[str, ...]:
     """Return the command that runs `main`.
 
-    It needs the standard library and secrun alone: without site a third of its start is saved, and no other
-    package can get in between.
+    It needs the standard library and secrun itself. Without site a third of its start is saved, and
+    no other package can get in between.
     """
-    roots = [str(Path(place).parent) for package in (secrun, secrun_attest) for place in package.__path__]
+    folders = (package_folder(package) for package in PACKAGES)
+    roots = [*dict.fromkeys(str(folder.parent) for folder in folders if folder is not None)]
     code = f"import sys; sys.path[:0] = {roots!r}; from secrun.cli.finish import main; sys.exit(main())"
     return (sys.executable, "-S", "-P", "-c", code)
 

@@ -69,7 +69,7 @@ def _app(pod: Arguments, args: Arguments) -> AppRequest:
         workdir=args.text("workdir"),
         read_only=args.flag("read_only"),
         terminal=pod.flag("tty"),
-        console_size=request.terminal_size() if pod.flag("tty") else None,
+        console_size=request.terminal_size() or request.USUAL_TERMINAL if pod.flag("tty") else None,
         stdin=pod.flag("interactive"),
         volumes=tuple(request.volume(item) for item in args.many("volume")),
         limits=_limits(args),

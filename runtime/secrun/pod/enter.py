@@ -30,6 +30,8 @@ _MAX_BUNDLE_BYTES = 16 * 1024 * 1024
 _EXEC = 0x85
 _STDOUT, _STDERR, _STDIN, _TTY = 1, 2, 4, 8
 _MAX_PAYLOAD = 65536
+# A command on a terminal begins as the agent, which waits for the terminal's size.
+_HOLD = ("/proc/self/fd/3", "hold")
 
 
 @record
@@ -73,7 +75,8 @@ def process_document(files: PodFiles, layout: Layout, app: AppManifest, request:
     known.update(request.env)
     if request.terminal:
         known.setdefault("TERM", "xterm")
-    result: JsonObject = {**process, "args": list(request.argv), "terminal": request.terminal}
+    args = [*(_HOLD if request.terminal else ()), *request.argv]
+    result: JsonObject = {**process, "args": [*args], "terminal": request.terminal}
     result["env"] = [f"{name}={value}" for name, value in sorted(known.items())]
     size = terminal_size() if request.terminal else None
     result.pop("consoleSize", None)

@@ -23,6 +23,8 @@ MIN_MEMORY_BYTES = 6 << 20
 MAX_APPS = 64
 MAX_ENV_FILE_BYTES = 1 << 20
 DEFAULT_STOP_TIMEOUT_SECONDS = 10
+# Rows and columns where the caller has no terminal to copy; none would make a terminal of 0 by 0.
+USUAL_TERMINAL = (24, 80)
 
 
 @record

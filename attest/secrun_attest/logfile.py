@@ -11,7 +11,14 @@ from pathlib import Path
 
 from secrun_attest import frozen, jcs, logstore
 from secrun_attest.checkpoint import reached
-from secrun_attest.errors import BrokenEpochError, FormatError, LogError, TpmError, TpmTransportError
+from secrun_attest.errors import (
+    AttestError,
+    BrokenEpochError,
+    FormatError,
+    LogError,
+    TpmError,
+    TpmTransportError,
+)
 from secrun_attest.history import BASELINE_FIELD, RESTART_FIELD, History, baseline_json, runtime_of
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_RECORDS, MAX_RUNTIME
@@ -209,15 +216,12 @@ class EventLog:
                     log.load()
                 else:
                     _load(log, values, clock)
-                head = (log.size, log.fingerprint)
                 log.cut()
-                self._agree(log, values)
-                self._begin(log, clock, values)
-                self._upgrade(log)
-                yield log
-                reached("measured")
-                if not log.resumed or (log.size, log.fingerprint) != head:
-                    log.save_head()
+                with _head_kept(log):
+                    self._agree(log, values)
+                    self._begin(log, clock, values)
+                    self._upgrade(log)
+                    yield log
 
     def _find(self, clock: TpmClock, values: Mapping[Bank, bytes]) -> Path:
         """Return the epoch's log, which may not exist yet.
@@ -354,6 +358,20 @@ class EventLog:
     def _read_pcr(self) -> dict[Bank, bytes]:
         values = self._tpm.read_pcr(self._pcr)
         return {bank: values[bank] for bank in Bank if bank in values}
+
+
+@contextmanager
+def _head_kept(log: LogFile) -> Iterator[None]:
+    """Write the log's head in the end if it is another, also after a refusal: that has touched the file."""
+    before = (log.size, log.fingerprint)
+    try:
+        yield
+    except AttestError:
+        log.save_head()
+        raise
+    reached("measured")
+    if not log.resumed or (log.size, log.fingerprint) != before:
+        log.save_head()
 
 
 def _load(log: LogFile, values: Mapping[Bank, bytes], clock: TpmClock | None = None) -> None:

@@ -196,6 +196,15 @@ def test_a_last_record_without_its_end_is_not_believed(filled, tpm, tmp_path):
     assert caught.value.code == "log-broken"
 
 
+def test_a_refusal_does_not_make_the_next_append_read_the_log(filled, tpm, tmp_path, read):
+    tpm.fail = TpmError("locality")
+    with pytest.raises(TpmError):
+        filled.append(Operation.POD_START, {})
+    assert open_log(tmp_path, tpm).append(Operation.POD_EXIT, {}).recnum == 5
+    assert read == [0, 0]
+    assert agrees(filled.recover(), tpm)
+
+
 def test_an_older_head_of_the_same_log_serves(filled, tpm, tmp_path, read):
     old = head_of(tmp_path).read_bytes()
     for _ in range(2):

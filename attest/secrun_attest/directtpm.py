@@ -6,6 +6,7 @@ log needs four commands without keys or secrets, which the standard library send
 
 import os
 import stat
+import struct
 import time
 from collections.abc import Mapping
 
@@ -119,7 +120,7 @@ class DirectTpm:
             answer = tpmcommands.parse_reply(command, self._connected().exchange(command))
         except FormatError as error:
             raise self._lost(name, error.message) from error
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise self._lost(name, f"no answer within {self._seconds:g} s") from error
         except OSError as error:
             raise self._lost(name, error.strerror or str(error)) from error
@@ -172,7 +173,9 @@ class _Socket:
         self._seconds = seconds
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
-            self._socket.settimeout(seconds)
+            # Where many wait, a socket that must not block is turned away at once; this one waits its turn.
+            wait = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+            self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, wait)
             self._socket.connect(path)
             # While another connection is served, what is sent here waits, and would be done even after this
             # side has given up. Let that be a question, never an extend.

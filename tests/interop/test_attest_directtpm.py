@@ -1,5 +1,6 @@
 """tpm2-tools as judges of the TPM client that needs no tpm2-tss, on a real software TPM."""
 
+import errno
 import os
 import pty
 import re
@@ -8,7 +9,8 @@ import socket
 import threading
 import tty
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -119,6 +121,25 @@ def test_what_waits_behind_a_neighbour_is_never_done_late(swtpm):
         with pytest.raises(TpmTransportError, match=r"no answer within 0\.2 s"):
             waiting.extend(PCR, digests(Bank, b"an event"))
     assert judged(swtpm) == zeros(Bank)
+
+
+def test_a_client_waits_its_turn_behind_many(swtpm):
+    with ExitStack() as stack:
+        for _ in range(100):
+            neighbour = stack.enter_context(socket.socket(socket.AF_UNIX))
+            neighbour.setblocking(False)
+            if neighbour.connect_ex(str(swtpm.socket)) == errno.EAGAIN:
+                break
+        else:
+            pytest.fail("swtpm's backlog has no end")
+        waiting = DirectTpm(swtpm.tcti, seconds=0.2)
+        with pytest.raises(TpmTransportError, match=r"no answer within 0\.2 s"):
+            waiting.clock()
+        patient = closing(DirectTpm(swtpm.tcti, seconds=20))
+        with ThreadPoolExecutor(1) as pool, patient as tpm:
+            answer = pool.submit(tpm.clock)
+            stack.close()
+            assert answer.result(20).safe
 
 
 def test_a_closed_client_lets_others_in(swtpm, tpm):

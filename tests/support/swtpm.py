@@ -1,6 +1,7 @@
 """A software TPM of a test's own."""
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -23,8 +24,13 @@ class Swtpm:
         words += ["--server", f"type=unixio,path={self.socket}"]
         words += ["--ctrl", f"type=unixio,path={self.socket}.ctrl"]
         self.process = subprocess.Popen(["swtpm", "socket", *words])
-        wait_until(lambda: self.socket.exists() or self.process.poll() is not None)
+        wait_until(self._listens)
+
+    def _listens(self) -> bool:
+        """Tell whether it answers; its socket is there a moment before."""
         assert self.process.poll() is None, "swtpm did not start"
+        with socket.socket(socket.AF_UNIX) as line:
+            return line.connect_ex(str(self.socket)) == 0
 
     def stop(self) -> None:
         if self.process is not None:

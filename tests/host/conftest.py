@@ -26,6 +26,7 @@ NEEDED_PROGRAMS = (
     "fsck.erofs",
     "veritysetup",
     "openssl",
+    "chromium",
 )
 
 BEFORE = pytest.StashKey[Footprint]()

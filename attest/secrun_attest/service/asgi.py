@@ -7,7 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from secrun_attest.rejection import RejectedError
 from secrun_attest.service.auth import Authenticator, Peer, Principal, Role, check_allowed
@@ -35,6 +36,9 @@ SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "strict-transport-security": "max-age=31536000",
 }
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 _JSON_TYPES = ("application/json",)
 
 
@@ -55,17 +59,18 @@ class Door:
     steady: Callable[[], float] = time.monotonic
     log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: T201 - the log
 
-    def admit(self, request: "Request", route: Route) -> Principal:
+    async def admit(self, request: "Request", route: Route) -> Principal:
         """Find out who it is and whether they may; who shows no valid credentials counts for its address."""
-        address = request.client.host if request.client else "unix"
+        address = _address(request)
         peer: Peer | None = getattr(request.state, PEER_STATE, None)
+        shown = request.headers.get("authorization")
         try:
-            principal = self.authenticator.identify(request.headers.get("authorization"), peer)
+            principal = await self.run(self.inline, self.authenticator.identify, shown, peer)
             if principal.role is Role.ANYONE:
                 self.peers.take(address, self.steady())
             check_allowed(principal, route.allowed)
         except ServiceError as error:
-            if error.trouble is Trouble.AUTH and request.headers.get("authorization") is not None:
+            if error.trouble is Trouble.AUTH and shown is not None:
                 self.peers.take(address, self.steady())
             raise
         if principal.role is Role.HOST:
@@ -89,16 +94,20 @@ class Door:
                 body=body,
                 now=int(self.clock()),
             )
-            if self.inline and len(body) <= INLINE_BYTES:
-                return route.handler(call)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.executor, route.handler, call)
+            return await self.run(self.inline and len(body) <= INLINE_BYTES, route.handler, call)
+
+    async def run(self, here: bool, what: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:  # noqa: FBT001 - like run_in_executor
+        """Call a function, in a thread unless it is quick."""
+        if here:
+            return what(*args, **kwargs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.executor, partial(what, *args, **kwargs))
 
     async def answer(self, request: "Request", route: Route) -> Reply:
         """Answer one request, whatever comes of it, and log it."""
         begin, principal, code = self.steady(), Principal(role=Role.ANYONE), ""
         try:
-            principal = self.admit(request, route)
+            principal = await self.admit(request, route)
             reply = await self.handle(request, route, principal)
         except (ServiceError, RejectedError) as error:
             reply, code = refusal(error), error.code
@@ -120,7 +129,7 @@ class Door:
         # Neither headers nor the query: tokens come in one, nonces in the other.
         line = {
             "t": round(self.clock(), 3),
-            "peer": request.client.host if request.client else "unix",
+            "peer": _address(request),
             "method": route.method,
             "route": route.path,
             "path": dict(request.path_params),
@@ -142,6 +151,10 @@ def refusal(error: ServiceError | RejectedError) -> Reply:
         if error.trouble is Trouble.AUTH:
             headers["www-authenticate"] = 'Bearer realm="secrun-verifier"'
     return Reply(status=status_of(error), body=to_json(problem(error)), media=PROBLEM, headers=headers)
+
+
+def _address(request: "Request") -> str:
+    return request.client.host if request.client else "unix"
 
 
 def _declared(request: "Request", route: Route, limit: int) -> int:

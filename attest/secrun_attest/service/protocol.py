@@ -19,6 +19,8 @@ from secrun_attest.service.auth import Peer
 # Ours have a token of 43 characters and an id in the path.
 MAX_HEADERS = 16 << 10
 HEADER_SECONDS = 10.0
+# TLS ends with a word from each side; asyncio waits 30 s for the other's.
+GOODBYE_SECONDS = 0.2
 
 
 class HeadersError(Exception):
@@ -30,6 +32,7 @@ class Protocol(HttpToolsProtocol):
 
     _headers = 0
     _timer: asyncio.TimerHandle | None = None
+    _stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own does
         """Take the client's certificate along to every request of this connection."""
@@ -70,6 +73,22 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if unread and not self.transport.is_closing():
             self.transport.close()
+        if self._stopping:
+            self._leave()
+
+    def shutdown(self) -> None:
+        """Finish what is in work, then leave."""
+        self._stopping = True
+        super().shutdown()
+        if self.cycle is None or self.cycle.response_complete:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Close without the client's goodbye, which an idle one does not say, once all is sent."""
+        if self.transport.get_write_buffer_size() == 0:
+            self.loop.call_later(GOODBYE_SECONDS, self.transport.abort)
+        else:
+            self.loop.call_later(GOODBYE_SECONDS, self._leave)
 
     def _count(self, size: int) -> None:
         self._headers += size

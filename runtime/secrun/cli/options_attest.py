@@ -68,7 +68,7 @@ ATTEST_VERBS: tuple[Verb, ...] = (
             Option(
                 flags=("--audience",),
                 metavar="TEXT",
-                default="secrun",
+                default="",
                 help="the verifier that the evidence is meant for",
             ),
             _PCRS,

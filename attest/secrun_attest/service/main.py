@@ -225,7 +225,9 @@ def listen(config: ServiceConfig) -> socket.socket:
             hint="give --tls-cert and --tls-key",
         )
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off only if the protocol is named; head and body of an answer are two
+    # writes, and the second would wait 40 ms for the client's acknowledgement.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((config.host, config.port))
     return sock

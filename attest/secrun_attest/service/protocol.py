@@ -33,6 +33,7 @@ class Protocol(HttpToolsProtocol):
     _headers = 0
     _timer: asyncio.TimerHandle | None = None
     _stopping = False
+    _answering = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own does
         """Take the client's certificate along to every request of this connection."""
@@ -65,10 +66,12 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop waiting: the body has a deadline of its own."""
         self._stop_waiting()
+        self._answering = True
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         """Close after an answer that did not wait for the body, rather than read what nobody wants."""
+        self._answering = False
         unread = self.cycle.more_body
         super().on_response_complete()
         if unread and not self.transport.is_closing():
@@ -80,7 +83,7 @@ class Protocol(HttpToolsProtocol):
         """Finish what is in work, then leave."""
         self._stopping = True
         super().shutdown()
-        if self.cycle is None or self.cycle.response_complete:
+        if not self._answering:
             self._leave()
 
     def _leave(self) -> None:

@@ -305,6 +305,18 @@ def test_entering_with_a_terminal_follows_its_size_and_returns_the_code(secrun: 
     secrun.discard(uuid)
 
 
+def test_a_terminal_without_a_size_gets_the_usual_one(secrun: Secrun):
+    uuid = secrun.detach("sleep", "1000")
+    master, slave = pty.openpty()
+    argv = secrun.argv("enter", "-t", uuid, "--", "stty", "size")
+    with killed_in_the_end(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
+        os.close(slave)
+        expect(master, b"24 80")
+        assert process.wait(30) == 0
+    os.close(master)
+    secrun.discard(uuid)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 6), (signal.SIGINT, 7)])
 def test_signals_to_secrun_reach_the_app(secrun: Secrun, number, code):
     script = "trap 'exit 6' TERM; trap 'exit 7' INT; echo up; while :; do sleep 0.1; done"

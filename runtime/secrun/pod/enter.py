@@ -15,7 +15,7 @@ from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
 from secrun.pod.inside import open_path
 from secrun.pod.process import resolve_user
-from secrun.pod.request import terminal_size
+from secrun.pod.request import USUAL_TERMINAL, terminal_size
 from secrun.pod.states import State, find
 from secrun.record import record
 from secrun.stage1 import waiter
@@ -58,6 +58,10 @@ def _choose(manifest: PodManifest, name: str | None) -> AppManifest:
     return app
 
 
+def _size() -> tuple[int, int]:
+    return terminal_size() or USUAL_TERMINAL
+
+
 def process_document(files: PodFiles, layout: Layout, app: AppManifest, request: EnterRequest) -> JsonObject:
     """Return the OCI process for a command: the app's own, with other words.
 
@@ -78,10 +82,9 @@ def process_document(files: PodFiles, layout: Layout, app: AppManifest, request:
     args = [*(_HOLD if request.terminal else ()), *request.argv]
     result: JsonObject = {**process, "args": [*args], "terminal": request.terminal}
     result["env"] = [f"{name}={value}" for name, value in sorted(known.items())]
-    size = terminal_size() if request.terminal else None
     result.pop("consoleSize", None)
-    if size is not None:
-        result["consoleSize"] = console_size(size)
+    if request.terminal:
+        result["consoleSize"] = console_size(_size())
     if request.workdir:
         result["cwd"] = request.workdir
     if request.user:
@@ -137,7 +140,7 @@ def exec_request(process: JsonObject, request: EnterRequest) -> bytes:
     words = environment if isinstance(environment, list) else []
     path = next((word[5:] for word in words if isinstance(word, str) and word.startswith("PATH=")), "")
     flags = _STDOUT | _STDERR | (_STDIN if request.interactive else 0) | (_TTY if request.terminal else 0)
-    rows, columns = terminal_size() or (0, 0)
+    rows, columns = _size() if request.terminal else (0, 0)
     payload = struct.pack("<BHH", flags, rows, columns)
     cwd = process["cwd"]
     for text in (program(request.argv[0], cwd if isinstance(cwd, str) else "/"), path):

@@ -12,7 +12,14 @@ from secrun_attest.policy import Policy
 from secrun_attest.record import Bank, Epoch, parse_event_data
 from secrun_attest.rejection import Code, RejectedError
 from secrun_attest.verify import checks
-from secrun_attest.verify.judge import Appraisal, Status, check_policy, judge_host, judge_pod
+from secrun_attest.verify.judge import (
+    Appraisal,
+    Status,
+    check_policy,
+    judge_host,
+    judge_pod,
+    says_software,
+)
 from secrun_attest.verify.machine import Machine
 from secrun_attest.verify.session import Enrolment, Session
 from secrun_attest.verify.state import State, load_state
@@ -88,8 +95,9 @@ def appraise(
     pcrs = checks.check_replay(evidence, values, base, policy)
     machine = _check_meaning(evidence, base, enrolment, known)
     _check_contents(evidence, machine)
-    check_policy(policy, enrolment, machine, session, now)
-    host = judge_host(policy, enrolment, values, machine)
+    software = says_software(enrolment, machine, evidence.header)
+    check_policy(policy, enrolment, software, session, now)
+    host = judge_host(policy, values, machine, software=bool(software))
     pods = tuple((uuid, judge_pod(policy, pod)) for uuid, pod in machine.pods.items())
     _check_state(session, enrolment, state)
     new = State(

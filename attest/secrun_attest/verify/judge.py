@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from secrun_attest.evidence import TpmKind
+from secrun_attest.evidence import Header, TpmKind
 from secrun_attest.policy import Policy
 from secrun_attest.rejection import Code, RejectedError
 from secrun_attest.verify.machine import App, Machine, Pod
@@ -89,13 +89,20 @@ def _status(value: int) -> Status:
     return Status.WARNING if value >= GENERIC_WARNING else Status.AFFIRMING
 
 
-def is_software(enrolment: Enrolment, machine: Machine) -> bool:
-    """Tell whether the TPM is software: one of the two says so. Neither can make hardware of it."""
-    return enrolment.software or machine.tpm is TpmKind.SOFTWARE
+def says_software(enrolment: Enrolment, machine: Machine, header: Header) -> str:
+    """Return who says that the TPM is software, empty if nobody does. Nobody can make hardware of it."""
+    if enrolment.software:
+        return "the enrolment"
+    if machine.tpm is TpmKind.SOFTWARE:
+        return "LogOpen"
+    return "the header" if header.tpm is TpmKind.SOFTWARE else ""
 
 
-def check_policy(policy: Policy, enrolment: Enrolment, machine: Machine, session: Session, now: int) -> None:
-    """17a: the policy is in force and allows this key at all; raises RejectedError E_POLICY."""
+def check_policy(policy: Policy, enrolment: Enrolment, software: str, session: Session, now: int) -> None:
+    """17a: the policy is in force and allows this key at all; raises RejectedError E_POLICY.
+
+    `software` is what `says_software` returned.
+    """
     if not policy.not_before <= now < policy.not_after:
         when = f"from {policy.not_before} to {policy.not_after}"
         raise RejectedError(Code.POLICY, f"policy {policy.id!r} is valid {when}, now is {now}")
@@ -106,29 +113,26 @@ def check_policy(policy: Policy, enrolment: Enrolment, machine: Machine, session
         raise RejectedError(Code.POLICY, f"keys of the {enrolment.hierarchy.name} hierarchy are not allowed")
     if policy.keys is not None and enrolment.ak_name not in policy.keys:
         raise RejectedError(Code.POLICY, f"the key {enrolment.ak_name.hex()} is not in the policy's list")
-    if is_software(enrolment, machine) and not policy.software_tpm:
-        who = "the enrolment" if enrolment.software else "LogOpen"
+    if software and not policy.software_tpm:
         raise RejectedError(
-            Code.POLICY, f"{who} says that the TPM is software; the policy does not allow it"
+            Code.POLICY, f"{software} says that the TPM is software; the policy does not allow it"
         )
 
 
-def judge_host(
-    policy: Policy, enrolment: Enrolment, values: dict[int, bytes], machine: Machine
-) -> Appraisal:
+def judge_host(policy: Policy, values: dict[int, bytes], machine: Machine, *, software: bool) -> Appraisal:
     """17b: platform and runtime against their reference values; nothing to compare with is a warning."""
     return appraisal(
-        _host(policy, enrolment, values, machine),
+        _host(policy, values, machine, software=software),
         operations=machine.operations,
         unmeasured=machine.unmeasured,
     )
 
 
 def _host(
-    policy: Policy, enrolment: Enrolment, values: dict[int, bytes], machine: Machine
+    policy: Policy, values: dict[int, bytes], machine: Machine, *, software: bool
 ) -> Iterator[Finding]:
     yield Finding(claim=Claim.INSTANCE, value=APPROVED, reason="")
-    if not is_software(enrolment, machine):
+    if not software:
         yield Finding(claim=Claim.HARDWARE, value=APPROVED, reason="")
     yield from _platform(policy, values)
     yield from _runtime(policy, machine)

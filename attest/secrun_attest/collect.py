@@ -19,7 +19,6 @@ from secrun_attest.evidence import (
     Evidence,
     Header,
     LogRecord,
-    TpmKind,
     binding,
     build_evidence,
     log_digest,
@@ -28,6 +27,7 @@ from secrun_attest.history import History
 from secrun_attest.logfile import EventLog
 from secrun_attest.record import Bank, Epoch, Record
 from secrun_attest.replay import find_prefix, replay
+from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import AttestationKey, Quoted, Tss
 
 FIRMWARE_LOG: Final = Path("/sys/kernel/security/tpm0/binary_bios_measurements")

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from secrun_attest import jcs
 from secrun_attest.fields import (
@@ -25,6 +24,7 @@ from secrun_attest.fields import (
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_COUNT, MAX_EVENT_DATA, MAX_PCR, MAX_RECORDS
 from secrun_attest.record import DIGEST_SIZES, Bank, Epoch
+from secrun_attest.tpm import TpmKind
 
 VERSION = 1
 # A host with the largest log allowed sends about 400 MB; verifiers ask for pieces long before.
@@ -44,13 +44,6 @@ DIGESTS = {bank.value: (bank, (DIGEST_SIZES[bank],)) for bank in Bank}
 RECORD_KEYS = frozenset({"recnum", "pcr", "digests", "content_type", "content"})
 CONTENT_KEYS = frozenset({"event_type", "event_data"})
 DIGEST_KEYS = frozenset({"hashAlg", "digest"})
-
-
-class TpmKind(StrEnum):
-    """What a host says of its TPM: a chip (or firmware of the CPU), or a program."""
-
-    SOFTWARE = "software"
-    HARDWARE = "hardware"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

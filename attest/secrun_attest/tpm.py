@@ -1,6 +1,7 @@
 """What the event log needs of a TPM."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 
 from secrun_attest import frozen
 from secrun_attest.record import Bank
@@ -21,6 +22,13 @@ class TpmClock:
     restart: int
     safe: bool
     clock: int
+
+
+class TpmKind(StrEnum):
+    """What a host says of its TPM: a chip (or firmware of the CPU), or a program."""
+
+    SOFTWARE = "software"
+    HARDWARE = "hardware"
 
 
 class Tpm(Protocol):

@@ -15,9 +15,8 @@ from typing import Final, Self
 from secrun_attest.checkpoint import reached
 from secrun_attest.endorsement import EkKind, Endorsement, endorsement_of
 from secrun_attest.errors import FormatError, TpmError, TpmTransportError
-from secrun_attest.evidence import TpmKind
 from secrun_attest.record import ALGORITHM_IDS, BANK_OF_ID, DIGEST_SIZES, Bank
-from secrun_attest.tpm import TpmClock
+from secrun_attest.tpm import TpmClock, TpmKind
 from secrun_attest.tsslink import FAILURE, Link, meaning, translated
 from secrun_attest.wire import (
     Hierarchy,

@@ -9,11 +9,12 @@ import pytest
 
 from secrun_attest.collect import read_firmware_log, read_records
 from secrun_attest.errors import LogError
-from secrun_attest.evidence import TpmKind, binding, build_evidence, parse_evidence
+from secrun_attest.evidence import binding, build_evidence, parse_evidence
 from secrun_attest.quotefiles import write_quote
 from secrun_attest.record import Bank, Operation
 from secrun_attest.rejection import Code
 from secrun_attest.replay import replay, zeros
+from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import Tss
 from secrun_attest.verify import Enrolment, RejectedError, Status
 from secrun_attest.wire import name_of, parse_public

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from secrun_attest import checkpoint
 from secrun_attest.endorsement import EkKind
 from secrun_attest.errors import FormatError, TpmError, TpmTransportError
-from secrun_attest.evidence import TpmKind
 from secrun_attest.record import DIGEST_SIZES, Bank
+from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import Tss
 from secrun_attest.verify.checks import check_key, check_signature
 from secrun_attest.wire import name_of, parse_attest, parse_public, parse_quote_body, parse_signature

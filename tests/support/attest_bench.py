@@ -13,13 +13,13 @@ from secrun_attest.evidence import (
     Evidence,
     Header,
     LogRecord,
-    TpmKind,
     binding,
     build_evidence,
     log_digest,
 )
 from secrun_attest.policy import Policy, parse_policy
 from secrun_attest.record import Bank, Epoch, Event, Operation, digest, event_data
+from secrun_attest.tpm import TpmKind
 from secrun_attest.verify import Enrolment, Session
 from secrun_attest.wire import Hierarchy
 

@@ -3,9 +3,9 @@
 import pytest
 
 from secrun_attest.errors import TpmError, TpmTransportError
-from secrun_attest.evidence import TpmKind
 from secrun_attest.quotefiles import serialized_pcrs
 from secrun_attest.record import Bank
+from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import Quoted, TpmFacts
 from secrun_attest.tsslink import translated
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from secrun_attest.evidence import TpmKind
 from secrun_attest.rejection import Code
+from secrun_attest.tpm import TpmKind
 from secrun_attest.verify import Status, appraise
 from secrun_attest.wire import Hierarchy, qualified_name
 from support.attest_bench import (

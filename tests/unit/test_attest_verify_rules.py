@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from secrun_attest.ear import Issuer, claims
-from secrun_attest.evidence import TpmKind, build_evidence
+from secrun_attest.evidence import build_evidence
 from secrun_attest.record import Operation
 from secrun_attest.rejection import STEPS, Code
+from secrun_attest.tpm import TpmKind
 from secrun_attest.verdictjson import rejection_json, verdict_json
 from secrun_attest.verify import RejectedError, Status, appraise, load_state
 from secrun_attest.verify.machine import Machine

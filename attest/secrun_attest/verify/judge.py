@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from secrun_attest.evidence import Header, TpmKind
+from secrun_attest.evidence import Header
 from secrun_attest.policy import Policy
 from secrun_attest.rejection import Code, RejectedError
+from secrun_attest.tpm import TpmKind
 from secrun_attest.verify.machine import App, Machine, Pod
 from secrun_attest.verify.session import Enrolment, Session
 

@@ -6,10 +6,11 @@ It holds facts, not judgements: whether an image may run is the policy's busines
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from secrun_attest.evidence import TpmKind, banks
+from secrun_attest.evidence import banks
 from secrun_attest.fields import FieldError, Fields, as_text
 from secrun_attest.record import Bank, Event, Operation
 from secrun_attest.rejection import Code, RejectedError
+from secrun_attest.tpm import TpmKind
 
 # A pod has tens of apps at most; images, mounts and units are counted elsewhere.
 MAX_APPS = 256

@@ -4,11 +4,12 @@ import hashlib
 from dataclasses import dataclass, field
 
 from secrun_attest import jcs
-from secrun_attest.evidence import TpmKind, banks
+from secrun_attest.evidence import banks
 from secrun_attest.fields import FieldError, Fields, as_digest, as_text, parse_json
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_COUNT, MAX_INTEGER, MAX_RECORDS
 from secrun_attest.record import Bank, Epoch
+from secrun_attest.tpm import TpmKind
 from secrun_attest.verify.machine import App, Image, Machine, Pod, PodState, Stage1
 from secrun_attest.wire import Clock
 

@@ -14,11 +14,12 @@ from secrun.jsonio import JsonObject
 from secrun.measure import identity as identities
 from secrun.measure import software
 from secrun.measure.hostlog import HostLog, tcti_of, translated
-from secrun.measure.identity import HostIdentity, TpmKind
+from secrun.measure.identity import HostIdentity
 from secrun.pod.contents import measured_contents
 from secrun_attest.collect import Source
 from secrun_attest.limits import MAX_PCR
 from secrun_attest.record import Bank
+from secrun_attest.tpm import TpmKind
 
 _NONCE_BYTES = 32
 _FIRMWARE_PCRS = range(8)

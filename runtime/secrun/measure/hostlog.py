@@ -13,7 +13,7 @@ from secrun.fields import Fields
 from secrun.files import write_atomic
 from secrun.jsonio import canonical, parse_object
 from secrun.measure import journal, software
-from secrun.measure.identity import HostIdentity, TpmKind
+from secrun.measure.identity import HostIdentity
 from secrun.paths import Layout
 from secrun.record import record
 from secrun.selfdigest import fingerprint, runtime_digest
@@ -23,6 +23,7 @@ from secrun_attest.errors import AttestError
 from secrun_attest.jcs import JsonObject
 from secrun_attest.logfile import EventLog, Hold, Runtime
 from secrun_attest.record import Operation, Record, parse_event_data
+from secrun_attest.tpm import TpmKind
 
 SEEN_NAME = "seen.json"
 _MAX_SEEN = 64 * 1024

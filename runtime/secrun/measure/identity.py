@@ -1,6 +1,5 @@
 """Who this host is to a verifier: pinned once per root, read at every start of a pod."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
@@ -10,18 +9,12 @@ from secrun.files import write_atomic
 from secrun.jsonio import canonical, parse_object
 from secrun.paths import Layout
 from secrun.record import record
+from secrun_attest.tpm import TpmKind
 
 SCHEMA = "secrun.dev/attest-identity/v1"
 FILE_NAME = "identity.json"
 # A public area in hex is some hundred bytes.
 _MAX_BYTES = 64 * 1024
-
-
-class TpmKind(StrEnum):
-    """What stands behind the attestation key."""
-
-    HARDWARE = "hardware"
-    SOFTWARE = "software"
 
 
 @record

@@ -6,11 +6,12 @@ from secrun.errors import HostError, StateError
 from secrun.locks import held
 from secrun.measure import software
 from secrun.measure.hostlog import translated
-from secrun.measure.identity import HostIdentity, TpmKind, load, store
+from secrun.measure.identity import HostIdentity, load, store
 from secrun.measure.settings import AUTO, DEVICE, AttestSettings
 from secrun.paths import Layout
 from secrun_attest.endorsement import EkKind
 from secrun_attest.replay import zeros
+from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import Tss
 
 # PCR 15 is where runtimes measure; 8 is for hosts on which something else extends 15 at boot.
@@ -83,7 +84,7 @@ def _ask(kind: TpmKind, tcti: str, reached: str, host: str | None, pcr: int) -> 
         )
     return HostIdentity(
         host=_host_name(host, ak.name),
-        kind=TpmKind.SOFTWARE if facts.kind.value == TpmKind.SOFTWARE.value else kind,
+        kind=TpmKind.SOFTWARE if facts.kind is TpmKind.SOFTWARE else kind,
         tcti=tcti,
         pcr=pcr,
         ak_name=ak.name,

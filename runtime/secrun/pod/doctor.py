@@ -8,12 +8,12 @@ from pathlib import Path
 from secrun.errors import HostError, SecrunError
 from secrun.launch import BASE_ENVIRONMENT
 from secrun.measure import identity, software
-from secrun.measure.identity import TpmKind
 from secrun.measure.settings import AUTO, DEVICE, AttestSettings, Mode
 from secrun.paths import Layout
 from secrun.stage1 import cgroups, flavours
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Problem
+from secrun_attest.tpm import TpmKind
 
 _LIMIT_CONTROLLERS = ("memory", "cpu", "pids")
 

@@ -82,6 +82,16 @@ def test_a_restarted_verifier_goes_on_where_it_was(tmp_path):
         assert again.answer(challenge, again.evidence(challenge)).status == 200
 
 
+def test_a_state_that_cannot_be_read_is_said(desk, client):
+    assert client.attest().status == 200
+    desk.service.store.database.run("UPDATE hosts SET state = ?, state_digest = ?", b'{"v":0}', b"d")
+    refused = desk("POST", "/v1/sessions", {"host": "host-1"}, client.token)
+    assert (refused.status, refused.code) == (503, "E_DATABASE")
+    assert "version 0" in refused.json["detail"]
+    assert desk("DELETE", "/v1/hosts/host-1", token=ADMIN).status == 204
+    assert client.enrol().attest().status == 200
+
+
 def test_a_rebooted_host_begins_anew(desk, client):
     assert client.attest().status == 200
     booted = usual_host(ak=client.host.ak, epoch=Epoch(reset=8, restart=0, boot_id=POD_2), restart=0)

@@ -302,4 +302,9 @@ def test_without_a_policy_nothing_is_used_up(tmp_path):
         assert int(refused.headers["retry-after"]) > 0
         policy = policy_document(id="default", software_tpm=True)
         assert desk("PUT", "/v1/policies/default", policy, ADMIN).status == 204
-        assert client.attest().status == 200
+        challenge = client.challenge()
+        run = desk.service.store.database.run
+        run("UPDATE documents SET id = 'away'")
+        assert client.answer(challenge, client.evidence(challenge)).code == "E_NO_POLICY"
+        run("UPDATE documents SET id = 'default'")
+        assert client.answer(challenge, client.evidence(challenge)).status == 200

@@ -132,11 +132,11 @@ class Attestor:
 
     def answer(self, call: Call) -> Reply:
         """POST /v1/sessions/{id}: use up the nonce, appraise, keep the state, answer with a token."""
-        self._policies.current()  # without a policy the nonce is not used up
+        policy = self._policies.current()  # without one the nonce is not used up
         session = self._consume(call)
         begin = time.perf_counter()
         try:
-            answer = self._appraise(call, session)
+            answer = self._appraise(call, session, policy)
         except RejectedError as error:
             self._reject(session, error, call.now)
             self._metrics.appraisal(error.code, time.perf_counter() - begin)
@@ -156,8 +156,8 @@ class Attestor:
             raise RejectedError(Code.NONCE_USED, "the session was answered before")
         return session
 
-    def _appraise(self, call: Call, session: StoredSession) -> JsonObject:
-        host, policy = self._store.host(session.host), self._policies.current()
+    def _appraise(self, call: Call, session: StoredSession, policy: Policy) -> JsonObject:
+        host = self._store.host(session.host)
         stale = host is not None and host.state_digest != session.state_digest
         if stale and call.now < session.expires:
             # The records that this session asked for are not those that come next: that is nobody's fault.

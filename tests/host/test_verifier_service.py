@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -218,7 +219,7 @@ def serial(server):
 
 
 def started(folder, *options):
-    words = [".venv/bin/python", "-m", "secrun", "--root", str(folder / "root"), "attest", "serve", *options]
+    words = [sys.executable, "-m", "secrun", "--root", str(folder / "root"), "attest", "serve", *options]
     return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -292,6 +293,12 @@ def test_the_page_shows_hosts_pods_and_reasons(server, tmp_path):
     assert "relaxed: net=host" in bad
     assert "is not a reference value" in bad
     assert POD in bad
+
+
+def test_the_page_renews_itself(server, tmp_path):
+    before = server.log.count('"route":"/v1/hosts",')
+    browse(server, tmp_path, f"/#token={READER}", "--virtual-time-budget=16000", "--dump-dom")
+    assert server.log.count('"route":"/v1/hosts",') - before >= 3
 
 
 def test_the_page_takes_what_hosts_say_as_text(server, tmp_path):

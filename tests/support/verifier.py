@@ -160,7 +160,7 @@ async def call_app(
 class Desk:
     """A service and a clock that stands still until it is moved."""
 
-    service: Service
+    service: Service | None = None
     now: float = NOW
     log: list[str] = field(default_factory=list)
 
@@ -197,13 +197,12 @@ def opened_desk(folder: Path, database: str = "", **changes: Any) -> Iterator[De
         "allow_software_tpm": True,
         "limits": NO_LIMITS,
     }
-    log: list[str] = []
-    service = build(ServiceConfig(**(settings | changes)), clock=lambda: desk.now, log=log.append)
-    desk = Desk(service=service, log=log)
+    desk = Desk()
+    desk.service = build(ServiceConfig(**(settings | changes)), clock=lambda: desk.now, log=desk.log.append)
     try:
         yield desk
     finally:
-        service.close()
+        desk.service.close()
 
 
 @dataclass

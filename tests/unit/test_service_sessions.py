@@ -82,6 +82,16 @@ def test_a_restarted_verifier_goes_on_where_it_was(tmp_path):
         assert again.answer(challenge, again.evidence(challenge)).status == 200
 
 
+def test_a_state_that_cannot_be_read_is_said(desk, client):
+    assert client.attest().status == 200
+    desk.service.store.database.run("UPDATE hosts SET state = ?, state_digest = ?", b'{"v":0}', b"d")
+    refused = desk("POST", "/v1/sessions", {"host": "host-1"}, client.token)
+    assert (refused.status, refused.code) == (503, "E_DATABASE")
+    assert "version 0" in refused.json["detail"]
+    assert desk("DELETE", "/v1/hosts/host-1", token=ADMIN).status == 204
+    assert client.enrol().attest().status == 200
+
+
 def test_a_rebooted_host_begins_anew(desk, client):
     assert client.attest().status == 200
     booted = usual_host(ak=client.host.ak, epoch=Epoch(reset=8, restart=0, boot_id=POD_2), restart=0)
@@ -169,9 +179,9 @@ def test_a_session_that_was_ended_is_gone(desk, client):
 def test_what_expired_is_forgotten_after_a_while(desk, client):
     old = client.challenge()
     pending = Client(desk, host=usual_host(name="host-2")).begin_enrolment().json
-    desk.service.attestor.purge(NOW + 60 + 300)
+    desk.service.attestor.purge(NOW + 60 + 60)
     assert desk("GET", f"/v1/sessions/{old['id']}", token=READER).status == 200
-    desk.service.attestor.purge(NOW + 60 + 301)
+    desk.service.attestor.purge(NOW + 60 + 61)
     assert desk("GET", f"/v1/sessions/{old['id']}", token=READER).status == 404
     assert desk("POST", f"/v1/enroll/{pending['id']}/proof", {"proof": "00" * 32}).code == "E_ENROL_UNKNOWN"
 
@@ -292,4 +302,9 @@ def test_without_a_policy_nothing_is_used_up(tmp_path):
         assert int(refused.headers["retry-after"]) > 0
         policy = policy_document(id="default", software_tpm=True)
         assert desk("PUT", "/v1/policies/default", policy, ADMIN).status == 204
-        assert client.attest().status == 200
+        challenge = client.challenge()
+        run = desk.service.store.database.run
+        run("UPDATE documents SET id = 'away'")
+        assert client.answer(challenge, client.evidence(challenge)).code == "E_NO_POLICY"
+        run("UPDATE documents SET id = 'default'")
+        assert client.answer(challenge, client.evidence(challenge)).status == 200

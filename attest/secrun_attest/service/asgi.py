@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -10,10 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from secrun_attest.errors import FormatError
 from secrun_attest.rejection import RejectedError
 from secrun_attest.service.auth import Authenticator, Peer, Principal, Role, check_allowed
 from secrun_attest.service.call import PROBLEM, Call, Reply
 from secrun_attest.service.config import Limits
+from secrun_attest.service.database import damaged
 from secrun_attest.service.metrics import Metrics
 from secrun_attest.service.rate import Buckets, Gate
 from secrun_attest.service.routes import Route, Size
@@ -55,9 +56,9 @@ class Door:
     tokens: Buckets
     executor: Executor
     inline: bool
+    log: Callable[[str], None]
     clock: Callable[[], float] = time.time
     steady: Callable[[], float] = time.monotonic
-    log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: T201 - the log
 
     async def admit(self, request: "Request", route: Route) -> Principal:
         """Find out who it is and whether they may; who shows no valid credentials counts for its address."""
@@ -111,6 +112,9 @@ class Door:
             reply = await self.handle(request, route, principal)
         except (ServiceError, RejectedError) as error:
             reply, code = refusal(error), error.code
+        except FormatError as error:
+            # Handlers answer for what is malformed in a request; this is something that they had stored.
+            reply, code = refusal(damaged(error.message)), Trouble.DATABASE.value
         self.metrics.request(route.method, route.path, reply.status)
         seconds = self.steady() - begin
         self._log(request, route, principal, status=reply.status, code=code, seconds=seconds)

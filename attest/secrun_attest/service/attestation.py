@@ -5,7 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from secrets import token_bytes, token_urlsafe
+from secrets import token_bytes
 
 from secrun_attest import ear
 from secrun_attest.errors import FormatError
@@ -15,7 +15,7 @@ from secrun_attest.limits import MAX_COUNT, MAX_RECORDS
 from secrun_attest.policy import Policy
 from secrun_attest.record import Epoch
 from secrun_attest.rejection import Code, RejectedError
-from secrun_attest.service.call import Call, Reply, bad_request, check_id, reply
+from secrun_attest.service.call import Call, Reply, bad_request, check_id, is_own_id, new_id, reply
 from secrun_attest.service.keys import Keyring
 from secrun_attest.service.metrics import Metrics
 from secrun_attest.service.pages import pods_page, summary_page
@@ -27,7 +27,7 @@ from secrun_attest.verify import Appraisal, Session, State, Verdict, appraise, l
 # Single use and short: the time between question and quote is what "fresh" means.
 SESSION_SECONDS = 60
 # A session's answer can be read again for this long after it expired.
-KEPT_SECONDS = 300
+KEPT_SECONDS = 60
 # Serialised; a loaded state takes some ten times that.
 STATE_CACHE = 8 << 20
 NONCE_SIZE = 32
@@ -100,7 +100,7 @@ class Attestor:
         call.principal.must_be(host_id)
         host, policy = self._known(host_id), self._policies.current()
         new = StoredSession(
-            id=token_urlsafe(16),
+            id=new_id(),
             host=host_id,
             nonce=token_bytes(NONCE_SIZE),
             issued=call.now,
@@ -132,11 +132,11 @@ class Attestor:
 
     def answer(self, call: Call) -> Reply:
         """POST /v1/sessions/{id}: use up the nonce, appraise, keep the state, answer with a token."""
-        self._policies.current()  # without a policy the nonce is not used up
+        policy = self._policies.current()  # without one the nonce is not used up
         session = self._consume(call)
         begin = time.perf_counter()
         try:
-            answer = self._appraise(call, session)
+            answer = self._appraise(call, session, policy)
         except RejectedError as error:
             self._reject(session, error, call.now)
             self._metrics.appraisal(error.code, time.perf_counter() - begin)
@@ -146,17 +146,18 @@ class Attestor:
 
     def _consume(self, call: Call) -> StoredSession:
         identifier = call.path["id"]
-        session = self._store.consume(identifier, call.principal.host, call.now)
+        known = is_own_id(identifier)
+        session = self._store.consume(identifier, call.principal.host, call.now) if known else None
         if session is None:
-            old = self._store.session(identifier)
+            old = self._store.session(identifier) if known else None
             if old is None:
                 raise RejectedError(Code.NONCE_UNKNOWN, "there is no such session")
             call.principal.must_be(old.host)
             raise RejectedError(Code.NONCE_USED, "the session was answered before")
         return session
 
-    def _appraise(self, call: Call, session: StoredSession) -> JsonObject:
-        host, policy = self._store.host(session.host), self._policies.current()
+    def _appraise(self, call: Call, session: StoredSession, policy: Policy) -> JsonObject:
+        host = self._store.host(session.host)
         stale = host is not None and host.state_digest != session.state_digest
         if stale and call.now < session.expires:
             # The records that this session asked for are not those that come next: that is nobody's fault.
@@ -203,7 +204,7 @@ class Attestor:
         developer, build = self._issuer
         issuer = ear.Issuer(developer=developer, build=build, key_id=signer.key_id)
         claims = ear.claims(
-            verdict, challenge, issuer, now=now, token_id=token_urlsafe(16), channel_key=verdict.channel_key
+            verdict, challenge, issuer, now=now, token_id=new_id(), channel_key=verdict.channel_key
         )
         state, pods = verdict.state, verdict.pods
         return {
@@ -251,7 +252,8 @@ class Attestor:
         return Reply(status=204)
 
     def _session(self, call: Call) -> StoredSession:
-        session = self._store.session(call.path["id"])
+        identifier = call.path["id"]
+        session = self._store.session(identifier) if is_own_id(identifier) else None
         if session is None:
             raise RejectedError(Code.NONCE_UNKNOWN, "there is no such session")
         call.principal.must_be(session.host)
@@ -261,7 +263,8 @@ class Attestor:
         """POST /v1/appraise: a relying party's own nonce; nothing is kept."""
         call.only("host", "nonce", "audience", "policy")
         host = self._known(check_id(call.query.get("host", ""), "the parameter host"))
-        policy = self._policies.current(call.query.get("policy", ""))
+        wanted = call.query.get("policy", "")
+        policy = self._policies.current(check_id(wanted, "the parameter policy") if wanted else "")
         challenge = Session(
             nonce=_nonce(call.query.get("nonce", "")),
             issued=call.now,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from secrets import token_urlsafe
 
 from secrun_attest.errors import FormatError
 from secrun_attest.fields import Fields, parse_json
@@ -16,6 +17,8 @@ PROBLEM = "application/problem+json"
 # Ids go into paths, pages and logs.
 MAX_ID = 200
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+# Our own are random base64url, which may begin with anything of it.
+_OWN_ID = re.compile(r"[A-Za-z0-9_-]{22}\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +65,24 @@ def bad_request(message: str) -> ServiceError:
     return ServiceError(Trouble.REQUEST, message, hint="see docs/verifier-service.md or /openapi.json")
 
 
+def is_id(value: str) -> bool:
+    """Tell whether `value` has the form of an id: what has not is in no database, and goes to none."""
+    return len(value) <= MAX_ID and _ID.match(value) is not None
+
+
+def is_own_id(value: str) -> bool:
+    """Tell whether `value` has the form of an id that `new_id` made."""
+    return _OWN_ID.match(value) is not None
+
+
+def new_id() -> str:
+    """Return an id that nobody can guess."""
+    return token_urlsafe(16)
+
+
 def check_id(value: str, what: str) -> str:
     """Return `value` if it may be an id; raises ServiceError 422."""
-    if len(value) > MAX_ID or not _ID.match(value):
+    if not is_id(value):
         raise bad_request(
             f"{what} is {value[:80]!r}, expected up to {MAX_ID} letters, digits, '.', '_' and '-'"
         )

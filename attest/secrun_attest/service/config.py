@@ -34,7 +34,6 @@ class Limits:
     body_bytes: int = 128 << 20
     connections: int = 4096
     body_seconds: float = 30.0
-    header_seconds: float = 10.0
     stop_seconds: int = 20
     peer: Rate = field(default_factory=lambda: Rate(per_second=20, burst=100))
     host: Rate = field(default_factory=lambda: Rate(per_second=2, burst=20))

@@ -69,7 +69,9 @@ class Row:
 
 def damaged(message: str) -> ServiceError:
     """Return the error that says the database holds what this program did not write."""
-    return ServiceError(Trouble.DATABASE, f"the database is damaged: {message}", retry_after=60)
+    text = f"the database holds what this version did not write: {message}"
+    hint = "another version may have; if it is one host's, an admin may DELETE it, and it enrols again"
+    return ServiceError(Trouble.DATABASE, text, hint=hint, retry_after=60)
 
 
 class Database(Protocol):

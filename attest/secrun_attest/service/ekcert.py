@@ -41,7 +41,7 @@ def _certificates(path: Path) -> "list[Certificate]":
         if b"-----BEGIN" in data:
             return x509.load_pem_x509_certificates(data)
         return [x509.load_der_x509_certificate(data)]
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ServiceError(Trouble.EK_UNTRUSTED, f"{path} is not a certificate: {error}") from error
 
 
@@ -53,7 +53,7 @@ def check_chain(chain: Sequence[bytes], roots: "Sequence[Certificate]", ek: Publ
         raise _untrusted(f"a certificate has more than {MAX_CERTIFICATE} bytes")
     try:
         leaf, *others = [x509.load_der_x509_certificate(item) for item in chain]
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise _untrusted(f"not a certificate: {error}") from error
     _verify(leaf, others, roots, now)
     if not _same_key(leaf, ek):

@@ -5,7 +5,7 @@ import hmac
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from secrets import token_bytes, token_urlsafe
+from secrets import token_bytes
 from typing import TYPE_CHECKING
 
 from secrun_attest import jcs
@@ -15,7 +15,7 @@ from secrun_attest.fields import Fields, as_base64, to_base64
 from secrun_attest.jcs import JsonObject
 from secrun_attest.rejection import RejectedError
 from secrun_attest.service.auth import new_token, token_hash
-from secrun_attest.service.call import Call, Reply, bad_request, check_id, reply
+from secrun_attest.service.call import Call, Reply, bad_request, check_id, is_own_id, new_id, reply
 from secrun_attest.service.credential import SECRET_SIZE, check_ek, make_credential
 from secrun_attest.service.ekcert import check_chain
 from secrun_attest.service.store import NewHost, Store
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 TRANSCRIPT = b"secrun-enroll-v1\0"
 # ActivateCredential takes a second or two on slow TPMs.
 PROOF_SECONDS = 60
-_ID_BYTES = 16
 
 PARENTS = {"endorsement": Hierarchy.ENDORSEMENT, "platform": Hierarchy.PLATFORM}
 PARENT_EK = "ek"
@@ -168,7 +167,7 @@ class Enroller:
         name = name_of(wish.ek)
         self._check_owner(wish.host, name)
         enrolment = wish.enrolment(software=self._is_software(wish, call.now))
-        secret, identifier = token_bytes(SECRET_SIZE), token_urlsafe(_ID_BYTES)
+        secret, identifier = token_bytes(SECRET_SIZE), new_id()
         credential = make_credential(wish.ek, enrolment.ak_name, secret)
         answer: JsonObject = {
             "id": identifier,
@@ -216,7 +215,8 @@ class Enroller:
             fields.done()
         except FormatError as error:
             raise bad_request(error.message) from error
-        taken = self._store.take_pending(call.path["id"])
+        identifier = call.path["id"]
+        taken = self._store.take_pending(identifier) if is_own_id(identifier) else None
         if taken is None:
             raise ServiceError(Trouble.ENROL_UNKNOWN, "there is no such enrolment, or it was answered")
         data, expires = taken

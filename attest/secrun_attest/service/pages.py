@@ -87,7 +87,8 @@ class Viewer:
         """GET /v1/hosts."""
         call.only("after", "limit")
         limit = _limit(call.query.get("limit", str(USUAL_PAGE)))
-        found = self._store.hosts(call.query.get("after", ""), limit + 1)
+        after = call.query.get("after", "")
+        found = self._store.hosts(check_id(after, "the parameter after") if after else "", limit + 1)
         pages: list[JsonValue] = [host_page(host) for host in found[:limit]]
         following = found[limit - 1].enrolment.host if len(found) > limit else None
         return reply({"now": call.now, "hosts": pages, "next": following})

@@ -41,16 +41,12 @@ POINTS = (
 )
 
 
-def words(secrun: Secrun, *command: str) -> list[str]:
-    roots = ["--root", str(secrun.root), "--run-root", str(secrun.run_root)]
-    return [*roots, "run", *RELAXED, secrun.image, "--", *command]
-
-
-def run_with_fault(secrun: Secrun, tmp_path: Path, point: str) -> tuple[int, list[str]]:
+def run_with_fault(secrun: Secrun, tmp_path: Path, point: str, *options: str) -> tuple[int, list[str]]:
     passed = tmp_path / "points"
-    done = subprocess.run(
-        faults.argv(str(passed), point, words(secrun, "true")), capture_output=True, timeout=120, check=False
-    )
+    roots = ["--root", str(secrun.root), "--run-root", str(secrun.run_root)]
+    words = [*roots, "run", *options, *RELAXED, secrun.image, "--", "true"]
+    argv = faults.argv(str(passed), point, words)
+    done = subprocess.run(argv, capture_output=True, timeout=120, check=False)
     return done.returncode, passed.read_text().split()
 
 
@@ -65,9 +61,8 @@ def assert_nothing_is_left(secrun: Secrun, before, uuids) -> None:
     # Other workers of this run have pods of their own.
     assert [line for line in left if not line.startswith("cgroups:")] == []
     assert [uuid for uuid in uuids if cgroups.host().pod(uuid).exists()] == []
-    for folder in secrun.root.joinpath("pods").iterdir():
-        assert list(folder.iterdir()) == []
-    assert list(secrun.root.joinpath("scratch").iterdir()) == []
+    assert list(secrun.root.glob("pods/*/*")) == []
+    assert list(secrun.root.glob("scratch/*")) == []
 
 
 def test_the_list_of_instants_is_complete(secrun: Secrun, tmp_path):
@@ -86,6 +81,23 @@ def test_killed_at_any_instant_gc_leaves_a_clean_host(secrun: Secrun, tmp_path, 
     assert code == (0 if point in ("exit-written", "measured-PodExit") else -signal.SIGKILL)
     assert point in passed
     uuids = [pod["uuid"] for pod in secrun.pods()]
+    clean_up(secrun)
+    assert_nothing_is_left(secrun, before, uuids)
+
+
+@pytest.mark.parametrize("option", ["--rm", "-d"])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_pod_that_removes_itself_or_is_detached_is_cleaned_up_as_well(
+    secrun: Secrun, tmp_path, point, option
+):
+    clean_up(secrun)
+    before = footprint(str(secrun.root))
+    run_with_fault(secrun, tmp_path, point, option)
+    uuids = [pod["uuid"] for pod in secrun.pods()]
+    for uuid in uuids:
+        # A detached pod outlives its caller.
+        eventually(lambda uuid=uuid: secrun.status(uuid)["state"] not in ("running", "preparing"), "its end")
+    assert point in (tmp_path / "points").read_text().split()
     clean_up(secrun)
     assert_nothing_is_left(secrun, before, uuids)
 

@@ -1,8 +1,11 @@
 """Images that other tools made run as pods, straight from their references."""
 
+import importlib.util
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -124,6 +127,39 @@ def test_an_image_without_a_command_says_so(secrun, tmp_path):
     busybox_image(tmp_path / "layout", config={"Cmd": []})
     result = secrun("run", "--rm", ANY, f"oci:{tmp_path}/layout:busybox", code=126)
     assert "names no program" in result.err
+
+
+def python_layer(module: Path) -> bytes:
+    """Debian's Python with what it loads at its start, and `module` with its byte code, times and all."""
+    code = "import sys; print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)))"
+    loaded = tool("/usr/bin/python3.11", "-I", "-S", "-c", code).split()
+    libraries = [word for word in tool("ldd", "/usr/bin/python3.11").split() if word.startswith("/")]
+    cached = [importlib.util.cache_from_source(path) for path in loaded]
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT, dereference=True) as layer:
+        for path in ("/usr/bin/python3.11", *libraries, *loaded, *cached):
+            layer.add(path)
+        layer.add(module.parent, "app")
+    return out.getvalue()
+
+
+def test_python_in_an_image_loads_its_byte_code_unchanged(secrun, tmp_path):
+    module = tmp_path / "app" / "module.py"
+    module.parent.mkdir()
+    module.write_text("VALUE = 42\n")
+    # A time with a fraction, which byte code holds in whole seconds.
+    os.utime(module, ns=(1_500_000_000_987_654_321,) * 2)
+    tool("/usr/bin/python3.11", "-m", "compileall", "-q", module.parent)
+    LayoutWriter(tmp_path / "layout").add_image("x", [python_layer(module)], compression="none")
+    python = ("/usr/bin/python3.11", "-I", "-S", "-v", "-c")
+    code = "import os, sys; sys.path.insert(0, '/app'); import module; print(module.VALUE)"
+    done = secrun("run", "--rm", ANY, f"oci:{tmp_path}/layout:x", "--", *python, code)
+    assert done.out == "42\n"
+    assert "/app/__pycache__/module.cpython-311.pyc matches /app/module.py" in done.err
+    assert (
+        "/encodings/__pycache__/__init__.cpython-311.pyc matches /usr/lib/python3.11/encodings/" in done.err
+    )
+    assert not [line for line in done.err.splitlines() if "# wrote" in line or "bytecode is stale" in line]
 
 
 def test_no_policy_and_no_option_means_no_pod(secrun, tmp_path):

@@ -19,7 +19,7 @@ from secrun.image.rootfs import rootfs_key
 from secrun.image.store import ImageStore, purge_stale
 from secrun.paths import Layout
 from secrun.record import replace
-from support.images import LayoutWriter
+from support.images import OCI_MANIFEST, LayoutWriter
 from support.stored import ARCH, LAYER, OTHER, accepting, one_image, reference
 
 
@@ -179,6 +179,18 @@ def test_a_layout_with_a_bad_part_leaves_the_store_as_it_was(layout, options, wr
     assert [entry.digest for entry in ImageStore(layout).entries()] == [good]
     assert leftovers(layout) == []
     assert list(layout.scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("says", [100_000_000, 500])
+def test_a_manifest_of_a_hundred_megabytes_is_refused_unread(layout, options, writer, says):
+    digest = "1" * 64
+    with writer.blob(digest).open("wb") as stream:
+        stream.truncate(100_000_000)
+    writer.add_entry("large", {"mediaType": OCI_MANIFEST, "digest": f"sha256:{digest}", "size": says})
+    with pytest.raises(ImageError, match="4194304") as caught:
+        ensure_image(layout, reference(writer, "large"), options)
+    assert caught.value.code == "image-limit"
+    assert leftovers(layout) == []
 
 
 @pytest.mark.parametrize("tag", ["", "none"])

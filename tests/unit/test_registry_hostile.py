@@ -145,6 +145,12 @@ def test_an_endless_manifest_is_cut_off(server, clock):
     assert len(server.asked(MANIFEST)) == 1
 
 
+def test_a_manifest_of_a_hundred_megabytes_is_not_taken(server, clock):
+    server.replies[MANIFEST] = [Reply(body=b" " * 100_000_000)]
+    with pytest.raises(ImageError, match="4194304"):
+        make_client(server, clock).root()
+
+
 def test_a_manifest_that_is_cut_is_asked_for_again(server, clock):
     server.replies[MANIFEST] = [Reply(body=GOOD.body[:5], length=len(GOOD.body)), GOOD]
     assert make_client(server, clock).root().data == GOOD.body

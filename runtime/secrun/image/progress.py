@@ -1,5 +1,6 @@
 """Progress of a fetch: one line on a terminal, nothing elsewhere; notes are always said."""
 
+import _thread  # threading.Lock without the rest of threading, which most runs do without
 import os
 import time
 from collections.abc import Mapping
@@ -72,9 +73,7 @@ class TerminalProgress:
         self._stream = stream
         self._live = stream.isatty() and environ.get("TERM") != "dumb"
         self._color = self._live and not environ.get("NO_COLOR")
-        import threading  # not for the runs that show nothing
-
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self._what = ""
         self._done = self._total = 0
         self._began = self._drawn = 0.0

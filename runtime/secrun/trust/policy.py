@@ -1,7 +1,5 @@
 """The policy file of containers-policy.json(5), parsed strictly: what is not understood rejects the file."""
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -157,6 +155,9 @@ def _identity(reader: _Reader) -> SignedIdentity:
 
 
 def _decoded(reader: _Reader, word: str) -> bytes:
+    import base64
+    import binascii
+
     try:
         return base64.b64decode(word, validate=True)
     except binascii.Error as error:

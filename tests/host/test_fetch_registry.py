@@ -434,7 +434,7 @@ def test_the_store_needs_no_root_to_be_looked_at(secrun, served, repository):
     secrun("fetch", *PLAIN, served.reference("t/gzip:1"))
     # The checkout may lie where nobody else can read; a copy of the program lies beside the store.
     code = secrun.root.parent / "code"
-    for package in ("runtime/secrun", "policies/secrun_policies"):
+    for package in ("runtime/secrun", "attest/secrun_attest"):
         shutil.copytree(repository / package, code / Path(package).name, copy_function=shutil.copyfile)
     for path in (secrun.root, *secrun.root.parents):
         if path == Path(tempfile.gettempdir()):

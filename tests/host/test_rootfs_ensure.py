@@ -19,6 +19,7 @@ from secrun.image.rootfs import Compression, LayerSource
 from secrun.image.rootfs.sandbox import Confined
 from secrun.launch import run
 from secrun.paths import Layout
+from secrun.selfdigest import package_folder
 from secrun.syscalls import LinuxSyscalls
 from support.erofs_judges import mounted, walk
 from support.layers import Member, file, folder, pax, store_layers, symlink, tar
@@ -133,8 +134,11 @@ def open_work(tmp_path: Path) -> Path:
     for parent in (tmp_path, *tmp_path.parents):
         if parent.stat().st_uid == os.geteuid() and parent.name.startswith(("pytest-", "popen-", "test_")):
             parent.chmod(0o755)
-    source = Path(rootfs.__file__).parents[2]
-    shutil.copytree(source, tmp_path / "code" / "secrun", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("secrun", "secrun_attest"):
+        source = package_folder(package)
+        assert source is not None
+        target = tmp_path / "code" / package
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     store_layers(tmp_path / "blobs", LAYERS)
     run(["chmod", "-R", "a+rX", tmp_path])
     return tmp_path

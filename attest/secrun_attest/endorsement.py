@@ -44,7 +44,7 @@ def _checked(kind: EkKind, public: Public, stored: bytes) -> bytes:
     der = stored[: _der_size(stored)]
     try:
         certificate = x509.load_der_x509_certificate(der)
-        same = _holds(certificate, public)
+        same = holds(certificate, public)
     except ValueError as error:
         raise _error(kind, f"cannot be read: {error}") from error
     if not same:
@@ -62,7 +62,8 @@ def _der_size(data: bytes) -> int:
     return 2 + digits + int.from_bytes(data[2 : 2 + digits], "big")
 
 
-def _holds(certificate: "Certificate", public: Public) -> bool:
+def holds(certificate: "Certificate", public: Public) -> bool:
+    """Tell whether `certificate` is about the key `public`."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     key = certificate.public_key()

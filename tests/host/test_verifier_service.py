@@ -238,6 +238,7 @@ def started(folder, *options):
         (["--admin-token-file", "/dev/null"], 2, "usage-verifier"),
         (["--ek-roots", "/etc/apt"], 2, "usage-verifier"),
         (["--signing-key", "/etc/hostname"], 2, "usage-verifier"),
+        (["--policy-key", "/etc/hostname"], 2, "usage-verifier"),
     ],
 )
 def test_what_makes_no_sense_does_not_start(tmp_path, change, status, code):

@@ -1,7 +1,10 @@
 """The door: sizes, types, times, how often and how much at once; the log; what every answer carries."""
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 
 import pytest
 
@@ -201,6 +204,18 @@ def test_every_answer_says_what_it_may_be_used_for(desk):
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"
         assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_page_may_run_its_own_script_and_style_only(desk):
+    page = desk("GET", "/")
+    policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    for tag in ("script", "style"):
+        inside = re.search(rb"<%s>(.*?)</%s>" % (tag.encode(), tag.encode()), page.body, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(inside).digest()).decode()
+        assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
+    for name in ("base-uri", "form-action", "frame-ancestors"):
+        assert policy[name] == "'none'"
 
 
 def test_unknown_pages_and_methods_are_problems_too(desk):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from secrun_attest.evidence import MAX_EVIDENCE
-from secrun_attest.policy import MAX_POLICY
+from secrun_attest.policyfile import MAX_FILE
 
 # Keys, certificates and their chain in base64: 30 kB at most.
 MAX_REQUEST = 128 << 10
@@ -27,7 +27,7 @@ class Limits:
     """
 
     evidence: int = MAX_EVIDENCE
-    policy: int = MAX_POLICY
+    policy: int = MAX_FILE
     request: int = MAX_REQUEST
     in_flight: int = 64
     # Parsed evidence takes about six times its size.

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secrun_attest.endorsement import holds
 from secrun_attest.service.trouble import ServiceError, Trouble
-from secrun_attest.wire import Alg, Public
+from secrun_attest.wire import Public
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -56,7 +57,7 @@ def check_chain(chain: Sequence[bytes], roots: "Sequence[Certificate]", ek: Publ
     except (ValueError, x509.InvalidVersion) as error:
         raise _untrusted(f"not a certificate: {error}") from error
     _verify(leaf, others, roots, now)
-    if not _same_key(leaf, ek):
+    if not holds(leaf, ek):
         raise _untrusted("the certificate is about another key than ek_pub")
 
 
@@ -79,20 +80,6 @@ def _verify(
         return builder.build_client_verifier().verify(leaf, others)
     except VerificationError as error:
         raise _untrusted(f"the chain does not end at a trusted root: {str(error)[:200]}") from error
-
-
-def _same_key(leaf: "Certificate", ek: Public) -> bool:
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
-    key = leaf.public_key()
-    if isinstance(key, rsa.RSAPublicKey) and ek.type == Alg.RSA:
-        numbers = key.public_numbers()
-        return (numbers.e, numbers.n) == (ek.exponent, int.from_bytes(ek.unique[0], "big"))
-    if isinstance(key, ec.EllipticCurvePublicKey) and ek.type == Alg.ECC:
-        point = key.public_numbers()
-        x, y = (int.from_bytes(part, "big") for part in ek.unique)
-        return key.curve.name == "secp256r1" and (point.x, point.y) == (x, y)
-    return False
 
 
 def _untrusted(message: str) -> ServiceError:

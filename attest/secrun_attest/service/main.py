@@ -74,7 +74,7 @@ def build(
     """Open the database, read the files, put the parts together; raises ServiceError and OSError."""
     store = Store(open_database(config.database))
     store.open(BOOT_ID.read_text().strip())
-    opener = make_opener(config)
+    opener = make_opener(config, clock)
     policies = Policies(
         store, default=_take_policy(store, config, opener), opener=opener, signed=bool(config.policy_keys)
     )
@@ -143,15 +143,28 @@ def _handlers(enroller: Enroller, attestor: Attestor, viewer: Viewer, desk: Desk
     )
 
 
-def make_opener(config: ServiceConfig) -> Opener:
+def make_opener(config: ServiceConfig, clock: Callable[[], float]) -> Opener:
     """Return what turns the bytes of a policy into a Policy: with keys, only what one of them signed."""
     if not config.policy_keys:
         return parse_policy
+    from secrun_attest.dsse import load_public_key
+    from secrun_attest.policyfile import PolicyFileError, open_policy
 
-    def refuse(_data: bytes) -> Policy:
-        raise ServiceError(Trouble.POLICY_UNSIGNED, "signed policies cannot be read by this version yet")
+    keys = tuple(load_public_key(path.read_bytes(), what=str(path)) for path in config.policy_keys)
 
-    return refuse
+    def signed(data: bytes) -> Policy:
+        try:
+            return open_policy(data, keys, require_signature=True, now=int(clock())).policy
+        except PolicyFileError as error:
+            if error.code in ("policy-expired", "policy-early"):
+                raise ServiceError(
+                    Trouble.NO_POLICY, error.message, hint=error.hint, retry_after=30
+                ) from error
+            if error.code in ("policy-unsigned", "policy-signature", "policy-type"):
+                raise ServiceError(Trouble.POLICY_UNSIGNED, error.message, hint=error.hint) from error
+            raise
+
+    return signed
 
 
 def _take_policy(store: Store, config: ServiceConfig, opener: Opener) -> str:

@@ -19,6 +19,7 @@ def summary_page(verdict: Verdict, now: int) -> JsonObject:
         "verdict": verdict.status.value,
         "epoch": {"reset": epoch.reset, "restart": epoch.restart, "boot_id": epoch.boot_id},
         "log_count": verdict.state.recnum,
+        "tpm": verdict.state.machine.tpm.value,
         "reasons": [*verdict.host.reasons],
         "pod_count": sum(pod.state is not PodState.REMOVED for pod in verdict.state.machine.pods.values()),
     }
@@ -55,7 +56,14 @@ def _pod(pod: Pod, appraisal: Appraisal) -> JsonObject:
     }
 
 
-_NOTHING: JsonObject = {"appraised": None, "epoch": None, "log_count": None, "reasons": [], "pod_count": 0}
+_NOTHING: JsonObject = {
+    "appraised": None,
+    "epoch": None,
+    "log_count": None,
+    "tpm": None,
+    "reasons": [],
+    "pod_count": 0,
+}
 
 
 def _stored(data: bytes, what: str) -> JsonObject:

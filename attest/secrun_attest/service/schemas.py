@@ -109,6 +109,7 @@ _SUMMARY: Final[dict[str, JsonObject]] = dict(  # noqa: C408 - reads like the ot
     appraised=_or_null(NUMBER),
     epoch=_or_null(_ref("Epoch")),
     log_count=_or_null(NUMBER),
+    tpm=_or_null(TEXT),
     reasons=_list(TEXT),
     pod_count=NUMBER,
     failure=_or_null(_object(code=TEXT, step=NUMBER, detail=TEXT, time=NUMBER)),

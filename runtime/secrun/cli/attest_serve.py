@@ -14,6 +14,7 @@ _PACKAGES = ("cryptography", "starlette", "uvicorn", "httptools")
 
 def serve(args: Arguments, context: Context) -> int:
     """Serve until the process is told to stop; the address goes to standard output."""
+    from secrun_attest.errors import AttestError
     from secrun_attest.service.main import serve as run
     from secrun_attest.service.trouble import ServiceError, Trouble
 
@@ -25,8 +26,8 @@ def serve(args: Arguments, context: Context) -> int:
 
     try:
         return run(config, ready=ready)
-    except ServiceError as error:
-        if error.trouble is Trouble.DATABASE:
+    except AttestError as error:
+        if isinstance(error, ServiceError) and error.trouble is Trouble.DATABASE:
             raise HostError(error.message, hint=error.hint, code="host-verifier-database") from error
         raise UsageError(error.message, hint=error.hint, code="usage-verifier") from error
     except ModuleNotFoundError as error:

@@ -70,13 +70,24 @@ def test_nothing_of_the_machinery_is_mounted_in_the_app(secrun: Secrun):
 
 
 def test_an_entered_command_is_confined_like_the_app(secrun: Secrun):
-    uuid = secrun.detach("sleep", "1000", options=("--user=app",))
+    uuid = secrun.detach("sleep", "1000", options=("--user=app", "--cap-add=CAP_NET_RAW"))
     try:
-        text = secrun("enter", uuid, "--", "cat", "/proc/self/status").out
-        status = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+        status, of_app = (
+            dict(
+                line.split(":\t", 1)
+                for line in secrun("enter", uuid, "--", "cat", f"/proc/{pid}/status").out.splitlines()
+                if ":\t" in line
+            )
+            for pid in ("self", "1")
+        )
+        same = ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters")
+        for name in (*same, "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert status[name] == of_app[name], name
+        # capabilities(7): 13 is CAP_NET_RAW.
+        assert int(status["CapEff"], 16) == 1 << 13
         assert status["NoNewPrivs"] == "1"
         assert status["Seccomp"] == "2"
-        assert int(status["CapBnd"], 16) & ~PODMAN == 0
+        assert int(status["CapBnd"], 16) & ~PODMAN == 1 << 13
         assert status["Uid"].split()[0] == "1000"
         show = "for kind in net ipc uts mnt pid user cgroup; do readlink /proc/$1/ns/$kind; done"
         mine, apps = (secrun("enter", uuid, "--", "sh", "-c", show, "sh", pid).out for pid in ("self", "1"))

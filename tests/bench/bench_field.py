@@ -14,6 +14,7 @@ from pathlib import Path
 
 from support import lab
 from support.registry import running_registry
+from support.softwaretpm import end_software_tpms
 
 TOP = Path(__file__).resolve().parent.parent.parent
 SECRUN = TOP / ".venv/bin/secrun"
@@ -112,6 +113,8 @@ def field(base: Path) -> Iterator[Bench]:
             lab.push(layout, name, f"{address}/bench/{name}:1")
         lab.tool(*bench.secrun("fetch", "--tls-verify=false", "--insecure-options=image", bench.busybox))
         lab.tool(*bench.podman("pull", "--quiet", "--tls-verify=false", bench.busybox))
+        # Every root measures its pods into a software TPM of its own.
+        undo.callback(end_software_tpms, str(base))
         undo.callback(bench.collect)
         yield bench
 

@@ -132,11 +132,16 @@ def pod(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
         series = compare(contenders, rounds)
     rows = []
     for name, what, against, budget in (
-        ("bare", "pod without network, start to exit", "`systemd-nspawn --boot` of the same stage1", 2.5),
-        ("podman none", "pod without network, start to exit", "`podman run --network=none`", None),
+        (
+            "bare",
+            "measured pod without network, start to exit",
+            "`systemd-nspawn --boot` of the same stage1",
+            2.5,
+        ),
+        ("podman none", "measured pod without network, start to exit", "`podman run --network=none`", None),
         (
             "podman default",
-            "pod without network (CNI comes later)",
+            "measured pod without network (CNI comes later)",
             "`podman run`, its default network",
             0.9,
         ),
@@ -263,11 +268,29 @@ def memory(bench: Bench, _: int) -> tuple[Rows, Profiles]:
     ], []
 
 
+def attest(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
+    """What measuring costs a pod, and what verifying costs a verifier."""
+    from bench_attest import attestation_rows
+    from bench_eventlog import eventlog
+
+    run = ("run", "--rm", INSECURE, "--pull=never", bench.busybox, "--", "true")
+    series = compare(
+        [single("measured", bench.secrun(*run)), single("off", bench.secrun("--attest=off", *run))], rounds
+    )
+    what, against = "a measured pod, start to exit", "the same with `--attest=off`"
+    rows = [_ratio_row(what, against, series["measured"], series["off"], None)]
+    folder = bench.base / "log"
+    folder.mkdir()
+    log_rows, profiles = eventlog(folder, rounds)
+    return [*rows, *log_rows, *attestation_rows(rounds)], profiles
+
+
 CASES: dict[str, Callable[[Bench, int], tuple[Rows, Profiles]]] = {
     "cli": command_line,
     "pod": pod,
     "fetch": fetch,
     "memory": memory,
+    "attest": attest,
 }
 
 

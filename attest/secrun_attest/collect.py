@@ -6,7 +6,7 @@ records are sent.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,9 +26,9 @@ from secrun_attest.evidence import (
 from secrun_attest.history import History
 from secrun_attest.logfile import EventLog
 from secrun_attest.record import Bank, Epoch, Record
-from secrun_attest.replay import find_prefix, replay
+from secrun_attest.replay import extend_all, find_prefix, replay
 from secrun_attest.tpm import TpmKind
-from secrun_attest.tss import AttestationKey, Quoted, Tss
+from secrun_attest.tss import AttestationKey, Moving, Quoted, Tss
 
 FIRMWARE_LOG: Final = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
 
@@ -176,12 +176,11 @@ def take(source: Source, bank: Bank, pcrs: Iterable[int], qualify: Callable[[Ask
     qualifying = qualify(asked)
     with Tss(source.tcti) as tss:
         key = tss.create_ak()
-        quoted = tss.quote(qualifying, bank, sorted({*pcrs, source.pcr}))
+        moving = Moving(pcr=source.pcr, values=lambda: _values_since(source, asked, bank))
+        quoted = tss.quote(qualifying, bank, sorted({*pcrs, source.pcr}), moving=moving)
     after = read_records(source)
     value = {bank: dict(quoted.pcrs)[source.pcr]}
-    count = None
-    if after[:1] == before[:1]:
-        count = find_prefix(after, asked.base, value, first=len(asked.records))
+    count = find_prefix(after, asked.base, value, first=len(asked.records))
     if count is None:
         raise LogError(
             f"PCR {source.pcr} is quoted as {bank}:{value[bank].hex()}, which the log gives after none "
@@ -197,6 +196,15 @@ def read_records(source: Source) -> tuple[Record, ...]:
     with Tss(source.tcti) as tss:
         log = EventLog(source.directory, tss, source.pcr, opening={}, baseline=source.baseline)
         return log.records()
+
+
+def _values_since(source: Source, asked: Asked, bank: Bank) -> Iterator[bytes]:
+    """Yield what the PCR has held since the quote was asked for, as the log says now."""
+    value = replay(asked.records, asked.base)
+    yield value[bank]
+    for record in read_records(source)[len(asked.records) :]:
+        value = extend_all(value, record.digests)
+        yield value[bank]
 
 
 def _asked(source: Source, tss: Tss, records: tuple[Record, ...]) -> Asked:

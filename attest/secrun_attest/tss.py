@@ -6,7 +6,7 @@ and for ways to a TPM that only the TSS knows.
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,7 +20,6 @@ from secrun_attest.tpm import TpmClock, TpmKind
 from secrun_attest.tsslink import FAILURE, Link, meaning, translated
 from secrun_attest.wire import (
     Hierarchy,
-    Selection,
     name_of,
     parse_attest,
     parse_public,
@@ -85,6 +84,14 @@ class Quoted:
     attest: bytes
     signature: bytes
     pcrs: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moving:
+    """A PCR that others extend while it is quoted; `values` gives what it may have been meanwhile."""
+
+    pcr: int
+    values: Callable[[], Iterable[bytes]]
 
 
 class Tss:
@@ -262,9 +269,12 @@ class Tss:
         with self._endorsement_key(kind) as (_, public, stored):
             return endorsement_of(kind, public, stored)
 
-    def quote(self, qualifying: bytes, bank: Bank, pcrs: Sequence[int]) -> Quoted:
+    def quote(
+        self, qualifying: bytes, bank: Bank, pcrs: Sequence[int], *, moving: Moving | None = None
+    ) -> Quoted:
         """Quote `pcrs` of one bank over 32 qualifying bytes, with the values that were quoted.
 
+        They are read after the quote. If the `moving` one was extended in between, its values are tried.
         Raises TpmError `tpm-banks` if the TPM has no such bank, `tpm-busy` if PCRs changed under each of
         three quotes.
         """
@@ -281,30 +291,33 @@ class Tss:
                 code="tpm-banks",
             )
         handle, _ = self._load_ak()
+        asked = [(bank, pcr) for pcr in wanted]
         for _ in range(QUOTE_TRIES):
-            quoted = self._quote(handle, qualifying, bank, wanted)
-            if quoted is not None:
-                return quoted
+            attest, signature, digest = self._quote(handle, qualifying, asked)
+            values = self._read(asked)
+            found = _values_of(digest, [values[pcr] for pcr in asked], _alternatives(wanted, moving))
+            if found is not None:
+                ordered = tuple(zip(wanted, found, strict=True))
+                return Quoted(attest=attest, signature=signature, pcrs=ordered)
         raise TpmError(f"PCRs changed under each of {QUOTE_TRIES} quotes", hint="try again", code="tpm-busy")
 
-    def _quote(self, key: int, qualifying: bytes, bank: Bank, pcrs: list[int]) -> Quoted | None:
-        lib = self._link.lib
-        asked = [(bank, pcr) for pcr in pcrs]
+    def _quote(
+        self, key: int, qualifying: bytes, asked: list[tuple[Bank, int]]
+    ) -> tuple[bytes, bytes, bytes]:
+        """Return TPMS_ATTEST, TPMT_SIGNATURE and the digest over the values."""
         with self._link.command("quote"):
-            attest, signature = self._link.api.quote(key, self._selection(asked), lib.TPM2B_DATA(qualifying))
+            attest, signature = self._link.api.quote(
+                key, self._selection(asked), self._link.lib.TPM2B_DATA(qualifying)
+            )
         reached("quoted")
         signed = bytes(attest.attestationData)
         found = parse_quote_body(parse_attest(signed).body)
-        if found.selections != (Selection(alg=ALGORITHM_IDS[bank], pcrs=tuple(pcrs)),):
+        quoted = [(BANK_OF_ID.get(one.alg), pcr) for one in found.selections for pcr in one.pcrs]
+        if quoted != asked:
             raise TpmError(
-                f"the TPM quoted {found.selections}, asked for PCRs {pcrs} of {bank}", code="tpm-banks"
+                f"the TPM quoted {found.selections}, asked for PCRs {_named(asked)}", code="tpm-banks"
             )
-        values = self._read(asked)
-        # The digest is by the signature's hash, whatever the bank.
-        if hashlib.sha256(b"".join(values[pcr] for pcr in asked)).digest() != found.digest:
-            return None
-        ordered = tuple((number, values[bank, number]) for bank, number in asked)
-        return Quoted(attest=signed, signature=bytes(signature.marshal()), pcrs=ordered)
+        return signed, bytes(signature.marshal()), found.digest
 
     def activate(self, id_object: bytes, encrypted_seed: bytes) -> bytes:
         """Return the secret of a credential that was made for this TPM's endorsement and attestation key.
@@ -345,6 +358,30 @@ class Tss:
             yield session
         finally:
             self._link.flush(session)
+
+
+def _alternatives(pcrs: list[int], moving: Moving | None) -> Iterator[tuple[int, bytes]]:
+    """Yield where among `pcrs` the moving one is, with each value that it may have been quoted with."""
+    if moving is not None:
+        at = pcrs.index(moving.pcr)
+        for value in moving.values():
+            yield at, value
+
+
+def _values_of(
+    digest: bytes, values: list[bytes], alternatives: Iterator[tuple[int, bytes]]
+) -> list[bytes] | None:
+    """Return the values that have the quoted digest: these, or these but for one; None if there are none.
+
+    The digest is by the signature's hash, whatever the bank.
+    """
+    if hashlib.sha256(b"".join(values)).digest() == digest:
+        return values
+    for at, value in alternatives:
+        tried = [*values[:at], value, *values[at + 1 :]]
+        if hashlib.sha256(b"".join(tried)).digest() == digest:
+            return tried
+    return None
 
 
 def _activation_error(code: int, text: str) -> TpmError | TpmTransportError:

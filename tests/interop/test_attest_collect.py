@@ -7,18 +7,19 @@ from dataclasses import replace
 
 import pytest
 
+from secrun_attest import checkpoint
 from secrun_attest.collect import read_firmware_log, read_records
 from secrun_attest.errors import LogError
 from secrun_attest.evidence import binding, build_evidence, parse_evidence
 from secrun_attest.quotefiles import write_quote
-from secrun_attest.record import Bank, Operation
+from secrun_attest.record import Bank, Operation, digests
 from secrun_attest.rejection import Code
-from secrun_attest.replay import replay, zeros
+from secrun_attest.replay import extend_all, replay, zeros
 from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import Tss
 from secrun_attest.verify import Enrolment, RejectedError, Status
 from secrun_attest.wire import name_of, parse_public
-from support.attest_bench import HOST, SELECTION
+from support.attest_bench import HOST, SELECTION, firmware_log
 from support.attested import PCR, AttestedHost, ShortTpm
 from support.eventlog_writer import check_killed_writers
 from support.swtpm import manufacture, running
@@ -55,6 +56,32 @@ def test_evidence_of_a_real_tpm_is_affirmed_from_its_first_record_and_from_later
     assert len(parse_evidence(evidence).records) == 3
     assert dict(parse_evidence(evidence).base_pcr) == dict(verdict.state.pcrs)
     assert later.head == attested.log()._tpm.read_pcr(PCR)[Bank.SHA256]
+
+
+def test_firmware_that_used_the_pcr_before_is_explained_by_its_log(attested):
+    data = b"what firmware did"
+    with attested.tpm.tss() as tss:
+        tss.extend(PCR, digests(Bank, data))
+    before = extend_all(zeros(Bank), digests(Bank, data))
+    attested.source = replace(attested.source, baseline=before)
+    attested.run_pod()
+    explained = firmware_log([(PCR, 1, data)], tuple(Bank))
+    evidence = attested.evidence(attested.challenge(), firmware_log=explained)
+    assert attested.judged(evidence).status is Status.AFFIRMING
+    assert parse_evidence(evidence).firmware_log == explained
+    assert dict(parse_evidence(evidence).base_pcr) == before
+    assert refused(attested, attested.evidence(attested.challenge())) is Code.BASELINE
+    other = firmware_log([(PCR, 1, data), (0, 1, b"more")], tuple(Bank))
+    assert refused(attested, attested.evidence(attested.challenge(), firmware_log=other)) is Code.BASELINE
+
+
+def test_a_tpm_with_one_bank_is_as_good(tmp_path):
+    with running(manufacture(tmp_path / "tpm", banks=(Bank.SHA256,))) as tpm:
+        host = AttestedHost(tmp_path, tpm)
+        host.run_pod()
+        verdict = host.attest()
+    assert verdict.status is Status.AFFIRMING
+    assert [bank for bank, _ in verdict.state.pcrs] == [Bank.SHA256]
 
 
 def test_evidence_is_good_for_its_own_challenge_and_state_only(attested):
@@ -100,6 +127,23 @@ def test_a_record_that_waits_for_its_extend_is_not_sent(attested):
     evidence = attested.evidence(attested.challenge())
     shown = parse_evidence(evidence)
     assert (shown.header.log_count, len(shown.records), len(read_records(attested.source))) == (4, 4, 5)
+    assert attested.judged(evidence).status is Status.AFFIRMING
+
+
+def test_a_record_measured_between_quote_and_reading_costs_no_second_quote(attested, monkeypatch):
+    attested.run_pod()
+    quotes = []
+
+    def hook(name):
+        if name == "quoted":
+            quotes.append(name)
+            for _ in range(2):
+                attested.log().append(Operation.CHECKPOINT, {})
+
+    monkeypatch.setattr(checkpoint, "hook", hook)
+    evidence = attested.evidence(attested.challenge())
+    assert len(quotes) == 1
+    assert (len(parse_evidence(evidence).records), len(read_records(attested.source))) == (4, 6)
     assert attested.judged(evidence).status is Status.AFFIRMING
 
 
@@ -205,7 +249,7 @@ def checkquote(folder, *, key="ak.pub", nonce=QUALIFYING, log="log.tcg", **files
     return subprocess.run(["tpm2_checkquote", *words], capture_output=True, check=False).returncode
 
 
-@pytest.mark.parametrize("pcrs", [(15,), SELECTION, tuple(range(17))])
+@pytest.mark.parametrize("pcrs", [(15,), SELECTION, tuple(range(17)), (0, 7)])
 def test_tpm2_tools_agree_with_our_verdict(tmp_path, attested, pcrs):
     attested.run_pod()
     attested.run_pod()
@@ -213,6 +257,7 @@ def test_tpm2_tools_agree_with_our_verdict(tmp_path, attested, pcrs):
     taken = write_quote(folder, attested.source, QUALIFYING, Bank.SHA256, pcrs)
     assert checkquote(folder) == 0
     assert checkquote(folder, key="ak.pem") == 0
+    assert [pcr for pcr, _ in taken.quoted.pcrs] == sorted({*pcrs, PCR})
 
     text = subprocess.run(["tpm2_eventlog", folder / "log.tcg"], capture_output=True, text=True, check=True)
     found = re.search(r"^  sha256:\n +15 *: 0x([0-9a-f]+)$", text.stdout, re.MULTILINE)

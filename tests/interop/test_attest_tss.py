@@ -120,6 +120,16 @@ def test_only_banks_that_the_tpm_has_are_quoted(tmp_path):
         assert tss.quote(QUALIFYING, Bank.SHA256, [15]).pcrs == ((15, bytes(32)),)
 
 
+def test_a_bank_that_nobody_would_extend_is_an_error(swtpm, monkeypatch):
+    # This TPM can be given no such bank, so it is made to name SHA3-256.
+    monkeypatch.setattr(Tss, "_allocated", lambda _self, _pcr: {0x0B, 0x27})
+    with swtpm.tss() as tss:
+        for ask in (tss.banks, tss.read_pcr):
+            with pytest.raises(TpmError, match="a bank of hash 0x0027") as caught:
+                ask(15)
+            assert caught.value.code == "tpm-banks"
+
+
 @pytest.mark.parametrize("kind", EkKind)
 def test_a_credential_is_activated_by_its_own_keys_and_whole(tmp_path, swtpm, kind):
     secret = os.urandom(32)
@@ -142,6 +152,19 @@ def test_a_credential_is_activated_by_its_own_keys_and_whole(tmp_path, swtpm, ki
         with pytest.raises(TpmError):
             tss.activate(blob, seed)
     assert loaded(swtpm) == ""
+
+
+def test_a_tpm_that_has_failed_is_not_taken_for_a_wrong_credential(swtpm, monkeypatch):
+    with swtpm.tss() as tss:
+        blob, seed = credential(tss.endorsement(EkKind.RSA_2048), tss.create_ak().name, b"s" * 32)
+
+        def clock():
+            raise TpmTransportError("no clock")
+
+        # The TPM answers a seed that it cannot decrypt as if its self-test had failed.
+        monkeypatch.setattr(tss, "clock", clock)
+        with pytest.raises(TpmTransportError, match="no clock"):
+            tss.activate(blob, flipped(seed, 40))
 
 
 def test_two_hundred_quotes_and_activations_leave_nothing_in_the_tpm(swtpm):

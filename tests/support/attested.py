@@ -77,7 +77,14 @@ class AttestedHost:
             "mode": "strict",
         }
         tpm = ShortTpm(self.source.tcti)
-        return EventLog(self.source.directory, tpm, PCR, opening=opening, boot_id=lambda: self.boot)
+        return EventLog(
+            self.source.directory,
+            tpm,
+            PCR,
+            opening=opening,
+            baseline=self.source.baseline,
+            boot_id=lambda: self.boot,
+        )
 
     def run_pod(self) -> str:
         """Measure a pod from its image to its start; return its id."""

@@ -41,7 +41,7 @@ def made(secrun: Secrun, tmp_path: Path, *options: str) -> Iterator[Secrun]:
     for pod in other.pods():
         other("stop", "--force", str(pod["uuid"]), code=None)
     other("--attest=off", "gc", "--grace-period=0s", "--expire-prepared=0s")
-    other("attest", "stop")
+    other("attest", "stop", "--force")
 
 
 @contextmanager
@@ -135,13 +135,24 @@ def test_a_prepared_pod_of_an_earlier_epoch_is_prepared_again_in_the_log(root: S
 
 def test_a_pod_that_outlives_the_tpms_epoch_is_told_to_the_next_one(root: Secrun):
     uuid = root.detach("sleep", "1000")
-    root("attest", "stop")
+    assert "--force" in root("attest", "stop", code=125).err
+    root("attest", "stop", "--force")
+    root.run("true")
     root("stop", uuid)
     eventually(lambda: root.status(uuid)["state"] == "exited", "the end of the pod")
-    (told,) = events(root, "Unmeasured")
-    assert told[1]["subject"] == uuid
-    assert told[1]["option"] == "tpm-restarted"
+    told = [fields for _, fields in events(root, "Unmeasured")]
+    assert [(item["what"], item["subject"]) for item in told] == [("PodStart", uuid), ("PodExit", uuid)]
+    assert {item["option"] for item in told} == {"tpm-restarted"}
+    assert [name for name, _ in events(root)][:2] == ["LogOpen", "Unmeasured"]
     root("rm", uuid)
+
+
+def test_a_tpm_is_not_pinned_anew_under_an_open_log(root: Secrun):
+    root.run("true")
+    assert "this boot's log has begun" in root("attest", "init", "--pcr=8", "--force", code=125).err
+    root("attest", "stop")
+    root("attest", "init", "--pcr=8", "--force")
+    root.run("true")
 
 
 def test_without_its_tpm_no_pod_starts_and_the_words_are_clear(pinned: Secrun, tpm: Swtpm):

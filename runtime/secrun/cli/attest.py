@@ -9,13 +9,14 @@ from secrun import __version__
 from secrun.cli.attestoptions import attest_settings
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import write_json
-from secrun.errors import UsageError
+from secrun.errors import StateError, UsageError
 from secrun.jsonio import JsonObject
 from secrun.measure import identity as identities
 from secrun.measure import software
 from secrun.measure.hostlog import HostLog, tcti_of, translated
 from secrun.measure.identity import HostIdentity
 from secrun.pod.contents import measured_contents
+from secrun.pod.states import State, walk
 from secrun_attest.collect import Source
 from secrun_attest.limits import MAX_PCR
 from secrun_attest.record import Bank
@@ -184,7 +185,13 @@ def quote(args: Arguments, context: Context) -> int:
 
 def stop(args: Arguments, context: Context) -> int:
     """End the root's software TPM."""
-    del args
+    running = [pod.uuid for pod in walk(context.layout) if pod.state is State.RUNNING]
+    if running and not args.flag("force"):
+        raise StateError(
+            f"{len(running)} pods run that this TPM measured: {', '.join(uuid[:8] for uuid in running[:5])}",
+            hint="stop them first, or --force: no later log can prove how they started",
+            code="state-running",
+        )
     ended = software.stop(context.layout)
     context.out.write("stopped\n" if ended else "it does not run\n")
     return 0

@@ -91,6 +91,13 @@ ATTEST_VERBS: tuple[Verb, ...] = (
         words=("attest", "stop"),
         summary="End this root's software TPM; its log ends with it, its key does not",
         handler="secrun.cli.attest:stop",
+        options=(
+            Option(
+                flags=("--force", "-f"),
+                kind=Kind.FLAG,
+                help="also while pods run; the next log then tells of them as unmeasured",
+            ),
+        ),
         needs_root=True,
     ),
 )

@@ -12,7 +12,7 @@ from secrun.errors import HostError
 from secrun.fields import Fields
 from secrun.files import write_atomic
 from secrun.jsonio import canonical, parse_object
-from secrun.measure import journal, software
+from secrun.measure import journal, marker, software
 from secrun.measure.identity import HostIdentity
 from secrun.paths import Layout
 from secrun.record import record
@@ -26,6 +26,8 @@ from secrun_attest.record import Operation, Record, parse_event_data
 from secrun_attest.tpm import TpmKind
 
 SEEN_NAME = "seen.json"
+# Why a pod is in no log of the epoch it runs in: its TPM began another one under it.
+TPM_RESTARTED = "tpm-restarted"
 _MAX_SEEN = 64 * 1024
 # A trust policy or a key is text of some kilobytes; what is larger is digested no further.
 _MAX_TRUSTED = 4 * 1024 * 1024
@@ -47,6 +49,11 @@ class _Seen:
 
     epoch: str
     context: Context
+
+
+def boot_of(epoch: str) -> str:
+    """Return the kernel's boot id in an epoch's name."""
+    return epoch.split("-", 2)[-1]
 
 
 def tcti_of(layout: Layout, identity: HostIdentity) -> str:
@@ -91,6 +98,7 @@ class HostLog:
         self._policy = policy
         self._attentive = attentive
         self._told: Context | None = None
+        self._opened = False
         self._tpm = DirectTpm(tcti_of(layout, identity))
         self._log = EventLog(
             layout.measure,
@@ -125,6 +133,7 @@ class HostLog:
 
     def _opening(self) -> JsonObject:
         """Return what LogOpen says beside the baseline."""
+        self._opened = True
         identity = self._identity
         self._told = context = _context(self._layout, self._policy)
         return {
@@ -152,6 +161,18 @@ class HostLog:
         if now.trust != told.trust:
             events.append((Operation.TRUST_CHANGE, {"digest": now.trust}))
         return events
+
+    def survivors(self, epoch: str) -> list[JsonObject]:
+        """Return, when this command opened the log, the pods that run on from another epoch of this boot."""
+        if not self._opened:
+            return []
+        self._opened = False
+        boot = boot_of(epoch)
+        return [
+            {"option": TPM_RESTARTED, "what": Operation.POD_START.value, "subject": pod}
+            for pod, known in marker.of_running(self._layout)
+            if known.last == Operation.POD_START and known.epoch != epoch and boot_of(known.epoch) == boot
+        ]
 
     def remember(self, epoch: str) -> None:
         """Keep what the log of this epoch was told, so that it is not told again."""
@@ -183,7 +204,8 @@ class HeldLog:
     def append(self, events: Sequence[EventFields]) -> None:
         """Measure events in order, and before them what changed around them or ran unmeasured."""
         with journal.told(self._host.layout) as bypasses:
-            unmeasured = [(Operation.UNMEASURED, fields) for fields in bypasses]
+            told = (*self._host.survivors(self.epoch), *bypasses)
+            unmeasured = [(Operation.UNMEASURED, fields) for fields in told]
             for operation, fields in (*self._host.changes(self.epoch), *unmeasured, *events):
                 self._hold.append(operation, fields)
         self._host.remember(self.epoch)

@@ -1,6 +1,5 @@
 """What a pod's life leaves in the event log, and what happens when the TPM is not there for it."""
 
-import dataclasses
 import hashlib
 import json
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import faults
+from support.roots import made
 from support.secrun import Secrun, eventually
 from support.swtpm import Swtpm
 
@@ -31,18 +31,8 @@ def life(secrun: Secrun, uuid: str) -> list[str]:
 @pytest.fixture
 def root(secrun: Secrun, tmp_path: Path) -> Iterator[Secrun]:
     """A root with a log and a software TPM of its own, and the busybox image."""
-    yield from made(secrun, tmp_path)
-
-
-def made(secrun: Secrun, tmp_path: Path, *options: str) -> Iterator[Secrun]:
-    other = Secrun(root=tmp_path / "root", run_root=tmp_path / "run", options=options)
-    layout = secrun.root.parent / "layout"
-    image = other("fetch", "--insecure-options=image", f"oci:{layout}:busybox").out.split()[-1]
-    yield dataclasses.replace(other, image=image)
-    for pod in other.pods():
-        other("stop", "--force", str(pod["uuid"]), code=None)
-    other("--attest=off", "gc", "--grace-period=0s", "--expire-prepared=0s")
-    other("attest", "stop", "--force")
+    with made(secrun, tmp_path) as other:
+        yield other
 
 
 @contextmanager
@@ -66,7 +56,8 @@ def tpm(tmp_path: Path) -> Iterator[Swtpm]:
 @pytest.fixture
 def pinned(secrun: Secrun, tmp_path: Path, tpm: Swtpm) -> Iterator[Secrun]:
     """A root that is pinned to a TPM which the test can take away."""
-    yield from made(secrun, tmp_path, "--tcti", tpm.tcti)
+    with made(secrun, tmp_path, "--tcti", tpm.tcti) as other:
+        yield other
 
 
 def test_a_pods_life_is_in_the_log_in_order(root: Secrun):

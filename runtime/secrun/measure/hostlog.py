@@ -22,7 +22,7 @@ from secrun_attest.directtpm import DirectTpm
 from secrun_attest.errors import AttestError
 from secrun_attest.jcs import JsonObject
 from secrun_attest.logfile import EventLog, Hold, Runtime
-from secrun_attest.record import Operation, Record, parse_event_data
+from secrun_attest.record import Epoch, Operation, Record, parse_event_data
 from secrun_attest.tpm import TpmKind
 
 SEEN_NAME = "seen.json"
@@ -122,6 +122,10 @@ class HostLog:
         """Return the whole log, every record checked and extended."""
         return self._log.recover()
 
+    def unexplained(self) -> tuple[Record, ...]:
+        """Return the records of an epoch that is broken: true in themselves, but the PCR says otherwise."""
+        return self._log.records()
+
     def last_operation(self, pod: str) -> str:
         """Return the last operation of a pod's life in the log, empty if there is none; reads all of it."""
         last = ""
@@ -196,6 +200,11 @@ class HeldLog:
         self._hold = hold
         epoch = hold.epoch
         self.epoch = f"{epoch.reset}-{epoch.restart}-{epoch.boot_id}"
+
+    @property
+    def standing(self) -> tuple[Epoch, int]:
+        """The epoch in parts, and how many records there are, all of them extended."""
+        return self._hold.epoch, self._hold.count
 
     def admitted(self, manifest: Digest, tree: Digest) -> bool:
         """Tell whether this epoch's log has an ImageAdmit of these."""

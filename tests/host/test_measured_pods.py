@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,36 @@ def test_a_policy_that_changes_is_loaded_again_and_a_denial_is_measured(root: Se
     assert names[-2:] == ["PolicyLoad", "Denied"]
     ((_, denied),) = events(root, "Denied")
     assert denied["code"] == "denied-image"
+
+
+def test_a_key_ring_that_changes_is_told(root: Secrun):
+    root.run("true")
+    key = root.root / "trust/prefix.d/r.example/0123"
+    key.parent.mkdir(parents=True)
+    key.write_text("a key")
+    root.run("true")
+    root.run("true")
+    names = [name for name, _ in events(root)]
+    assert names.count("TrustChange") == 1
+    assert names.index("TrustChange") == names.index("PodGC") + 1
+
+
+def test_secrun_that_changes_is_told_before_it_runs_a_pod(root: Secrun, tmp_path: Path, repository: Path):
+    code = tmp_path / "code"
+    for package in ("runtime/secrun", "attest/secrun_attest", "stage1-kvm/secrun_kvm", "policies"):
+        name = "." if package == "policies" else Path(package).name
+        shutil.copytree(repository / package, code / name, dirs_exist_ok=True)
+    copy = {"PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1"}
+    words = ("run", "--rm", *RELAXED, root.image, "--", "true")
+    root(*words, environment=copy)
+    with (code / "secrun/paths.py").open("a") as stream:
+        stream.write("# another line\n")
+    root(*words, environment=copy)
+    root(*words, environment=copy)
+    names = [name for name, _ in events(root)]
+    assert names.count("RuntimeUpgrade") == 1
+    opened, upgraded = (fields["runtime"] for _, fields in events(root, "LogOpen", "RuntimeUpgrade"))
+    assert opened["digest"] != upgraded["digest"]
 
 
 def test_a_prepared_pod_of_an_earlier_epoch_is_prepared_again_in_the_log(root: Secrun):

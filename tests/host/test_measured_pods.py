@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from support import faults
 from support.roots import made
 from support.secrun import Secrun, eventually
 from support.swtpm import Swtpm
@@ -253,6 +254,33 @@ def test_a_log_that_is_changed_or_deleted_is_noticed(root: Secrun):
         left.unlink()
     log.unlink()
     assert "log-baseline" in root.run("true", code=125).err
+
+
+@pytest.mark.parametrize(
+    "instant",
+    ["measuring-{}:torn", "measuring-{}:logged", "measuring-{}:extended", "measured-{}:head written"],
+)
+@pytest.mark.parametrize("operation", ["PodPrepare", "PodStart", "PodExit"])
+def test_killed_inside_an_append_the_log_tells_one_life_and_the_pcr_agrees(
+    root: Secrun, tmp_path: Path, operation: str, instant: str
+):
+    root.run("true")
+    saved, passed = tmp_path / "uuid", tmp_path / "points"
+    words = (f"--uuid-file-save={saved}", *RELAXED, root.image, "--", "true")
+    roots = ("--root", str(root.root), "--run-root", str(root.run_root))
+    argv = faults.argv(str(passed), instant.format(operation), [*roots, "run", *words])
+    done = subprocess.run(argv, check=False, capture_output=True, timeout=120)
+    # Who finishes a pod is run again when it is killed; the second time the log may already hold the end.
+    assert done.returncode in ((-9, 0) if operation == "PodExit" else (-9,))
+    uuid = saved.read_text().strip()
+    root("gc", "--grace-period=0s", "--expire-prepared=0s")
+    assert root.pods() == []
+    told = life(root, uuid)
+    whole = ["PodPrepare", "PodStart", "PodExit", "PodGC"]
+    assert [name for name in whole if name in told] == told
+    assert ("PodStart" in told) == ("PodExit" in told)
+    assert ("PodExit" in told) or operation != "PodExit"
+    root.run("true")
 
 
 def test_the_settings_of_a_file_are_in_force(root: Secrun, tmp_path: Path):

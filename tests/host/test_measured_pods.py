@@ -64,8 +64,10 @@ def pinned(secrun: Secrun, tmp_path: Path, tpm: Swtpm) -> Iterator[Secrun]:
 def test_a_pods_life_is_in_the_log_in_order(root: Secrun):
     uuid = root.detach("sleep", "1000")
     assert root("enter", uuid, "--", "echo", "a secret").out == "a secret\n"
+    assert root.status(uuid)["measured"]["last"] == "PodStart"
     root("stop", uuid)
     eventually(lambda: root.status(uuid)["state"] == "exited", "the end of the pod")
+    assert "measured=PodExit in epoch 1-0-" in root("status", uuid).out
     root("rm", uuid)
     assert life(root, uuid) == ["PodPrepare", "PodStart", "PodExec", "PodExit", "PodGC"]
     assert [name for name, _ in events(root)][:3] == ["LogOpen", "ImageAdmit", "PodPrepare"]
@@ -260,6 +262,8 @@ def test_off_asks_no_tpm_and_is_itself_measured_by_the_next_start(root: Secrun):
 
 def test_entering_a_pod_that_ran_unmeasured_is_told(root: Secrun):
     uuid = root("--attest=off", "run", "-d", *RELAXED, root.image, "--", "sleep", "1000").out.strip()
+    assert root.status(uuid)["measured"] is None
+    assert "measured=no" in root("status", uuid).out
     root("enter", uuid, "--", "true")
     told = [fields for _, fields in events(root, "Unmeasured")]
     assert [(item["what"], item["subject"]) for item in told] == [("PodStart", uuid), ("PodExec", uuid)]

@@ -19,7 +19,6 @@ from secrun.pod.contents import measured_contents
 from secrun_attest.collect import Source
 from secrun_attest.limits import MAX_PCR
 from secrun_attest.record import Bank
-from secrun_attest.tpm import TpmKind
 
 _NONCE_BYTES = 32
 _FIRMWARE_PCRS = range(8)
@@ -154,7 +153,7 @@ def evidence(args: Arguments, context: Context) -> int:
             source,
             challenge,
             host=identity.host,
-            firmware_log=read_firmware_log() if identity.kind is TpmKind.HARDWARE else None,
+            firmware_log=read_firmware_log(source.tcti),
             contents=measured_contents(context.layout, epoch),
             agent=f"secrun {__version__}",
         )

@@ -189,7 +189,7 @@ def test_files_that_a_power_cut_emptied_stop_no_pod_and_lose_no_end(root: Secrun
 def test_a_pod_of_another_epoch_whose_marker_is_empty_is_removed_without_a_word(root: Secrun):
     uuid = root.detach("sleep", "1000")
     (root.root / "pods/run" / uuid / "measured").write_bytes(b"")
-    root("attest", "stop")
+    root("attest", "stop", "--force")
     root("stop", uuid)
     eventually(lambda: root.status(uuid)["state"] == "exited", "the end of the pod")
     root("gc", "--grace-period=0s")

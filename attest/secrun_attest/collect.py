@@ -6,6 +6,7 @@ records are sent.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ from secrun_attest.replay import extend_all, find_prefix, replay
 from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import AttestationKey, Moving, Quoted, Tss
 
-FIRMWARE_LOG: Final = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+# securityfs, where the kernel shows for each of its TPMs what firmware measured into it.
+SECURITY: Final = Path("/sys/kernel/security")
+_KERNEL_TPM: Final = re.compile(r"device:/dev/tpm(?:rm)?([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +80,16 @@ class Snapshot:
     records: tuple[Record, ...]
 
 
-def read_firmware_log(path: Path = FIRMWARE_LOG) -> bytes | None:
-    """Return the firmware's log of this boot; None where there is none, as on many clouds."""
+def read_firmware_log(tcti: str, security: Path = SECURITY) -> bytes | None:
+    """Return what the firmware of this boot measured into the TPM at `tcti`, chip or program alike.
+
+    None for a TPM that is not the kernel's, and where there is no log, as on many clouds.
+    """
+    kernels = _KERNEL_TPM.fullmatch(tcti)
+    if kernels is None:
+        return None
     try:
-        return path.read_bytes() or None
+        return (security / f"tpm{kernels[1]}" / "binary_bios_measurements").read_bytes() or None
     except FileNotFoundError:
         return None
 

@@ -16,6 +16,18 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def fsync_tree(path: Path) -> None:
+    """Make what lies below `path` durable, content and names; nobody else may write there meanwhile."""
+    for base, _, names in os.walk(path, topdown=False):
+        for name in names:
+            fd = os.open(os.path.join(base, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        fsync_dir(Path(base))
+
+
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Replace `path` with `data` by a rename in its folder; with `durable`, fsync file and folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

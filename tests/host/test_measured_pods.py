@@ -172,6 +172,31 @@ def test_a_pod_that_outlives_the_tpms_epoch_is_told_to_the_next_one(root: Secrun
     root("rm", uuid)
 
 
+def test_files_that_a_power_cut_emptied_stop_no_pod_and_lose_no_end(root: Secrun):
+    uuid = root.detach("sleep", "1000")
+    (root.root / "measure/seen.json").write_bytes(b"")
+    (root.root / "pods/run" / uuid / "measured").write_bytes(b"")
+    root("enter", uuid, "--", "true")
+    root.run("true")
+    (root.root / "pods/run" / uuid / "measured").write_bytes(b"")
+    root("stop", uuid)
+    eventually(lambda: root.status(uuid)["state"] == "exited", "the end of the pod")
+    root("gc", "--grace-period=0s")
+    assert life(root, uuid) == ["PodPrepare", "PodStart", "PodExec", "PodExit", "PodGC"]
+    assert root.pods() == []
+
+
+def test_a_pod_of_another_epoch_whose_marker_is_empty_is_removed_without_a_word(root: Secrun):
+    uuid = root.detach("sleep", "1000")
+    (root.root / "pods/run" / uuid / "measured").write_bytes(b"")
+    root("attest", "stop", "--force")
+    root("stop", uuid)
+    eventually(lambda: root.status(uuid)["state"] == "exited", "the end of the pod")
+    root("gc", "--grace-period=0s")
+    assert root.pods() == []
+    assert [name for name, _ in events(root)] == ["LogOpen"]
+
+
 def test_a_tpm_is_not_pinned_anew_under_an_open_log(root: Secrun):
     root.run("true")
     assert "this boot's log has begun" in root("attest", "init", "--pcr=8", "--force", code=125).err

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -172,6 +173,32 @@ def test_a_full_disk_stops_the_preparation_and_loses_nothing(small: Secrun):
     assert small.pods() == []
     filler.unlink()
     assert small.run("echo", "works again").out == "works again\n"
+
+
+def synced(secrun: Secrun, tmp_path: Path, *words: str) -> set[str]:
+    """Run a command; name what it flushes to disk in the pod's folder, a temporary file by its last name."""
+    trace, pod = tmp_path / "trace", tmp_path / "uuid"
+    argv = secrun.argv(*words, *RELAXED, f"--uuid-file-save={pod}", secrun.image, "--", "true")
+    strace = ["strace", "-y", "-e", "trace=fsync", "-o", trace]
+    subprocess.run([*strace, *argv], check=True, capture_output=True)
+    found = re.findall(
+        rf"fsync\(\d+<[^>]*/{pod.read_text().strip()}(?:/([^>]*))?>\) += 0", trace.read_text()
+    )
+    return {re.sub(r"\.(\w+)\.\d+\.tmp$", r"\1", name) for name in found}
+
+
+def test_a_prepared_pod_outlives_a_loss_of_power_with_all_its_files(secrun: Secrun, tmp_path: Path):
+    flushed = synced(secrun, tmp_path, "prepare")
+    folder = secrun.root / "pods/prepared" / (tmp_path / "uuid").read_text().strip()
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    assert there >= {"manifest", "flavour", "filter.bpf", "config/system.conf"}
+    # Whoever finds its marker empty asks the log.
+    assert there - {"measured"} <= flushed
+    secrun("rm", folder.name)
+
+
+def test_a_loss_of_power_leaves_of_any_pod_what_gc_needs(secrun: Secrun, tmp_path: Path):
+    assert {"flavour", "manifest", ""} <= synced(secrun, tmp_path, "run", "--rm")
 
 
 def test_an_app_that_fills_the_disk_is_told_and_can_be_removed(small: Secrun):

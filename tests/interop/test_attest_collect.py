@@ -304,9 +304,19 @@ def test_a_real_tpm_agrees_with_the_log_whatever_kills_its_writers(tmp_path, swt
 
 
 def test_the_firmware_log_is_read_where_there_is_one(tmp_path):
-    path = tmp_path / "log"
-    assert read_firmware_log(path) is None
+    path = tmp_path / "tpm0/binary_bios_measurements"
+    assert read_firmware_log("device:/dev/tpmrm0", tmp_path) is None
+    path.parent.mkdir()
     path.write_bytes(b"")
-    assert read_firmware_log(path) is None
+    assert read_firmware_log("device:/dev/tpmrm0", tmp_path) is None
     path.write_bytes(b"log")
-    assert read_firmware_log(path) == b"log"
+    assert read_firmware_log("device:/dev/tpmrm0", tmp_path) == b"log"
+    assert read_firmware_log("device:/dev/tpm0", tmp_path) == b"log"
+
+
+@pytest.mark.parametrize("tcti", ["swtpm:path=/dev/tpmrm0", "device:/dev/tpmrm1", "device:/dev/tpmrm0/../x"])
+def test_the_firmware_log_of_another_tpm_is_not_taken(tmp_path, tcti):
+    path = tmp_path / "tpm0/binary_bios_measurements"
+    path.parent.mkdir()
+    path.write_bytes(b"log")
+    assert read_firmware_log(tcti, tmp_path) is None

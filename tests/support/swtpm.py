@@ -30,21 +30,26 @@ class Swtpm:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, startup: bool = True) -> None:
+        words = ["--server", f"type=unixio,path={self.socket}"]
+        words += ["--flags", "not-need-init,startup-clear" if startup else "not-need-init"]
+        self._serve(words, self.socket, self.control)
+
+    def start_as_chip(self) -> None:
+        """Start it for QEMU, which powers it and hands it a way for commands over the control channel.
+
+        It ends with QEMU.
+        """
+        self._serve([], self.control)
+
+    def _serve(self, words: list[str], *sockets: Path) -> None:
         self.folder.mkdir(exist_ok=True)
         for path in (self.socket, self.control):
             path.unlink(missing_ok=True)
-        server = [
-            "--server",
-            f"type=unixio,path={self.socket}",
-            "--ctrl",
-            f"type=unixio,path={self.control}",
-        ]
-        state = ["--tpm2", "--tpmstate", f"dir={self.folder}"]
-        state += ["--flags", "not-need-init,startup-clear" if startup else "not-need-init"]
+        state = ["--tpm2", "--tpmstate", f"dir={self.folder}", "--ctrl", f"type=unixio,path={self.control}"]
         state += ["--log", f"file={self.folder / 'swtpm.log'}"]
-        self.process = subprocess.Popen(["swtpm", "socket", *state, *server])
+        self.process = subprocess.Popen(["swtpm", "socket", *state, *words])
         # A socket has its name before anybody listens on it.
-        wait_until(lambda: self.process.poll() is not None or _answers(self.socket, self.control))
+        wait_until(lambda: self.process.poll() is not None or _answers(*sockets))
         assert self.process.poll() is None, (self.folder / "swtpm.log").read_text()
 
     def stop(self) -> None:

@@ -1,28 +1,36 @@
-"""A Debian 12 machine of its own under QEMU: Debian's kernel and systemd, nothing of the host's kernel.
+"""A Debian 12 machine of its own under QEMU: Debian's kernel and systemd, a TPM, nothing of this kernel.
 
-It is always emulated (TCG): a /dev/kvm proves nothing about what this processor can run. It needs root,
-debootstrap, mkfs.ext4, busybox-static and qemu-system-x86_64.
+It is always emulated (TCG): a /dev/kvm proves nothing about what this processor can run. Its TPM is a swtpm
+of this side, which the machine sees as a chip: SeaBIOS measures into it, its kernel drives it. It needs
+root, debootstrap, mkfs.ext4, busybox-static, swtpm and qemu-system-x86_64.
 """
 
 import hashlib
 import importlib.metadata
 import json
-import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from support import lab
 from support.images import busybox_image
+from support.swtpm import Swtpm
 
 # The cloud kernel is Debian's kernel with fewer drivers. What secrun names as needed comes first.
 PACKAGES = (
     *("systemd", "systemd-container", "crun", "libseccomp2", "python3-seccomp", "python3-selinux"),
     *("iproute2", "mount", "uidmap", "ca-certificates"),
+    *("libtss2-esys-3.0.2-0", "libtss2-rc0", "libtss2-tctildr0"),
+    *("libtss2-tcti-device0", "libtss2-tcti-swtpm0", "swtpm"),
+    # The judge of what is measured.
+    "tpm2-tools",
     *("systemd-sysv", "udev", "dbus", "kmod", "linux-image-cloud-amd64"),
 )
 DISK_BYTES = 3 << 30
@@ -48,8 +56,9 @@ FailureAction=poweroff-force
 
 [Service]
 Type=oneshot
+WorkingDirectory=-/{GUEST_FOLDER}
 ExecStartPre=/bin/tar -C / -xf /dev/vdb
-ExecStart=/usr/bin/python3 -B /{GUEST_FOLDER}/guest.py /dev/ttyS1
+ExecStart=/usr/bin/python3 -B -m vmhost.guest /dev/ttyS1
 StandardOutput=journal+console
 StandardError=journal+console
 """
@@ -64,7 +73,7 @@ MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What QEMU boots: never written to, every run works on a copy that goes away with it."""
+    """What QEMU boots: never written to, every run works on a copy of the disk."""
 
     disk: Path
     kernel: Path
@@ -126,28 +135,30 @@ def _furnish(tree: Path) -> None:
     (wants / "secrun-test.service").symlink_to("../secrun-test.service")
 
 
-def _needed() -> list[str]:
-    """Name the Python packages that secrun needs to run."""
-    rows = importlib.metadata.requires("secrun") or []
-    return [row[0] for row in (re.match(r"[A-Za-z0-9_-]+", line) for line in rows) if row]
+def _needed(name: str, extra: str = "") -> Iterator[str]:
+    """Name the Python packages that this one needs to run, and those that they need."""
+    for row in importlib.metadata.requires(name) or ():
+        wanted = Requirement(row)
+        if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
+            yield wanted.name
+            yield from _needed(wanted.name)
 
 
 def payload(checkout: Path, guest: Path, target: Path) -> Path:
-    """Write a tar of what is tested: secrun as its wheel, its packages, an image, the guest's script."""
+    """Write a tar of what is tested: secrun as its wheel, its packages, an image, the guest's folder."""
     with tempfile.TemporaryDirectory(prefix="payload-") as scratch:
         top = Path(scratch)
         packages = top / "usr/local/lib/python3.11/dist-packages"
         offline = ["--no-index", "--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
         lab.tool(sys.executable, "-m", "pip", "install", "-qq", *offline, "--target", packages, checkout)
-        for name in _needed():
+        for name in set(_needed("secrun", "tpm")):
             for file in importlib.metadata.distribution(name).files or ():
                 source = Path(file.locate())
                 if ".." not in file.parts and source.is_file():
                     (packages / file).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(source, packages / file)
         work = top / GUEST_FOLDER
-        work.mkdir(parents=True)
-        shutil.copy(guest, work / "guest.py")
+        shutil.copytree(guest, work / guest.name, ignore=shutil.ignore_patterns("__pycache__"))
         busybox_image(work / "images", "busybox")
         with tarfile.open(target, "w") as tar:
             tar.add(top, arcname=".", filter=_as_root)
@@ -161,21 +172,43 @@ def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def boot(machine: Machine, payload_tar: Path, folder: Path) -> list[dict[str, object]]:
-    """Run the machine to its end; return what the guest reported, one object a line.
+def disk_copy(machine: Machine, target: Path) -> Path:
+    """Copy the disk for boots that shall see what the last one wrote."""
+    lab.tool("cp", "--sparse=always", "--reflink=auto", machine.disk, target)
+    return target
 
-    Raises RuntimeError with the end of the console when it does not switch itself off.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """What one boot has: a disk, which is written to, the tar of what is tested, its TPM, words for it."""
+
+    disk: Path
+    payload: Path
+    tpm: Swtpm
+    words: Iterable[str]
+
+
+def boot(machine: Machine, given: Boot, folder: Path) -> list[dict[str, object]]:
+    """Run the machine until its power goes; return what the guest reported, one object a line.
+
+    Raises RuntimeError with the end of the console when the guest did not come to its end.
     """
+    folder.mkdir()
     console, results = folder / "console.log", folder / "results.jsonl"
+    kernel = ["root=/dev/vda", "rw", "console=ttyS0", "panic=-1", "quiet", "systemd.show_status=false"]
     argv = [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
+        # Emulated, the system management mode does not come back from a sleep.
+        *("-machine", "q35,smm=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
         *("-m", str(MEMORY_MIB), "-kernel", str(machine.kernel), "-initrd", str(machine.initrd)),
-        *("-append", "root=/dev/vda rw console=ttyS0 panic=-1 quiet systemd.show_status=false"),
-        *("-drive", f"file={machine.disk},format=raw,if=virtio,snapshot=on,cache=unsafe"),
-        *("-drive", f"file={payload_tar},format=raw,if=virtio,readonly=on"),
+        *("-append", " ".join([*kernel, *given.words])),
+        *("-drive", f"file={given.disk},format=raw,if=virtio,cache=unsafe"),
+        *("-drive", f"file={given.payload},format=raw,if=virtio,readonly=on"),
+        *("-chardev", f"socket,id=chip,path={given.tpm.control}"),
+        *("-tpmdev", "emulator,id=tpm0,chardev=chip", "-device", "tpm-crb,tpmdev=tpm0"),
         *("-serial", f"file:{console}", "-serial", f"file:{results}"),
     ]
+    given.tpm.start_as_chip()
     try:
         done = subprocess.run(
             argv, timeout=DEADLINE_SECONDS, check=False, stdin=subprocess.DEVNULL, capture_output=True
@@ -183,6 +216,8 @@ def boot(machine: Machine, payload_tar: Path, folder: Path) -> list[dict[str, ob
         end = f"exit status {done.returncode}: {done.stderr.decode(errors='replace')}"
     except subprocess.TimeoutExpired:
         end = f"stopped after {DEADLINE_SECONDS} s"
+    finally:
+        given.tpm.stop()
     lines = results.read_text(errors="replace").splitlines() if results.exists() else []
     reports = [json.loads(line) for line in lines if line.startswith("{")]
     if not reports or reports[-1].get("name") != "end":

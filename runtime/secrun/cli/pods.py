@@ -122,7 +122,7 @@ def _start(context: Context, uuid: str, code: int, options: StartOptions) -> int
 
 def prepare(args: Arguments, context: Context) -> int:
     """Prepare a pod and print its UUID."""
-    with prepared(context.layout, _pod(args, context), measuring(args, context)) as pod:
+    with prepared(context.layout, _pod(args, context), measuring(args, context), lasting=True) as pod:
         context.out.write(f"{pod.uuid}\n")
     return 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from secrun import __version__
 from secrun.digest import Digest
-from secrun.errors import HostError
+from secrun.errors import HostError, ImageError, StateError
 from secrun.fields import Fields
 from secrun.files import write_atomic
 from secrun.jsonio import canonical, parse_object
@@ -274,7 +274,14 @@ def _read_seen(layout: Layout) -> _Seen | None:
             data = stream.read(_MAX_SEEN + 1)
     except FileNotFoundError:
         return None
-    fields = Fields(parse_object(data, what=str(path), limit=_MAX_SEEN), str(path))
+    try:
+        return _parse_seen(data, str(path))
+    except (ImageError, StateError):
+        return None  # a loss of power can leave it empty
+
+
+def _parse_seen(data: bytes, what: str) -> _Seen:
+    fields = Fields(parse_object(data, what=what, limit=_MAX_SEEN), what)
     seen = _Seen(
         epoch=fields.text("epoch"),
         context=Context(policy=fields.text("policy"), trust=fields.text("trust")),

@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterator
 from typing import Self
 
+from secrun.errors import ImageError, StateError
 from secrun.fields import Fields
 from secrun.files import write_atomic
 from secrun.jsonio import canonical, parse_object
 from secrun.paths import Layout
 from secrun.record import record, replace
 from secrun.stage1.podfiles import PodFiles
+from secrun_attest.record import Operation
 
 FILE_NAME = "measured"
 # The state's folder that started pods lie in.
@@ -24,7 +26,10 @@ _MAX_ENTRIES = 1 << 20
 
 @record
 class Marker:
-    """The epoch whose log names the pod, and the last operation there; `pending` may be there too."""
+    """The epoch whose log names the pod, and the last operation there; `pending` may be there too.
+
+    An empty epoch is one that nobody knows.
+    """
 
     epoch: str
     last: str = ""
@@ -51,14 +56,20 @@ class Marker:
         return replace(self, last=self.pending, pending="")
 
 
+# A loss of power can leave the name of a file without its content; the log then says how far the pod came.
+LOST = Marker(epoch="", pending=Operation.POD_START.value)
+
+
 def read(files: PodFiles) -> Marker | None:
-    """Return the pod's marker; None for a pod of which nothing was ever measured."""
+    """Return the pod's marker, LOST if it is damaged; None for a pod of which nothing was ever measured."""
     path = files.path / FILE_NAME
     try:
         with path.open("rb") as stream:
             return Marker.from_bytes(stream.read(_MAX_BYTES + 1), str(path))
     except FileNotFoundError:
         return None
+    except (ImageError, StateError):
+        return LOST
 
 
 def of_running(layout: Layout) -> Iterator[tuple[str, Marker]]:
@@ -75,6 +86,6 @@ def of_running(layout: Layout) -> Iterator[tuple[str, Marker]]:
 
 
 def write(files: PodFiles, marker: Marker) -> Marker:
-    """Store the marker. A loss of power may undo it: that ends the epoch, and the marker with it."""
+    """Store the marker. A loss of power may undo or empty it; it ends the epoch, and the marker with it."""
     write_atomic(files.path / FILE_NAME, marker.to_bytes(), mode=0o600, durable=False)
     return marker

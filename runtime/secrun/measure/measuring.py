@@ -14,7 +14,7 @@ from secrun.measure import events, journal, marker
 from secrun.measure.events import EXIT, PREPARE, START
 from secrun.measure.hostlog import TPM_RESTARTED, EventFields, HeldLog, HostLog, boot_of, translated
 from secrun.measure.identity import HostIdentity, load
-from secrun.measure.marker import Marker
+from secrun.measure.marker import LOST, Marker
 from secrun.measure.settings import AttestSettings, Mode
 from secrun.paths import Layout
 from secrun.record import record
@@ -241,7 +241,7 @@ def _settled(log: HeldLog, files: PodFiles, pod: str) -> Marker | None:
     """Return the pod's marker with nothing pending; None if this epoch's log does not know the pod."""
     known = marker.read(files)
     epoch = log.epoch
-    if known is None or known.epoch != epoch:
+    if known is None or (known.epoch != epoch and known != LOST):
         return None
     if known.pending:
         last = log.last_operation(pod)

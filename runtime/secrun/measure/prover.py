@@ -14,7 +14,6 @@ from secrun_attest.collect import Challenge, Source, collect, read_firmware_log
 from secrun_attest.endorsement import EkKind, Endorsement
 from secrun_attest.errors import BrokenEpochError
 from secrun_attest.record import Epoch, parse_event_data
-from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import Tss
 
 # The documents that digests in the log of an epoch stand for, as far as they are still there.
@@ -77,15 +76,15 @@ class Prover:
 
     def evidence(self, challenge: Challenge, standing: Standing) -> bytes:
         """Return evidence for a verifier's challenge."""
-        hardware = self.identity.kind is TpmKind.HARDWARE
+        source = self.source()
         # Documents are compared with records that come with them; a verifier keeps none.
         news = challenge.since < standing.count
         with translated("there is no evidence"):
             return collect(
-                self.source(),
+                source,
                 challenge,
                 host=self.identity.host,
-                firmware_log=read_firmware_log() if hardware else None,
+                firmware_log=read_firmware_log(source.tcti),
                 contents=self._contents(standing.name) if news else (),
                 agent=f"secrun {__version__}",
                 explained=not standing.broken,

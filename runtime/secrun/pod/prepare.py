@@ -9,7 +9,7 @@ from pathlib import Path
 from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import DeniedError, HostError
-from secrun.files import write_atomic
+from secrun.files import fsync_tree, write_atomic
 from secrun.image import rootfs
 from secrun.image.fetch import StoredImage, ensure_image
 from secrun.image.rootfs import RootfsImage
@@ -204,9 +204,12 @@ def _relaxations(pod: PodRequest, images: Sequence[StoredImage]) -> tuple[str, .
 
 
 @contextmanager
-def prepared(layout: Layout, pod: PodRequest, measuring: Measuring) -> Iterator[LockedPod]:
+def prepared(
+    layout: Layout, pod: PodRequest, measuring: Measuring, *, lasting: bool = False
+) -> Iterator[LockedPod]:
     """Prepare and measure a pod and yield it in state `prepared`, still locked.
 
+    A `lasting` one can be started after a loss of power too; of others only what cleaning up needs is left.
     If anything fails, before or inside the `with`, while the pod is not yet started, it is removed.
     """
     names = request.check_pod(pod)
@@ -222,8 +225,10 @@ def prepared(layout: Layout, pod: PodRequest, measuring: Measuring) -> Iterator[
         checkpoint.reached("preparing")
         try:
             files = PodFiles(locked.path)
-            files.flavour.write_text(f"{flavour.name}\n")
+            write_atomic(files.flavour, f"{flavour.name}\n".encode())
             _write_config(files, plan)
+            if lasting:
+                fsync_tree(files.path)
             checkpoint.reached("config-written")
             write_atomic(files.manifest, plan.manifest.to_bytes())
             checkpoint.reached("manifest-written")

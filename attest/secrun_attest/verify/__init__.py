@@ -17,7 +17,7 @@ from secrun_attest.verify.judge import (
     Status,
     check_policy,
     judge_host,
-    judge_pod,
+    judge_pods,
     says_software,
 )
 from secrun_attest.verify.machine import Machine
@@ -98,7 +98,7 @@ def appraise(
     software = says_software(enrolment, machine, evidence.header)
     check_policy(policy, enrolment, software, session, now)
     host = judge_host(policy, values, machine, software=bool(software))
-    pods = tuple((uuid, judge_pod(policy, pod)) for uuid, pod in machine.pods.items())
+    pods = judge_pods(policy, machine.pods.values())
     _check_state(session, enrolment, state)
     new = State(
         host=enrolment.host,

@@ -93,12 +93,13 @@ def collect(
     contents: Iterable[bytes] = (),
     ek_chain: Iterable[bytes] = (),
     agent: str = "",
+    explained: bool = True,
 ) -> bytes:
     """Return evidence for one challenge.
 
     `contents` are manifests that were measured, `ek_chain` certificates in DER, `channel_key` is a
-    thumbprint. Raises LogError `log-since` if the log is shorter than the verifier says, `log-quote` if it
-    does not explain the quote, and as EventLog.records and Tss.quote do.
+    thumbprint, `explained` that of `take`. Raises LogError `log-since` if the log is shorter than the
+    verifier says, `log-quote` if it does not explain the quote, and as EventLog.records and Tss.quote do.
     """
     if len(challenge.nonce) not in NONCE_SIZES:
         raise LogError(
@@ -122,7 +123,7 @@ def collect(
         _check_since(since, len(asked.records))
         return binding(challenge.nonce, header_of(asked))
 
-    taken = take(source, challenge.bank, challenge.pcrs, qualify)
+    taken = take(source, challenge.bank, challenge.pcrs, qualify, explained=explained)
     base = replay(taken.records[:since], taken.asked.base)
     evidence = Evidence(
         header=header_of(taken.asked),
@@ -163,10 +164,18 @@ def as_sent(record: Record) -> LogRecord:
     )
 
 
-def take(source: Source, bank: Bank, pcrs: Iterable[int], qualify: Callable[[Asked], bytes]) -> Snapshot:
+def take(
+    source: Source,
+    bank: Bank,
+    pcrs: Iterable[int],
+    qualify: Callable[[Asked], bytes],
+    *,
+    explained: bool = True,
+) -> Snapshot:
     """Quote `pcrs` and the runtime's own PCR; `qualify` returns the 32 bytes that the quote is made over.
 
-    Raises LogError `log-quote` if no prefix of the log explains the quoted PCR.
+    Raises LogError `log-quote` if no prefix of the log explains the quoted PCR. With `explained` off the
+    whole log is taken then: a verifier refuses it and knows why, which silence does not tell.
     """
     before = read_records(source)
     with Tss(source.tcti) as tss:
@@ -179,6 +188,8 @@ def take(source: Source, bank: Bank, pcrs: Iterable[int], qualify: Callable[[Ask
     after = read_records(source)
     value = {bank: dict(quoted.pcrs)[source.pcr]}
     count = find_prefix(after, asked.base, value, first=len(asked.records))
+    if count is None and not explained:
+        count = len(after)
     if count is None:
         raise LogError(
             f"PCR {source.pcr} is quoted as {bank}:{value[bank].hex()}, which the log gives after none "

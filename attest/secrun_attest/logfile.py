@@ -110,6 +110,11 @@ class Hold:
         return self._history().epoch
 
     @property
+    def count(self) -> int:
+        """How many records the log has."""
+        return self._history().count
+
+    @property
     def runtime(self) -> str:
         """The digest of the runtime that the log names last; empty if it names none."""
         return self._history().runtime

@@ -57,6 +57,12 @@ class RegistryError(SecrunError):
     code = "registry"
 
 
+class VerifierError(SecrunError):
+    """A verifier refused, vanished or answered with something that is not its protocol."""
+
+    code = "verifier"
+
+
 class ExternalError(SecrunError):
     """An external command failed."""
 

@@ -86,7 +86,7 @@ def secrun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secrun]:
     fetched = command("fetch", "--insecure-options=image", f"oci:{base / 'layout'}:busybox")
     yield dataclasses.replace(command, image=fetched.out.split()[-1])
     command("gc", "--grace-period=0s", "--expire-prepared=0s")
-    command("attest", "stop")
+    command("attest", "stop", "--force")
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """What a pod's life leaves in the event log, and what happens when the TPM is not there for it."""
 
-import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from support import faults
+from support.roots import made
 from support.secrun import Secrun, eventually
 from support.swtpm import Swtpm
 
@@ -30,18 +32,8 @@ def life(secrun: Secrun, uuid: str) -> list[str]:
 @pytest.fixture
 def root(secrun: Secrun, tmp_path: Path) -> Iterator[Secrun]:
     """A root with a log and a software TPM of its own, and the busybox image."""
-    yield from made(secrun, tmp_path)
-
-
-def made(secrun: Secrun, tmp_path: Path, *options: str) -> Iterator[Secrun]:
-    other = Secrun(root=tmp_path / "root", run_root=tmp_path / "run", options=options)
-    layout = secrun.root.parent / "layout"
-    image = other("fetch", "--insecure-options=image", f"oci:{layout}:busybox").out.split()[-1]
-    yield dataclasses.replace(other, image=image)
-    for pod in other.pods():
-        other("stop", "--force", str(pod["uuid"]), code=None)
-    other("--attest=off", "gc", "--grace-period=0s", "--expire-prepared=0s")
-    other("attest", "stop")
+    with made(secrun, tmp_path) as other:
+        yield other
 
 
 @contextmanager
@@ -65,14 +57,17 @@ def tpm(tmp_path: Path) -> Iterator[Swtpm]:
 @pytest.fixture
 def pinned(secrun: Secrun, tmp_path: Path, tpm: Swtpm) -> Iterator[Secrun]:
     """A root that is pinned to a TPM which the test can take away."""
-    yield from made(secrun, tmp_path, "--tcti", tpm.tcti)
+    with made(secrun, tmp_path, "--tcti", tpm.tcti) as other:
+        yield other
 
 
 def test_a_pods_life_is_in_the_log_in_order(root: Secrun):
     uuid = root.detach("sleep", "1000")
     assert root("enter", uuid, "--", "echo", "a secret").out == "a secret\n"
+    assert root.status(uuid)["measured"]["last"] == "PodStart"
     root("stop", uuid)
     eventually(lambda: root.status(uuid)["state"] == "exited", "the end of the pod")
+    assert "measured=PodExit in epoch 1-0-" in root("status", uuid).out
     root("rm", uuid)
     assert life(root, uuid) == ["PodPrepare", "PodStart", "PodExec", "PodExit", "PodGC"]
     assert [name for name, _ in events(root)][:3] == ["LogOpen", "ImageAdmit", "PodPrepare"]
@@ -125,6 +120,36 @@ def test_a_policy_that_changes_is_loaded_again_and_a_denial_is_measured(root: Se
     assert denied["code"] == "denied-image"
 
 
+def test_a_key_ring_that_changes_is_told(root: Secrun):
+    root.run("true")
+    key = root.root / "trust/prefix.d/r.example/0123"
+    key.parent.mkdir(parents=True)
+    key.write_text("a key")
+    root.run("true")
+    root.run("true")
+    names = [name for name, _ in events(root)]
+    assert names.count("TrustChange") == 1
+    assert names.index("TrustChange") == names.index("PodGC") + 1
+
+
+def test_secrun_that_changes_is_told_before_it_runs_a_pod(root: Secrun, tmp_path: Path, repository: Path):
+    code = tmp_path / "code"
+    for package in ("runtime/secrun", "attest/secrun_attest", "stage1-kvm/secrun_kvm", "policies"):
+        name = "." if package == "policies" else Path(package).name
+        shutil.copytree(repository / package, code / name, dirs_exist_ok=True)
+    copy = {"PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1"}
+    words = ("run", "--rm", *RELAXED, root.image, "--", "true")
+    root(*words, environment=copy)
+    with (code / "secrun/paths.py").open("a") as stream:
+        stream.write("# another line\n")
+    root(*words, environment=copy)
+    root(*words, environment=copy)
+    names = [name for name, _ in events(root)]
+    assert names.count("RuntimeUpgrade") == 1
+    opened, upgraded = (fields["runtime"] for _, fields in events(root, "LogOpen", "RuntimeUpgrade"))
+    assert opened["digest"] != upgraded["digest"]
+
+
 def test_a_prepared_pod_of_an_earlier_epoch_is_prepared_again_in_the_log(root: Secrun):
     uuid = root("prepare", *RELAXED, root.image, "--", "true").out.strip()
     root("attest", "stop")
@@ -135,13 +160,24 @@ def test_a_prepared_pod_of_an_earlier_epoch_is_prepared_again_in_the_log(root: S
 
 def test_a_pod_that_outlives_the_tpms_epoch_is_told_to_the_next_one(root: Secrun):
     uuid = root.detach("sleep", "1000")
-    root("attest", "stop")
+    assert "--force" in root("attest", "stop", code=125).err
+    root("attest", "stop", "--force")
+    root.run("true")
     root("stop", uuid)
     eventually(lambda: root.status(uuid)["state"] == "exited", "the end of the pod")
-    (told,) = events(root, "Unmeasured")
-    assert told[1]["subject"] == uuid
-    assert told[1]["option"] == "tpm-restarted"
+    told = [fields for _, fields in events(root, "Unmeasured")]
+    assert [(item["what"], item["subject"]) for item in told] == [("PodStart", uuid), ("PodExit", uuid)]
+    assert {item["option"] for item in told} == {"tpm-restarted"}
+    assert [name for name, _ in events(root)][:2] == ["LogOpen", "Unmeasured"]
     root("rm", uuid)
+
+
+def test_a_tpm_is_not_pinned_anew_under_an_open_log(root: Secrun):
+    root.run("true")
+    assert "this boot's log has begun" in root("attest", "init", "--pcr=8", "--force", code=125).err
+    root("attest", "stop")
+    root("attest", "init", "--pcr=8", "--force")
+    root.run("true")
 
 
 def test_without_its_tpm_no_pod_starts_and_the_words_are_clear(pinned: Secrun, tpm: Swtpm):
@@ -226,6 +262,8 @@ def test_off_asks_no_tpm_and_is_itself_measured_by_the_next_start(root: Secrun):
 
 def test_entering_a_pod_that_ran_unmeasured_is_told(root: Secrun):
     uuid = root("--attest=off", "run", "-d", *RELAXED, root.image, "--", "sleep", "1000").out.strip()
+    assert root.status(uuid)["measured"] is None
+    assert "measured=no" in root("status", uuid).out
     root("enter", uuid, "--", "true")
     told = [fields for _, fields in events(root, "Unmeasured")]
     assert [(item["what"], item["subject"]) for item in told] == [("PodStart", uuid), ("PodExec", uuid)]
@@ -251,6 +289,33 @@ def test_a_log_that_is_changed_or_deleted_is_noticed(root: Secrun):
         left.unlink()
     log.unlink()
     assert "log-baseline" in root.run("true", code=125).err
+
+
+@pytest.mark.parametrize(
+    "instant",
+    ["measuring-{}:torn", "measuring-{}:logged", "measuring-{}:extended", "measured-{}:head written"],
+)
+@pytest.mark.parametrize("operation", ["PodPrepare", "PodStart", "PodExit"])
+def test_killed_inside_an_append_the_log_tells_one_life_and_the_pcr_agrees(
+    root: Secrun, tmp_path: Path, operation: str, instant: str
+):
+    root.run("true")
+    saved, passed = tmp_path / "uuid", tmp_path / "points"
+    words = (f"--uuid-file-save={saved}", *RELAXED, root.image, "--", "true")
+    roots = ("--root", str(root.root), "--run-root", str(root.run_root))
+    argv = faults.argv(str(passed), instant.format(operation), [*roots, "run", *words])
+    done = subprocess.run(argv, check=False, capture_output=True, timeout=120)
+    # Who finishes a pod is run again when it is killed; the second time the log may already hold the end.
+    assert done.returncode in ((-9, 0) if operation == "PodExit" else (-9,))
+    uuid = saved.read_text().strip()
+    root("gc", "--grace-period=0s", "--expire-prepared=0s")
+    assert root.pods() == []
+    told = life(root, uuid)
+    whole = ["PodPrepare", "PodStart", "PodExit", "PodGC"]
+    assert [name for name in whole if name in told] == told
+    assert ("PodStart" in told) == ("PodExit" in told)
+    assert ("PodExit" in told) or operation != "PodExit"
+    root.run("true")
 
 
 def test_the_settings_of_a_file_are_in_force(root: Secrun, tmp_path: Path):

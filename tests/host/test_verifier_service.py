@@ -19,6 +19,7 @@ import pytest
 
 from secrun_attest.record import Operation
 from support.attest_bench import POD, usual_host
+from support.browser import browse, row
 from support.certificates import Authority
 from support.verifier import READER, Client
 from support.verifier_server import Link, private_folder, serving, tls_files, usual_options
@@ -246,30 +247,6 @@ def test_what_makes_no_sense_does_not_start(tmp_path, change, status, code):
     assert done.returncode == status, done.stderr
     assert f"[{code}]" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def browse(server, folder, path, *words):
-    """Let a headless Chromium load a page and run for some seconds of its own time; return the DOM."""
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--ignore-certificate-errors", "--lang=en"]
-    done = subprocess.run(
-        [
-            "chromium",
-            *flags,
-            f"--user-data-dir={folder / 'chromium'}",
-            "--virtual-time-budget=5000",
-            *(words or ["--dump-dom"]),
-            server.url + path,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout.partition("<script>")[0]
-
-
-def row(dom, host):
-    return next(line for line in dom.split("<tr>") if f"<div>{host}</div>" in line)
 
 
 def test_the_page_shows_hosts_pods_and_reasons(server, tmp_path):

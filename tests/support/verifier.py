@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
+from secrun_attest.enrolproof import proof_of, transcript
 from secrun_attest.fields import to_base64
 from secrun_attest.service.auth import Peer
 from secrun_attest.service.config import Limits, Rate, ServiceConfig
-from secrun_attest.service.enrolment import proof_of, transcript
 from secrun_attest.service.main import Service, build
 from support.attest_bench import AUDIENCE, NOW, Host, b2, number, policy_document, usual_host
 

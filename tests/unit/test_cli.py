@@ -179,7 +179,10 @@ def words_of(verb):
     flags = [
         flag for option in verb.options if option.kind is not Kind.OPTIONAL_TEXT for flag in option.flags
     ]
-    joined = [f"{flag}={value}" for flag in flags for value in ("", "5", "json", "missing", "-x", "a=b")]
+    bare = {flag for option in verb.options if option.kind is Kind.FLAG for flag in option.flags}
+    # argparse takes the value of `-t=missing` for a cluster of flags that begins with `-m`.
+    valued = [flag for flag in flags if len(flag) > 2 or flag not in bare]
+    joined = [f"{flag}={value}" for flag in valued for value in ("", "5", "json", "missing", "-x", "a=b")]
     short = [flag for flag in flags if len(flag) == 2]
     clusters = [one + two[1:] for one in short for two in short]
     clusters += [flag + value for flag in short for value in ("5", "json", "a=b", "x-y")]
@@ -202,6 +205,12 @@ def test_a_command_line_means_what_argparse_takes_it_for(verb, data):
     except UsageError:
         got = None
     assert got == expected
+
+
+@pytest.mark.parametrize("word", ["-t=missing", "--tty=yes", "-i=5"])
+def test_a_flag_takes_no_value(word):
+    with pytest.raises(UsageError):
+        parse_verb("secrun", VERB["run"], [word, "A"])
 
 
 def test_segments():

@@ -1,6 +1,5 @@
 """Enrolment: a host proves that one TPM holds its EK and its AK, and gets a token (TPM2_MakeCredential)."""
 
-import hashlib
 import hmac
 import json
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from secrets import token_bytes
 from typing import TYPE_CHECKING
 
 from secrun_attest import jcs
+from secrun_attest.enrolproof import proof_of, transcript
 from secrun_attest.errors import FormatError
 from secrun_attest.evidence import MAX_CHAIN
 from secrun_attest.fields import Fields, as_base64, to_base64
@@ -27,22 +27,11 @@ from secrun_attest.wire import Hierarchy, Public, name_of, parse_public, qualifi
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-TRANSCRIPT = b"secrun-enroll-v1\0"
 # ActivateCredential takes a second or two on slow TPMs.
 PROOF_SECONDS = 60
 
 PARENTS = {"endorsement": Hierarchy.ENDORSEMENT, "platform": Hierarchy.PLATFORM}
 PARENT_EK = "ek"
-
-
-def transcript(members: JsonObject) -> bytes:
-    """Return what the proof authenticates: all that went over the wire in both directions."""
-    return TRANSCRIPT + hashlib.sha256(jcs.encode(members)).digest()
-
-
-def proof_of(secret: bytes, text: bytes) -> bytes:
-    """Return HMAC-SHA256 of a transcript under the activated secret."""
-    return hmac.digest(secret, text, "sha256")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

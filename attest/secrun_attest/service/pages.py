@@ -41,6 +41,7 @@ def _pod(pod: Pod, appraisal: Appraisal) -> JsonObject:
         "state": pod.state.value,
         "status": appraisal.status.value,
         "reasons": [*appraisal.reasons],
+        "entries": appraisal.entries,
         "manifest": f"sha256:{pod.manifest.hex()}",
         "relaxations": [*pod.relaxations],
         "apps": [

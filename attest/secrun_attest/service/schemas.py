@@ -95,6 +95,7 @@ _POD = _object(
     state={"enum": ["prepared", "started", "exited", "removed"]},
     status=STATUS,
     reasons=_list(TEXT),
+    entries=NUMBER,
     manifest=DIGEST,
     relaxations=_list(TEXT),
     apps=_list(_APP),

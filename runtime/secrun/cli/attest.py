@@ -3,23 +3,23 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from secrun import __version__
 from secrun.cli.attestoptions import attest_settings
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import write_json
-from secrun.errors import UsageError
+from secrun.errors import StateError, UsageError
 from secrun.jsonio import JsonObject
 from secrun.measure import identity as identities
 from secrun.measure import software
-from secrun.measure.hostlog import HostLog, tcti_of, translated
+from secrun.measure.hostlog import HostLog, translated
 from secrun.measure.identity import HostIdentity
+from secrun.measure.prover import Prover
 from secrun.pod.contents import measured_contents
-from secrun_attest.collect import Source
+from secrun.pod.states import State, walk
 from secrun_attest.limits import MAX_PCR
 from secrun_attest.record import Bank
-from secrun_attest.tpm import TpmKind
 
 _NONCE_BYTES = 32
 _FIRMWARE_PCRS = range(8)
@@ -127,16 +127,9 @@ def _pcrs(args: Arguments, identity: HostIdentity) -> tuple[Bank, tuple[int, ...
     return Bank(name), chosen
 
 
-def _source(context: Context, identity: HostIdentity) -> tuple[Source, str]:
-    """Return where evidence comes from, the log recovered and open, and its epoch."""
-    with _opened(context, identity, "the log cannot be read") as log, log.held() as held:
-        tcti = tcti_of(context.layout, identity)
-        return Source(tcti=tcti, directory=context.layout.measure, pcr=identity.pcr), held.epoch
-
-
 def evidence(args: Arguments, context: Context) -> int:
     """Print evidence for a verifier's nonce."""
-    from secrun_attest.collect import Challenge, collect, read_firmware_log
+    from secrun_attest.collect import Challenge
 
     nonce = _nonce(args)
     identity = identities.required(context.layout)
@@ -148,16 +141,8 @@ def evidence(args: Arguments, context: Context) -> int:
         pcrs=pcrs,
         since=args.integer("since") or 0,
     )
-    source, epoch = _source(context, identity)
-    with translated("there is no evidence"):
-        data = collect(
-            source,
-            challenge,
-            host=identity.host,
-            firmware_log=read_firmware_log() if identity.kind is TpmKind.HARDWARE else None,
-            contents=measured_contents(context.layout, epoch),
-            agent=f"secrun {__version__}",
-        )
+    prover = Prover(context.layout, identity, partial(measured_contents, context.layout))
+    data = prover.evidence(challenge, prover.standing())
     context.out.flush()
     sys.stdout.buffer.write(data + b"\n")
     return 0
@@ -170,10 +155,11 @@ def quote(args: Arguments, context: Context) -> int:
     nonce, folder = _nonce(args), Path(args.required("out"))
     identity = identities.required(context.layout)
     bank, pcrs = _pcrs(args, identity)
-    source, _ = _source(context, identity)
+    prover = Prover(context.layout, identity, partial(measured_contents, context.layout))
+    prover.standing()
     folder.mkdir(parents=True, exist_ok=True)
     with translated("there is no quote"):
-        write_quote(folder, source, nonce, bank, pcrs)
+        write_quote(folder, prover.source(), nonce, bank, pcrs)
     shown = f"{folder}/"
     context.out.write(
         f"tpm2_checkquote -u {shown}ak.pub -m {shown}quote.msg -s {shown}quote.sig -f {shown}quote.pcrs "
@@ -184,7 +170,13 @@ def quote(args: Arguments, context: Context) -> int:
 
 def stop(args: Arguments, context: Context) -> int:
     """End the root's software TPM."""
-    del args
+    running = [pod.uuid for pod in walk(context.layout) if pod.state is State.RUNNING]
+    if running and not args.flag("force"):
+        raise StateError(
+            f"{len(running)} pods run that this TPM measured: {', '.join(uuid[:8] for uuid in running[:5])}",
+            hint="stop them first, or --force: no later log can prove how they started",
+            code="state-running",
+        )
     ended = software.stop(context.layout)
     context.out.write("stopped\n" if ended else "it does not run\n")
     return 0

@@ -13,6 +13,7 @@ from secrun.cli.table import Arguments, Context
 from secrun.cli.views import write_json
 from secrun.errors import EvidenceError, UsageError
 from secrun.locks import held
+from secrun.printable import printable
 from secrun_attest.evidence import MAX_EVIDENCE
 from secrun_attest.oneshot import Question, appraise_once
 from secrun_attest.policyfile import OpenedPolicy
@@ -90,7 +91,7 @@ def _reject(args: Arguments, context: Context, error: RejectedError) -> NoReturn
     if args.text("format") == "json":
         write_json(context, rejection_json(error))
     raise EvidenceError(
-        f"the evidence is rejected by check {error.step}: {_plain(error.message)}",
+        f"the evidence is rejected by check {error.step}: {printable(error.message)}",
         hint="docs/verifier.md lists the checks",
         code=error.reason.value,
     ) from error
@@ -101,7 +102,7 @@ def _judge(verdict: Verdict, *, accept_warning: bool) -> int:
         return 0
     every = [("the host", verdict.host), *((f"pod {uuid}", one) for uuid, one in verdict.pods)]
     worse = [(who, one) for who, one in every if one.status is not Status.AFFIRMING]
-    text = _plain("; ".join(f"{who}: {one.status}: {', '.join(one.reasons)}" for who, one in worse))
+    text = printable("; ".join(f"{who}: {one.status}: {', '.join(one.reasons)}" for who, one in worse))
     if verdict.status is Status.WARNING:
         if accept_warning:
             sys.stderr.write(f"secrun: warning: {text}\n")
@@ -113,23 +114,21 @@ def _judge(verdict: Verdict, *, accept_warning: bool) -> int:
     )
 
 
-def _plain(text: str) -> str:
-    """Return a host's word without anything that a terminal would obey."""
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
-
-
 def _lines(verdict: Verdict, opened: OpenedPolicy) -> Iterator[str]:
     state, machine, policy = verdict.state, verdict.state.machine, opened.policy
-    yield f"policy   {_plain(policy.id)} version {policy.version} sha256:{policy.digest.hex()}"
+    yield f"policy   {printable(policy.id)} version {policy.version} sha256:{policy.digest.hex()}"
     yield f"log      {state.recnum} records, epoch {state.epoch.reset}-{state.epoch.restart}"
-    yield f"host     {_plain(state.host)} {verdict.host.status}, {machine.tpm} TPM, {machine.denied} denied"
+    tpm = f"{machine.tpm} TPM, {machine.denied} denied"
+    yield f"host     {printable(state.host)} {verdict.host.status}, {tpm}"
     yield from _details(verdict.host)
     for uuid, appraisal in verdict.pods:
         pod = machine.pods[uuid]
-        yield f"pod      {_plain(uuid)} {appraisal.status}, {pod.state}, entered {appraisal.entries} times"
+        entered = f"entered {appraisal.entries} times"
+        yield f"pod      {printable(uuid)} {appraisal.status}, {pod.state}, {entered}"
         for app in pod.apps:
             image = app.image
-            yield f"  app    {_plain(app.name)} {_plain(image.reference)} sha256:{image.manifest.hex()}"
+            name = printable(f"{app.name} {image.reference}")
+            yield f"  app    {name} sha256:{image.manifest.hex()}"
         yield from _details(appraisal)
 
 
@@ -137,7 +136,7 @@ def _details(appraisal: Appraisal) -> Iterator[str]:
     for claim, value in appraisal.vector:
         yield f"  claim  {claim} {value}"
     for reason in appraisal.reasons:
-        yield f"  reason {_plain(reason)}"
+        yield f"  reason {printable(reason)}"
 
 
 def predict(args: Arguments, context: Context) -> int:

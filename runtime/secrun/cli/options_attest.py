@@ -88,9 +88,59 @@ ATTEST_VERBS: tuple[Verb, ...] = (
         needs_root=True,
     ),
     Verb(
+        words=("attest", "push"),
+        summary="Prove this host to a verifier, now and whenever its log grows",
+        handler="secrun.cli.attest_push:push",
+        description="Enrols by itself. docs/verifier-service.md says how; docs/services.md has a unit.",
+        options=(
+            Option(
+                flags=("--verifier",), metavar="URL", help="where the verifier is, such as https://v:8443"
+            ),
+            Option(
+                flags=("--ca",),
+                metavar="FILE",
+                help="who may vouch for it, in PEM, instead of the system's CAs",
+            ),
+            Option(flags=("--cert",), metavar="FILE", help="our certificate, where it wants one"),
+            Option(flags=("--key",), metavar="FILE", help="its key"),
+            Option(
+                flags=("--enroll-token-file",),
+                metavar="FILE",
+                help="the token without which it enrols no host",
+            ),
+            Option(
+                flags=("--ek-chain",),
+                metavar="FILE",
+                help="certificates in PEM between that in the TPM and its maker's root, to enrol",
+            ),
+            Option(
+                flags=("--once",),
+                kind=Kind.FLAG,
+                help="push once; the exit status is 0 for affirming, 121 for any other verdict",
+            ),
+            Option(
+                flags=("--interval",),
+                kind=Kind.INTEGER,
+                metavar="SECONDS",
+                default=30,
+                help="push at least so often, though nothing happens",
+            ),
+            FORMAT,
+        ),
+        needs_root=True,
+        examples=("secrun attest push --once --verifier https://verifier.example:8443",),
+    ),
+    Verb(
         words=("attest", "stop"),
         summary="End this root's software TPM; its log ends with it, its key does not",
         handler="secrun.cli.attest:stop",
+        options=(
+            Option(
+                flags=("--force", "-f"),
+                kind=Kind.FLAG,
+                help="also while pods run; the next log then tells of them as unmeasured",
+            ),
+        ),
         needs_root=True,
     ),
 )

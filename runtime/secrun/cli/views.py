@@ -114,6 +114,8 @@ def status(args: Arguments, context: Context) -> int:
         lines.append(f"pid={pod.pid}")
     if pod.uid_base:
         lines.append(f"uid-base={pod.uid_base}")
+    known = pod.measured
+    lines.append(f"measured={f'{known.last or known.pending} in epoch {known.epoch}' if known else 'no'}")
     if pod.exit:
         lines += [f"exited={_when(pod.exit.finished_ns, full=True)}", f"exit-code={pod.exit.code}"]
         lines += [f"app-{app.name}={'-' if app.code is None else app.code}" for app in pod.exit.apps]

@@ -12,7 +12,7 @@ from secrun.errors import HostError
 from secrun.fields import Fields
 from secrun.files import write_atomic
 from secrun.jsonio import canonical, parse_object
-from secrun.measure import journal, software
+from secrun.measure import journal, marker, software
 from secrun.measure.identity import HostIdentity
 from secrun.paths import Layout
 from secrun.record import record
@@ -22,10 +22,12 @@ from secrun_attest.directtpm import DirectTpm
 from secrun_attest.errors import AttestError
 from secrun_attest.jcs import JsonObject
 from secrun_attest.logfile import EventLog, Hold, Runtime
-from secrun_attest.record import Operation, Record, parse_event_data
+from secrun_attest.record import Epoch, Operation, Record, parse_event_data
 from secrun_attest.tpm import TpmKind
 
 SEEN_NAME = "seen.json"
+# Why a pod is in no log of the epoch it runs in: its TPM began another one under it.
+TPM_RESTARTED = "tpm-restarted"
 _MAX_SEEN = 64 * 1024
 # A trust policy or a key is text of some kilobytes; what is larger is digested no further.
 _MAX_TRUSTED = 4 * 1024 * 1024
@@ -47,6 +49,11 @@ class _Seen:
 
     epoch: str
     context: Context
+
+
+def boot_of(epoch: str) -> str:
+    """Return the kernel's boot id in an epoch's name."""
+    return epoch.split("-", 2)[-1]
 
 
 def tcti_of(layout: Layout, identity: HostIdentity) -> str:
@@ -91,6 +98,7 @@ class HostLog:
         self._policy = policy
         self._attentive = attentive
         self._told: Context | None = None
+        self._opened = False
         self._tpm = DirectTpm(tcti_of(layout, identity))
         self._log = EventLog(
             layout.measure,
@@ -114,6 +122,10 @@ class HostLog:
         """Return the whole log, every record checked and extended."""
         return self._log.recover()
 
+    def unexplained(self) -> tuple[Record, ...]:
+        """Return the records of an epoch that is broken: true in themselves, but the PCR says otherwise."""
+        return self._log.records()
+
     def last_operation(self, pod: str) -> str:
         """Return the last operation of a pod's life in the log, empty if there is none; reads all of it."""
         last = ""
@@ -125,6 +137,7 @@ class HostLog:
 
     def _opening(self) -> JsonObject:
         """Return what LogOpen says beside the baseline."""
+        self._opened = True
         identity = self._identity
         self._told = context = _context(self._layout, self._policy)
         return {
@@ -153,6 +166,18 @@ class HostLog:
             events.append((Operation.TRUST_CHANGE, {"digest": now.trust}))
         return events
 
+    def survivors(self, epoch: str) -> list[JsonObject]:
+        """Return, when this command opened the log, the pods that run on from another epoch of this boot."""
+        if not self._opened:
+            return []
+        self._opened = False
+        boot = boot_of(epoch)
+        return [
+            {"option": TPM_RESTARTED, "what": Operation.POD_START.value, "subject": pod}
+            for pod, known in marker.of_running(self._layout)
+            if known.last == Operation.POD_START and known.epoch != epoch and boot_of(known.epoch) == boot
+        ]
+
     def remember(self, epoch: str) -> None:
         """Keep what the log of this epoch was told, so that it is not told again."""
         if self._told is None:
@@ -176,6 +201,11 @@ class HeldLog:
         epoch = hold.epoch
         self.epoch = f"{epoch.reset}-{epoch.restart}-{epoch.boot_id}"
 
+    @property
+    def standing(self) -> tuple[Epoch, int]:
+        """The epoch in parts, and how many records there are, all of them extended."""
+        return self._hold.epoch, self._hold.count
+
     def admitted(self, manifest: Digest, tree: Digest) -> bool:
         """Tell whether this epoch's log has an ImageAdmit of these."""
         return self._hold.admitted(str(manifest), str(tree))
@@ -183,7 +213,8 @@ class HeldLog:
     def append(self, events: Sequence[EventFields]) -> None:
         """Measure events in order, and before them what changed around them or ran unmeasured."""
         with journal.told(self._host.layout) as bypasses:
-            unmeasured = [(Operation.UNMEASURED, fields) for fields in bypasses]
+            told = (*self._host.survivors(self.epoch), *bypasses)
+            unmeasured = [(Operation.UNMEASURED, fields) for fields in told]
             for operation, fields in (*self._host.changes(self.epoch), *unmeasured, *events):
                 self._hold.append(operation, fields)
         self._host.remember(self.epoch)

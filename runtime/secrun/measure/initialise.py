@@ -10,6 +10,7 @@ from secrun.measure.identity import HostIdentity, load, store
 from secrun.measure.settings import AUTO, DEVICE, AttestSettings
 from secrun.paths import Layout
 from secrun_attest.endorsement import EkKind
+from secrun_attest.logstore import log_path
 from secrun_attest.replay import zeros
 from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import Tss
@@ -50,7 +51,7 @@ def initialise(
         if not tcti:
             software.ensure_running(layout)
         with translated("the TPM cannot be used"):
-            identity = _ask(kind, tcti, tcti or software.tcti(layout), host, pcr)
+            identity = _ask(layout, kind, tcti, host=host, pcr=pcr)
         store(layout, identity)
         return identity
 
@@ -69,8 +70,16 @@ def _same(found: HostIdentity, settings: AttestSettings, host: str | None, pcr: 
     return found
 
 
-def _ask(kind: TpmKind, tcti: str, reached: str, host: str | None, pcr: int) -> HostIdentity:
-    with Tss(reached) as tpm:
+def _ask(layout: Layout, kind: TpmKind, tcti: str, *, host: str | None, pcr: int) -> HostIdentity:
+    with Tss(tcti or software.tcti(layout)) as tpm:
+        clock = tpm.clock()
+        log = log_path(layout.measure, clock.reset, clock.restart)
+        if log.exists():
+            raise StateError(
+                f"this boot's log has begun: {log}",
+                hint="reboot first, or with a software TPM: secrun attest stop",
+                code="state-attest-identity",
+            )
         facts = tpm.facts()
         ak = tpm.create_ak()
         # A key and a certificate that do not belong together raise here; our own software TPM has none.

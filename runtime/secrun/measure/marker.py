@@ -4,15 +4,20 @@ The marker never decides what the log holds: `pending` says that an append was b
 whether it came to its end, and then the log itself is asked.
 """
 
+import os
+from collections.abc import Iterator
 from typing import Self
 
 from secrun.fields import Fields
 from secrun.files import write_atomic
 from secrun.jsonio import canonical, parse_object
+from secrun.paths import Layout
 from secrun.record import record, replace
 from secrun.stage1.podfiles import PodFiles
 
 FILE_NAME = "measured"
+# The state's folder that started pods lie in.
+_RUN = "run"
 _MAX_BYTES = 4096
 _MAX_ENTRIES = 1 << 20
 
@@ -54,6 +59,19 @@ def read(files: PodFiles) -> Marker | None:
             return Marker.from_bytes(stream.read(_MAX_BYTES + 1), str(path))
     except FileNotFoundError:
         return None
+
+
+def of_running(layout: Layout) -> Iterator[tuple[str, Marker]]:
+    """Yield the pods that were started and whose end is not written down, with their markers."""
+    try:
+        names = sorted(os.listdir(layout.pods / _RUN))
+    except FileNotFoundError:
+        return
+    for name in names:
+        files = PodFiles(layout.pods / _RUN / name)
+        known = None if files.exit.exists() else read(files)
+        if known is not None:
+            yield name, known
 
 
 def write(files: PodFiles, marker: Marker) -> Marker:

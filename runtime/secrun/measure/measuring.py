@@ -12,7 +12,7 @@ from secrun.errors import HostError, SecrunError
 from secrun.files import DISK_FULL
 from secrun.measure import events, journal, marker
 from secrun.measure.events import EXIT, PREPARE, START
-from secrun.measure.hostlog import EventFields, HeldLog, HostLog, translated
+from secrun.measure.hostlog import TPM_RESTARTED, EventFields, HeldLog, HostLog, boot_of, translated
 from secrun.measure.identity import HostIdentity, load
 from secrun.measure.marker import Marker
 from secrun.measure.settings import AttestSettings, Mode
@@ -273,9 +273,8 @@ def _exit(log: HeldLog, files: PodFiles, before: Marker, fields: PodExit) -> Non
 
 def _tell_of_other_epoch(log: HeldLog, before: Marker, end: PodExit) -> None:
     """A pod that outlived the TPM's epoch, not the host's boot, ran in this one too: say so."""
-    boot = before.epoch.split("-", 2)[-1]
-    if log.epoch.split("-", 2)[-1] == boot:
-        fields: JsonObject = {"option": "tpm-restarted", "what": EXIT.value, "subject": end.pod}
+    if boot_of(log.epoch) == boot_of(before.epoch):
+        fields: JsonObject = {"option": TPM_RESTARTED, "what": EXIT.value, "subject": end.pod}
         log.append([(Operation.UNMEASURED, {**fields, "code": end.code})])
 
 

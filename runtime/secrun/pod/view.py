@@ -7,6 +7,8 @@ from secrun.digest import Digest
 from secrun.errors import ImageError, StateError
 from secrun.jsonio import JsonObject
 from secrun.locks import is_missing
+from secrun.measure import marker
+from secrun.measure.marker import Marker
 from secrun.paths import Layout
 from secrun.pod import exits
 from secrun.pod.states import WHOLE, Found, State, walk
@@ -30,6 +32,8 @@ class PodView:
     pid: int | None
     uid_base: int | None
     exit: exits.PodExit | None
+    measured: Marker | None
+    """How far the event log knows the pod; None if it ran unmeasured."""
 
     @property
     def created_ns(self) -> int:
@@ -67,6 +71,13 @@ class PodView:
             "error": self.exit.error if self.exit else "",
             "pid": self.pid,
             "uid_base": self.uid_base,
+            "measured": None
+            if self.measured is None
+            else {
+                "epoch": self.measured.epoch,
+                "last": self.measured.last,
+                "pending": self.measured.pending,
+            },
             "hostname": self.manifest.hostname if self.manifest else None,
             "network": str(self.manifest.network) if self.manifest else None,
             "stage1": self.manifest.flavour if self.manifest else None,
@@ -88,10 +99,12 @@ def look(found: Found) -> PodView:
     state = found.state
     manifest: PodManifest | None = None
     end: exits.PodExit | None = None
+    measured: Marker | None = None
     problem = ""
     try:
         manifest = files.read_manifest()
         end = exits.read(files)
+        measured = marker.read(files)
     except (StateError, ImageError) as error:
         problem = error.message if state in WHOLE else ""
     started, base = _numbers(files.started), _numbers(files.uid_base)
@@ -104,6 +117,7 @@ def look(found: Found) -> PodView:
         pid=started[1] if len(started) > 1 and state is State.RUNNING else None,
         uid_base=base[0] if base else None,
         exit=end,
+        measured=measured,
     )
 
 

@@ -6,6 +6,7 @@ There is one of these tuples for each of up to 300,000 pods: a frozen dataclass 
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from secrun_attest.evidence import banks
@@ -21,6 +22,9 @@ MAX_RELAXATIONS = 256
 MAX_OPTION = 255
 # A UUID has 36 characters; there is no other bound on how long a pod's name may be.
 MAX_UUID = 64
+
+# Copies of a pod share what they have in common: each has at most an event's 16 KiB of it.
+SHARED = 256
 
 _NAMES = {operation: operation.value for operation in Operation}
 
@@ -182,8 +186,8 @@ class Machine:
             uuid=uuid,
             state=PodState.PREPARED,
             manifest=fields.digest("manifest"),
-            stage1=_stage1(fields.object("stage1")) if fields.has("stage1") else None,
-            apps=apps,
+            stage1=_same_stage1(_stage1(fields.object("stage1"))) if fields.has("stage1") else None,
+            apps=_same_apps(apps),
             relaxations=_relaxations(fields),
             operations=frozenset({_NAMES[event.operation]}),
         )
@@ -211,7 +215,7 @@ class Machine:
         if pod is None:
             raise _illegal(event, f"pod {uuid} is not known")
         self.pods[uuid] = pod._replace(
-            operations=pod.operations | {_NAMES[event.operation]},
+            operations=_with(pod.operations, _NAMES[event.operation]),
             unmeasured=pod.unmeasured | {option},
         )
 
@@ -224,7 +228,7 @@ class Machine:
             raise _illegal(event, f"pod {uuid} is {now}, expected {' or '.join(sources)}")
         moved = self.pods[pod.uuid] = pod._replace(
             state=to,
-            operations=pod.operations | {_NAMES[event.operation]},
+            operations=_with(pod.operations, _NAMES[event.operation]),
             entries=pod.entries + (event.operation is Operation.POD_EXEC),
         )
         return moved
@@ -232,6 +236,21 @@ class Machine:
 
 def _fields(event: Event) -> Fields:
     return Fields(dict(event.fields), _NAMES[event.operation])
+
+
+@lru_cache(maxsize=SHARED)
+def _with(operations: frozenset[str], name: str) -> frozenset[str]:
+    return operations | {name}
+
+
+@lru_cache(maxsize=SHARED)
+def _same_apps(apps: tuple[App, ...]) -> tuple[App, ...]:
+    return apps
+
+
+@lru_cache(maxsize=SHARED)
+def _same_stage1(stage1: Stage1) -> Stage1:
+    return stage1
 
 
 def _tpm(fields: Fields) -> TpmKind:

@@ -109,7 +109,7 @@ def _brief_fields(match: re.Match[bytes]) -> JsonObject:
 
 
 def _full_fields(match: re.Match[bytes]) -> JsonObject:
-    fields: JsonObject = _DECODER.decode(match["text"].decode())
+    fields: JsonObject = _DECODER.raw_decode(match["text"].decode())[0]
     for name in RESERVED:
         del fields[name]
     return fields

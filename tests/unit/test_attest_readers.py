@@ -38,7 +38,8 @@ def test_an_honest_log_is_read_without_json(monkeypatch):
     monkeypatch.setattr(evidence, "_record", None)
     found = parse_evidence(host.evidence()).records
     assert isinstance(found, Columns)
-    assert (found, len(found)) == (tuple(host.records), len(host.records))
+    assert (found, len(found), hash(found)) == (tuple(host.records), len(host.records), hash(tuple(found)))
+    assert found != tuple(host.records[1:])
     assert (found[1], found[-1], found[1:3]) == (host.records[1], host.records[-1], tuple(host.records[1:3]))
 
 

@@ -13,6 +13,7 @@ from secrun.pod import request
     [
         ("docker://registry.example:5000/team/Web_App:1.2", "web-app"),
         ("registry.example/app@sha256:" + "a" * 64, "app"),
+        ("sha256:" + "0123456789abcdef" * 4, "0123456789ab"),
         ("oci:/var/images/thing:tag", "thing"),
         ("docker-archive:/tmp/x.tar", "x.tar"),
         ("registry.example/" + "n" * 100, "n" * 63),

@@ -20,6 +20,8 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,6})?)s?)?\Z")
 # The smallest limit under which a process can start at all (podman refuses below 6 MiB as well).
 MIN_MEMORY_BYTES = 6 << 20
+_ID_PREFIX = "sha256:"
+_SHOWN_DIGITS = 12
 MAX_APPS = 64
 MAX_ENV_FILE_BYTES = 1 << 20
 DEFAULT_STOP_TIMEOUT_SECONDS = 10
@@ -73,7 +75,12 @@ def app_name(text: str) -> str:
 
 
 def default_app_name(reference: str) -> str:
-    """Derive an app's name from an image reference: the last part of its name, made fit; pure."""
+    """Derive an app's name from an image reference: the last part of its name, made fit; pure.
+
+    An image ID gives its first digits, as lists show it.
+    """
+    if reference.startswith(_ID_PREFIX):
+        reference = reference.removeprefix(_ID_PREFIX)[:_SHOWN_DIGITS]
     text = reference.split("@", maxsplit=1)[0].rstrip("/").rpartition("/")[2]
     text = text.rpartition(":")[0] or text
     text = re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.")[:63].rstrip("-.")

@@ -14,12 +14,9 @@ from typing import Final
 
 from secrun_attest.errors import LogError
 from secrun_attest.evidence import (
-    CONTENT_TYPE,
-    EVENT_TYPE,
     NONCE_SIZES,
     Evidence,
     Header,
-    LogRecord,
     binding,
     build_evidence,
     log_digest,
@@ -28,6 +25,7 @@ from secrun_attest.history import History
 from secrun_attest.logfile import EventLog
 from secrun_attest.record import Bank, Epoch, Record
 from secrun_attest.replay import extend_all, find_prefix, replay
+from secrun_attest.sentlog import CONTENT_TYPE, EVENT_TYPE, LogRecord
 from secrun_attest.tpm import TpmKind
 from secrun_attest.tss import AttestationKey, Moving, Quoted, Tss
 

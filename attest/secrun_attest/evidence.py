@@ -7,9 +7,11 @@ quote's PCR digest, or by digests inside measured records.
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from secrun_attest import jcs
+from secrun_attest.errors import FormatError
 from secrun_attest.fields import (
     FieldError,
     Fields,
@@ -24,6 +26,7 @@ from secrun_attest.fields import (
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.limits import MAX_COUNT, MAX_EVENT_DATA, MAX_PCR, MAX_RECORDS
 from secrun_attest.record import DIGEST_SIZES, Bank, Epoch
+from secrun_attest.sentlog import MARK, Cut, LogRecord, cut_records, digests_of
 from secrun_attest.tpm import TpmKind
 
 VERSION = 1
@@ -36,8 +39,6 @@ MAX_CHAIN = 8
 NONCE_SIZES = (32,)
 
 BINDING = b"secrun-quote-v1\0"
-CONTENT_TYPE = "pcclient_std"
-EVENT_TYPE = "EV_EVENT_TAG"
 
 BANKS = {bank.value: bank for bank in Bank}
 DIGESTS = {bank.value: (bank, (DIGEST_SIZES[bank],)) for bank in Bank}
@@ -70,18 +71,6 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogRecord:
-    """One record as sent; `digests` by bank in the order sent, `data` the bytes that were digested."""
-
-    recnum: int
-    pcr: int
-    digests: tuple[tuple[Bank, bytes], ...]
-    content_type: str
-    event_type: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """A parsed bundle; TPM structures are still bytes."""
 
@@ -93,7 +82,7 @@ class Evidence:
     pcr_values: tuple[tuple[str, tuple[tuple[int, bytes], ...]], ...]
     log_from: int
     base_pcr: tuple[tuple[Bank, bytes], ...]
-    records: tuple[LogRecord, ...]
+    records: Sequence[LogRecord]
     firmware_log: bytes | None = None
     contents: tuple[tuple[bytes, bytes], ...] = ()
     ek_chain: tuple[bytes, ...] = field(default=())
@@ -105,14 +94,26 @@ def binding(nonce: bytes, header: Header) -> bytes:
     return hashlib.sha256(BINDING + nonce + hashlib.sha256(header.canonical()).digest()).digest()
 
 
-def log_digest(records: Sequence[LogRecord], bank: Bank = Bank.SHA256) -> bytes:
-    """Return the digest of records: SHA-256 over their digests in `bank`, in order."""
-    digests = (digest for record in records for name, digest in record.digests if name == bank)
-    return hashlib.sha256(b"".join(digests)).digest()
+def log_digest(records: Sequence[LogRecord], *, count: int | None = None) -> bytes:
+    """Return the digest of the first `count` records, or of all: SHA-256 over their SHA-256 digests."""
+    return hashlib.sha256(b"".join(digests_of(records, Bank.SHA256)[:count])).digest()
 
 
 def parse_evidence(data: bytes) -> Evidence:
     """Parse a bundle; raises FormatError if it is too large, not strict JSON, or not of this version."""
+    cut = cut_records(data) if len(data) <= MAX_EVIDENCE else None
+    if cut is not None:
+        with suppress(FormatError):  # the whole of it says better what is wrong
+            return _evidence(cut.rest, cut)
+    return parse_as_json(data)
+
+
+def parse_as_json(data: bytes) -> Evidence:
+    """Parse as `parse_evidence` does, without its short cut: it decides what is taken and what is said."""
+    return _evidence(data, None)
+
+
+def _evidence(data: bytes, cut: Cut | None) -> Evidence:
     fields = Fields(parse_json(data, what="evidence", limit=MAX_EVIDENCE), "evidence")
     if (version := fields.integer("v")) != VERSION:
         raise FieldError(f"evidence has version {version}, this verifier reads {VERSION}")
@@ -128,7 +129,7 @@ def parse_evidence(data: bytes) -> Evidence:
         pcr_values=_pcr_values(fields.mapping("pcr_values", limit=MAX_BANKS)),
         log_from=log.integer("from", limit=MAX_RECORDS),
         base_pcr=tuple(banks(log.mapping("base_pcr", limit=MAX_BANKS), "evidence.log.base_pcr").items()),
-        records=tuple(_record(item) for item in log.items("records", limit=MAX_RECORDS)),
+        records=_records(log, cut),
         firmware_log=fields.base64("firmware_log") if fields.has("firmware_log") else None,
         contents=_contents(fields.mapping("contents", limit=MAX_CONTENTS)),
         ek_chain=tuple(
@@ -202,8 +203,16 @@ def _index(key: str) -> int:
     return as_integer(int(key), "number of a PCR", limit=MAX_PCR)
 
 
+def _records(log: Fields, cut: Cut | None) -> Sequence[LogRecord]:
+    if cut is None:
+        return tuple(_record(item) for item in log.items("records", limit=MAX_RECORDS))
+    if log.take("records") != MARK:
+        raise FieldError("the records that were read are not those of the log")
+    return cut.records
+
+
 def _record(value: JsonValue) -> LogRecord:
-    # Most of the time of an appraisal goes by here: one look at the keys instead of one per member.
+    # One look at the keys instead of one per member: there may be a hundred thousand records.
     if not isinstance(value, dict) or value.keys() != RECORD_KEYS:
         raise FieldError(f"a record does not have exactly the members {', '.join(sorted(RECORD_KEYS))}")
     content = value["content"]

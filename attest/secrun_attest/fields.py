@@ -84,23 +84,25 @@ class Fields:
 
     def has(self, name: str) -> bool:
         """Tell whether the member is there and not null; a null is taken out."""
-        if self._left.get(name) is None:
-            self._left.pop(name, None)
-            return False
-        return True
+        if self._left.get(name) is not None:
+            return True
+        self._left.pop(name, None)
+        return False
 
     def text(self, name: str, *, limit: int = MAX_TEXT) -> str:
         """Return a string of at most `limit` characters that can be encoded."""
         value = self.take(name)
-        if (
-            type(value) is str and len(value) <= limit and value.isascii()
-        ):  # the usual case, without a message
+        # The usual case, without a message.
+        if type(value) is str and len(value) <= limit and value.isascii():
             return value
         return as_text(value, f"{self.what}.{name}", limit=limit)
 
     def integer(self, name: str, *, limit: int = MAX_INTEGER) -> int:
         """Return an integer from 0 to `limit`."""
-        return as_integer(self.take(name), f"{self.what}.{name}", limit=limit)
+        value = self.take(name)
+        if type(value) is int and 0 <= value <= limit:
+            return value
+        return as_integer(value, f"{self.what}.{name}", limit=limit)
 
     def hex(self, name: str, *, sizes: tuple[int, ...] = ()) -> bytes:
         """Return bytes written as lower-case hex, of one of `sizes` if any is given."""
@@ -116,7 +118,10 @@ class Fields:
 
     def items(self, name: str, *, limit: int) -> list[JsonValue]:
         """Return an array of at most `limit` members."""
-        return as_list(self.take(name), f"{self.what}.{name}", limit=limit)
+        value = self.take(name)
+        if type(value) is list and len(value) <= limit:  # the usual case, without a message
+            return value
+        return as_list(value, f"{self.what}.{name}", limit=limit)
 
     def object(self, name: str) -> "Fields":
         """Return the members of an object inside."""

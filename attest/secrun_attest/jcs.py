@@ -87,7 +87,8 @@ def _check(value: JsonValue, depth: int) -> None:
         if isinstance(value, dict):
             _check_keys(value)
         for item in value.values() if isinstance(value, dict) else value:
-            _check(item, depth + 1)
+            if type(item) is not str or not item.isascii():  # most are, and a call costs more than a look
+                _check(item, depth + 1)
     elif value is not None:
         raise FormatError(f"a {type(value).__name__} has no place in an event", code="json-type")
 

@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 
 from secrun_attest import frozen, jcs
@@ -21,9 +21,13 @@ VERSION = 1
 DOMAIN = b"secrun.v1"
 EVENT_TAG = 0x4141454C
 _TAG = struct.Struct("<II")
+TAG_SIZE = _TAG.size
 
 # Fields that every event has; an operation's own fields may not use their names.
 RESERVED = frozenset({"v", "seq", "epoch", "t"})
+
+# Every event names the epoch of its log; a verifier reads the logs of many hosts in turn.
+EPOCH_CACHE = 1024
 
 _BOOT_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
@@ -159,6 +163,20 @@ def digest(bank: Bank, event_data: bytes) -> bytes:
     return _HASHES[bank](event_data).digest()
 
 
+def digest_column(bank: Bank, events: Iterable[bytes]) -> list[bytes]:
+    """Return the digest in `bank` of each of many events."""
+    hash_ = _HASHES[bank]
+    return [hash_(event_data).digest() for event_data in events]
+
+
+def extend_column(bank: Bank, value: bytes, column: Iterable[bytes]) -> bytes:
+    """Return what a PCR with `value` becomes by many extends (TPM 2.0 Part 1, 17.4)."""
+    hash_ = _HASHES[bank]
+    for extended in column:
+        value = hash_(value + extended).digest()
+    return value
+
+
 def digests(banks: Iterable[Bank], event_data: bytes) -> dict[Bank, bytes]:
     """Return the digest of an event in each bank."""
     return {bank: digest(bank, event_data) for bank in banks}
@@ -180,8 +198,13 @@ def event_data(event: Event) -> bytes:
         "t": event.t,
     }
     text = b"%b %b %b" % (DOMAIN, event.operation.encode(), jcs.encode(payload))
-    check_event_size(_TAG.size + len(text))
-    return _TAG.pack(EVENT_TAG, len(text)) + text
+    check_event_size(TAG_SIZE + len(text))
+    return tag_of(len(text)) + text
+
+
+def tag_of(size: int) -> bytes:
+    """Return what stands before `size` bytes of an event: tag and size, little-endian."""
+    return _TAG.pack(EVENT_TAG, size)
 
 
 def parse_event_data(data: bytes) -> Event:
@@ -202,15 +225,15 @@ def parse_event_data(data: bytes) -> Event:
 
 
 def _parse_tag(data: bytes) -> tuple[Operation, bytes]:
-    if len(data) < _TAG.size:
+    if len(data) < TAG_SIZE:
         raise FormatError(f"event has {len(data)} bytes, too few for a tag", code="event-tag")
     tag, size = _TAG.unpack_from(data)
-    if tag != EVENT_TAG or size != len(data) - _TAG.size:
+    if tag != EVENT_TAG or size != len(data) - TAG_SIZE:
         raise FormatError(
             f"event has tag {tag:#010x} and size {size}, expected {EVENT_TAG:#010x} and {len(data) - 8}",
             code="event-tag",
         )
-    parts = data[_TAG.size :].split(b" ", 2)
+    parts = data[TAG_SIZE:].split(b" ", 2)
     if len(parts) != 3 or parts[0] != DOMAIN:
         raise FormatError(f"event does not begin with {DOMAIN.decode()!r}", code="event-domain")
     operation = _OPERATIONS.get(parts[1])
@@ -231,4 +254,9 @@ def parse_epoch(value: JsonValue) -> Epoch:
     reset, restart, boot_id = value["reset"], value["restart"], value["boot_id"]
     if type(reset) is not int or type(restart) is not int or not isinstance(boot_id, str):
         raise FormatError("epoch has a field of another type", code="event-epoch")
+    return _epoch(reset, restart, boot_id)
+
+
+@lru_cache(maxsize=EPOCH_CACHE)
+def _epoch(reset: int, restart: int, boot_id: str) -> Epoch:
     return Epoch(reset=reset, restart=restart, boot_id=boot_id)

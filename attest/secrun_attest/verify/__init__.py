@@ -7,23 +7,25 @@ import hashlib
 from dataclasses import dataclass
 
 from secrun_attest.errors import FormatError
+from secrun_attest.events import parse_event
 from secrun_attest.evidence import Evidence, parse_evidence
 from secrun_attest.policy import Policy
-from secrun_attest.record import Bank, Epoch, parse_event_data
+from secrun_attest.record import Bank, Epoch
 from secrun_attest.rejection import Code, RejectedError
+from secrun_attest.sentlog import events_of
 from secrun_attest.verify import checks
 from secrun_attest.verify.judge import (
     Appraisal,
     Status,
     check_policy,
     judge_host,
-    judge_pod,
+    judge_pods,
     says_software,
 )
 from secrun_attest.verify.machine import Machine
 from secrun_attest.verify.session import Enrolment, Session
 from secrun_attest.verify.state import State, load_state
-from secrun_attest.wire import Attest, Public, Signature, parse_attest, parse_public, parse_signature
+from secrun_attest.wire import Attest, Public, Signature, parse_attest, parse_signature
 
 __all__ = [
     "Appraisal",
@@ -98,7 +100,7 @@ def appraise(
     software = says_software(enrolment, machine, evidence.header)
     check_policy(policy, enrolment, software, session, now)
     host = judge_host(policy, values, machine, software=bool(software))
-    pods = tuple((uuid, judge_pod(policy, pod)) for uuid, pod in machine.pods.items())
+    pods = judge_pods(policy, machine.pods.values())
     _check_state(session, enrolment, state)
     new = State(
         host=enrolment.host,
@@ -125,7 +127,7 @@ def _check_format(data: bytes) -> _Parsed:
         evidence = parse_evidence(data)
         return _Parsed(
             evidence=evidence,
-            public=parse_public(evidence.ak_pub),
+            public=checks.read_public(evidence.ak_pub),
             attest=parse_attest(evidence.quote),
             signature=parse_signature(evidence.signature),
         )
@@ -138,15 +140,16 @@ def _check_meaning(
 ) -> Machine:
     """15: the events' own numbers agree with the log and the TPM, and their story can have happened."""
     machine = Machine() if state is None else state.machine.copy()
-    epoch = evidence.header.epoch
-    for record in evidence.records:
+    epoch = same = evidence.header.epoch
+    for recnum, data in events_of(evidence.records):
         try:
-            event = parse_event_data(record.data)
+            event = parse_event(data)
         except FormatError as error:
-            raise RejectedError(Code.SEM, f"record {record.recnum}: {error.message}") from error
-        if event.seq != record.recnum or event.epoch != epoch:
+            raise RejectedError(Code.SEM, f"record {recnum}: {error.message}") from error
+        if event.seq != recnum or (event.epoch is not same and event.epoch != epoch):
             got = f"seq {event.seq} of {_name(event.epoch)}"
-            raise RejectedError(Code.SEM, f"record {record.recnum} of {_name(epoch)} says it is {got}")
+            raise RejectedError(Code.SEM, f"record {recnum} of {_name(epoch)} says it is {got}")
+        same = event.epoch  # one object for most events: there is nothing to compare
         machine.apply(event)
     # A log without LogOpen measured neither: both comparisons fail.
     if state is None and machine.baseline != base:

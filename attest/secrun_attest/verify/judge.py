@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from secrun_attest.evidence import Header
 from secrun_attest.policy import Policy
 from secrun_attest.rejection import Code, RejectedError
 from secrun_attest.tpm import TpmKind
-from secrun_attest.verify.machine import App, Machine, Pod
+from secrun_attest.verify.machine import App, Machine, Pod, PodState
 from secrun_attest.verify.session import Enrolment, Session
 
 
@@ -36,8 +37,7 @@ UNRECOGNISED = 33
 BAD = 96
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that the policy has to say about a claim."""
 
     claim: Claim
@@ -175,8 +175,22 @@ def _runtime(policy: Policy, machine: Machine) -> Iterator[Finding]:
         yield Finding(claim=Claim.EXECUTABLES, value=APPROVED if good else BAD, reason=reason)
 
 
+def judge_pods(policy: Policy, pods: Iterable[Pod]) -> tuple[tuple[str, Appraisal], ...]:
+    """17c: each pod's images, relaxations and entries against the policy."""
+    known: dict[Pod, Appraisal] = {}
+    return tuple((pod.uuid, _judge_pod(policy, pod, known)) for pod in pods)
+
+
+def _judge_pod(policy: Policy, pod: Pod, known: dict[Pod, Appraisal]) -> Appraisal:
+    # Most pods are copies of others. What is replaced here no policy speaks of.
+    copy = pod._replace(uuid="", state=PodState.EXITED, manifest=b"")
+    if (found := known.get(copy)) is None:
+        found = known[copy] = judge_pod(policy, copy)
+    return found
+
+
 def judge_pod(policy: Policy, pod: Pod) -> Appraisal:
-    """17c: a pod's images, relaxations and entries against the policy."""
+    """Judge one pod by all but its name, state and manifest."""
     return appraisal(
         _pod(policy, pod), operations=pod.operations, unmeasured=pod.unmeasured, entries=pod.entries
     )

@@ -1,10 +1,13 @@
 """What a log says happened, as a state machine: Admit -> Prepare -> Start -> Exec* -> Exit, in this order.
 
 It holds facts, not judgements: whether an image may run is the policy's business (verify/judge.py).
+There is one of these tuples for each of up to 300,000 pods: a frozen dataclass takes twice as long to make.
 """
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 from secrun_attest.evidence import banks
 from secrun_attest.fields import FieldError, Fields, as_text
@@ -17,6 +20,13 @@ MAX_APPS = 256
 MAX_RELAXATIONS = 256
 # Names of options; an event is bounded, what is kept of a million of them must be too.
 MAX_OPTION = 255
+# A UUID has 36 characters; there is no other bound on how long a pod's name may be.
+MAX_UUID = 64
+
+# Copies of a pod share what they have in common: each has at most an event's 16 KiB of it.
+SHARED = 256
+
+_NAMES = {operation: operation.value for operation in Operation}
 
 
 class PodState(StrEnum):
@@ -28,8 +38,15 @@ class PodState(StrEnum):
     REMOVED = "removed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
+# What these events make of a pod, and out of which states.
+_MOVES: dict[Operation, tuple[PodState, ...]] = {
+    Operation.POD_START: (PodState.STARTED, PodState.PREPARED),
+    Operation.POD_EXIT: (PodState.EXITED, PodState.STARTED),
+    Operation.POD_GC: (PodState.REMOVED, PodState.PREPARED, PodState.EXITED),
+}
+
+
+class Image(NamedTuple):
     """An admitted image; `reference` is the host's word, the digests are of what is mounted.
 
     `bypassed` says that the host's trust policy had no say.
@@ -41,16 +58,14 @@ class Image:
     bypassed: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage1:
+class Stage1(NamedTuple):
     """The image of a pod's own system: the digest that names it, and that of its tree."""
 
     digest: bytes
     tree: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class App:
+class App(NamedTuple):
     """One app of a pod: which admitted image it runs and which guards were relaxed for it."""
 
     name: str
@@ -58,8 +73,7 @@ class App:
     relaxations: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pod:
+class Pod(NamedTuple):
     """One pod; `operations` are those of the events that name it, `unmeasured` the options that let it by.
 
     `stage1` is None for a flavour that has none.
@@ -107,12 +121,15 @@ class Machine:
         if self.opened == (event.operation is Operation.LOG_OPEN):
             raise _illegal(event, "the log is opened twice" if self.opened else "the log is not opened")
         try:
-            self._take(event, Fields(dict(event.fields), event.operation.value))
+            if (move := _MOVES.get(event.operation)) is None:
+                self._take(event, _fields(event))
+            else:
+                self._move(event, *move)
         except FieldError as error:
             raise RejectedError(Code.SEM, f"record {event.seq}: {error.message}") from error
         # A denied pod is not in the state: the denial is the host's.
         if "pod" not in event.fields or event.operation is Operation.DENIED:
-            self.operations.add(event.operation.value)
+            self.operations.add(_NAMES[event.operation])
 
     def _take(self, event: Event, fields: Fields) -> None:
         match event.operation:
@@ -133,14 +150,8 @@ class Machine:
         match event.operation:
             case Operation.POD_PREPARE:
                 self._prepare(event, fields)
-            case Operation.POD_START:
-                self._move(event, fields, PodState.STARTED, PodState.PREPARED)
             case Operation.POD_EXEC:
                 self._enter(event, fields)
-            case Operation.POD_EXIT:
-                self._move(event, fields, PodState.EXITED, PodState.STARTED)
-            case Operation.POD_GC:
-                self._move(event, fields, PodState.REMOVED, PodState.PREPARED, PodState.EXITED)
             case Operation.UNMEASURED:
                 self._bypass(event, fields)
             case _:
@@ -164,7 +175,7 @@ class Machine:
         self.images.setdefault((image.manifest, image.tree), image)
 
     def _prepare(self, event: Event, fields: Fields) -> None:
-        uuid = fields.text("pod", limit=64)
+        uuid = fields.text("pod", limit=MAX_UUID)
         if uuid in self.pods:
             raise _illegal(event, f"pod {uuid} is prepared twice")
         apps = tuple(
@@ -175,10 +186,10 @@ class Machine:
             uuid=uuid,
             state=PodState.PREPARED,
             manifest=fields.digest("manifest"),
-            stage1=_stage1(fields.object("stage1")) if fields.has("stage1") else None,
-            apps=apps,
+            stage1=_same_stage1(_stage1(fields.object("stage1"))) if fields.has("stage1") else None,
+            apps=_same_apps(apps),
             relaxations=_relaxations(fields),
-            operations=frozenset({event.operation.value}),
+            operations=frozenset({_NAMES[event.operation]}),
         )
 
     def _app(self, event: Event, fields: Fields) -> App:
@@ -189,7 +200,7 @@ class Machine:
         return App(name=name, image=image, relaxations=_relaxations(fields))
 
     def _enter(self, event: Event, fields: Fields) -> None:
-        pod = self._move(event, fields, PodState.STARTED, PodState.STARTED)
+        pod = self._move(event, PodState.STARTED, PodState.STARTED)
         name = fields.text("app", limit=255) if fields.has("app") else None
         if name is not None and name not in {app.name for app in pod.apps}:
             raise _illegal(event, f"pod {pod.uuid} has no app {name!r}")
@@ -199,35 +210,47 @@ class Machine:
         if not fields.has("pod"):
             self.unmeasured.add(option)
             return
-        uuid = fields.text("pod", limit=64)
+        uuid = fields.text("pod", limit=MAX_UUID)
         pod = self.pods.get(uuid)
         if pod is None:
             raise _illegal(event, f"pod {uuid} is not known")
-        self.pods[uuid] = replace(
-            pod,
-            operations=pod.operations | {event.operation.value},
+        self.pods[uuid] = pod._replace(
+            operations=_with(pod.operations, _NAMES[event.operation]),
             unmeasured=pod.unmeasured | {option},
         )
 
-    def _move(self, event: Event, fields: Fields, to: PodState, *sources: PodState) -> Pod:
-        uuid = fields.text("pod", limit=64)
-        pod = self.pods.get(uuid)
+    def _move(self, event: Event, to: PodState, *sources: PodState) -> Pod:
+        uuid = event.fields.get("pod")
+        pod = self.pods.get(uuid) if isinstance(uuid, str) else None
         if pod is None or pod.state not in sources:
+            uuid = _fields(event).text("pod", limit=MAX_UUID)
             now = "unknown" if pod is None else pod.state.value
             raise _illegal(event, f"pod {uuid} is {now}, expected {' or '.join(sources)}")
-        moved = Pod(
-            uuid=uuid,
+        moved = self.pods[pod.uuid] = pod._replace(
             state=to,
-            manifest=pod.manifest,
-            stage1=pod.stage1,
-            apps=pod.apps,
-            relaxations=pod.relaxations,
-            unmeasured=pod.unmeasured,
-            operations=pod.operations | {event.operation.value},
+            operations=_with(pod.operations, _NAMES[event.operation]),
             entries=pod.entries + (event.operation is Operation.POD_EXEC),
         )
-        self.pods[uuid] = moved
         return moved
+
+
+def _fields(event: Event) -> Fields:
+    return Fields(dict(event.fields), _NAMES[event.operation])
+
+
+@lru_cache(maxsize=SHARED)
+def _with(operations: frozenset[str], name: str) -> frozenset[str]:
+    return operations | {name}
+
+
+@lru_cache(maxsize=SHARED)
+def _same_apps(apps: tuple[App, ...]) -> tuple[App, ...]:
+    return apps
+
+
+@lru_cache(maxsize=SHARED)
+def _same_stage1(stage1: Stage1) -> Stage1:
+    return stage1
 
 
 def _tpm(fields: Fields) -> TpmKind:
@@ -249,8 +272,10 @@ def _stage1(fields: Fields) -> Stage1:
 
 
 def _relaxations(fields: Fields) -> tuple[str, ...]:
-    what = f"{fields.what}.relaxations"
-    return tuple(as_text(item, what) for item in fields.items("relaxations", limit=MAX_RELAXATIONS))
+    items = fields.items("relaxations", limit=MAX_RELAXATIONS)
+    if not items:
+        return ()
+    return tuple(as_text(item, f"{fields.what}.relaxations") for item in items)
 
 
 def _illegal(event: Event, why: str) -> RejectedError:

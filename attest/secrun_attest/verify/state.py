@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from secrun_attest import jcs
 from secrun_attest.evidence import banks
 from secrun_attest.fields import FieldError, Fields, as_digest, as_text, parse_json
-from secrun_attest.jcs import JsonObject, JsonValue
+from secrun_attest.jcs import JsonObject
 from secrun_attest.limits import MAX_COUNT, MAX_INTEGER, MAX_RECORDS
 from secrun_attest.record import Bank, Epoch
 from secrun_attest.tpm import TpmKind
@@ -108,11 +108,12 @@ def _digest(value: bytes) -> str:
 
 
 def _image_json(image: Image) -> JsonObject:
+    reference, manifest, tree, bypassed = image
     return {
-        "reference": image.reference,
-        "manifest": _digest(image.manifest),
-        "tree": _digest(image.tree),
-        "bypassed": int(image.bypassed),
+        "reference": reference,
+        "manifest": _digest(manifest),
+        "tree": _digest(tree),
+        "bypassed": int(bypassed),
     }
 
 
@@ -121,21 +122,23 @@ def _stage1_json(stage1: Stage1) -> JsonObject:
 
 
 def _pod_json(pod: Pod) -> JsonObject:
-    apps: list[JsonValue] = [
-        {"name": app.name, "image": _image_json(app.image), "relaxations": [*app.relaxations]}
-        for app in pod.apps
-    ]
+    uuid, state, manifest, stage1, apps, relaxations, operations, unmeasured, entries = pod
     return {
-        "uuid": pod.uuid,
-        "state": pod.state.value,
-        "manifest": _digest(pod.manifest),
-        "stage1": None if pod.stage1 is None else _stage1_json(pod.stage1),
-        "apps": apps,
-        "relaxations": [*pod.relaxations],
-        "operations": [*sorted(pod.operations)],
-        "unmeasured": [*sorted(pod.unmeasured)],
-        "entries": pod.entries,
+        "uuid": uuid,
+        "state": state,
+        "manifest": _digest(manifest),
+        "stage1": None if stage1 is None else _stage1_json(stage1),
+        "apps": [_app_json(app) for app in apps],
+        "relaxations": [*relaxations],
+        "operations": [*sorted(operations)],
+        "unmeasured": [*sorted(unmeasured)],
+        "entries": entries,
     }
+
+
+def _app_json(app: App) -> JsonObject:
+    name, image, relaxations = app
+    return {"name": name, "image": _image_json(image), "relaxations": [*relaxations]}
 
 
 def _machine(fields: Fields) -> Machine:

@@ -1,0 +1,120 @@
+"""Events read by the thousand: those of a pod's life in their usual form, without writing each again.
+
+What is canonical has one text, so the events that secrun writes are a regular language. What matches is
+canonical, and has no number that is too large, no text that is not ASCII, no depth; anything else goes the
+long way of `record.parse_event_data`, which costs two to four times as much and knows what is wrong.
+"""
+
+import json
+import re
+from functools import cache, lru_cache
+
+from secrun_attest.jcs import JsonObject, parse_canonical
+from secrun_attest.limits import MAX_EVENT_DATA
+from secrun_attest.record import (
+    DOMAIN,
+    EPOCH_CACHE,
+    RESERVED,
+    TAG_SIZE,
+    VERSION,
+    Epoch,
+    Event,
+    Operation,
+    parse_epoch,
+    parse_event_data,
+    tag_of,
+)
+
+_LIFE = {
+    operation.value.encode(): operation
+    for operation in (Operation.POD_PREPARE, Operation.POD_START, Operation.POD_EXIT, Operation.POD_GC)
+}
+
+# Wherever a part could end earlier, the byte that must follow is not there: one pass, whatever is sent.
+_NUMBER = rb"(?:0|[1-9][0-9]{0,14})"
+_TEXT = rb'"[ !#-\[\]-~]*"'
+
+
+def _list(item: bytes) -> bytes:
+    return rb"\[(?:%b(?:,%b)*)?\]" % (item, item)
+
+
+def _member(name: bytes, value: bytes) -> bytes:
+    return rb'(?:"%b":%b,)?' % (name, value)
+
+
+_APP = (
+    rb"\{"
+    + _member(b"bundle", _TEXT)
+    + _member(b"code", _NUMBER)
+    + _member(b"image", _TEXT)
+    + rb'"name":%b(?:,"relaxations":%b)?(?:,"tree":%b)?\}' % (_TEXT, _list(_TEXT), _TEXT)
+)
+_STAGE1 = rb'(?:null|\{"digest":%b(?:,"flavour":%b)?,"tree":%b\})' % (_TEXT, _TEXT, _TEXT)
+_EPOCH = rb'\{"boot_id":"[0-9a-f-]{36}","reset":%b,"restart":%b\}' % (_NUMBER, _NUMBER)
+_HEAD = re.escape(DOMAIN) + rb" (?P<operation>%b) "
+_REST = rb'"seq":(?P<seq>%b),' % _NUMBER
+_TAIL = rb'"t":(?P<t>%b),"v":%d\}' % (_NUMBER, VERSION)
+_POD = rb'"pod":"(?P<pod>[ !#-\[\]-~]*)",'
+_BRIEF = (
+    _HEAD % b"PodStart|PodExit|PodGC"
+    + rb'\{(?:"code":(?P<code>%b),)?"epoch":(?P<epoch>%b),' % (_NUMBER, _EPOCH)
+    + _POD
+    + _REST
+    + _TAIL
+    + rb"\Z"
+)
+_FULL = (
+    _HEAD % b"PodPrepare|PodExit"
+    + rb"(?P<text>\{"
+    + _member(b"apps", _list(_APP))
+    + _member(b"code", _NUMBER)
+    + rb'"epoch":(?P<epoch>%b),' % _EPOCH
+    + _member(b"manifest", _TEXT)
+    + rb'"pod":%b,' % _TEXT
+    + _member(b"relaxations", _list(_TEXT))
+    + _REST
+    + _member(b"stage1", _STAGE1)
+    + _TAIL
+    + rb")\Z"
+)
+_DECODER = json.JSONDecoder()
+
+
+@cache
+def _patterns() -> "tuple[re.Pattern[bytes], re.Pattern[bytes]]":
+    return re.compile(_BRIEF), re.compile(_FULL)
+
+
+def parse_event(data: bytes) -> Event:
+    """Parse as `record.parse_event_data` does, for whoever reads many: it costs more to begin with."""
+    if len(data) <= MAX_EVENT_DATA:
+        brief, full = _patterns()
+        if (match := brief.match(data, TAG_SIZE)) is not None:
+            fields = _brief_fields(match)
+        elif (match := full.match(data, TAG_SIZE)) is not None:
+            fields = _full_fields(match)
+        if match is not None and data.startswith(tag_of(len(data) - TAG_SIZE)):
+            operation, epoch, seq, t = match.group("operation", "epoch", "seq", "t")
+            return Event(
+                operation=_LIFE[operation], seq=int(seq), epoch=_epoch(epoch), t=int(t), fields=fields
+            )
+    return parse_event_data(data)
+
+
+def _brief_fields(match: re.Match[bytes]) -> JsonObject:
+    pod, code = match.group("pod", "code")
+    text: str = pod.decode()
+    return {"pod": text} if code is None else {"pod": text, "code": int(code)}
+
+
+def _full_fields(match: re.Match[bytes]) -> JsonObject:
+    fields: JsonObject = _DECODER.raw_decode(match["text"].decode())[0]
+    for name in RESERVED:
+        del fields[name]
+    return fields
+
+
+@lru_cache(maxsize=EPOCH_CACHE)
+def _epoch(text: bytes) -> Epoch:
+    return parse_epoch(parse_canonical(text, what="epoch", limit=MAX_EVENT_DATA))

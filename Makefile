@@ -23,7 +23,7 @@ test: ## every tier that this machine can run: check, host, interop, short fuzz 
 check: setup ## format, lint, types, import arrows, code rules and the unit tests
 	@ci/check
 
-# Not part of `make test`: two boots of an emulated machine take five minutes, and two more to be made the first time.
+# Not part of `make test`: two boots of an emulated machine take four minutes, and two more to be made the first time.
 vmhost: ## prove on a Debian 12 of its own, under QEMU, what this machine cannot show (root)
 	@ci/setup --test
 	@ci/tiers -n0 tests/vmhost

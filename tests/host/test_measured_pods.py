@@ -197,6 +197,13 @@ def test_a_pod_of_another_epoch_whose_marker_is_empty_is_removed_without_a_word(
     assert [name for name, _ in events(root)] == ["LogOpen"]
 
 
+def test_a_software_tpm_can_be_chosen_and_is_then_pinned(root: Secrun, tpm: Swtpm):
+    root("--tcti=software", "attest", "init")
+    root("--tcti=software", "attest", "init")
+    said = root("--tcti", tpm.tcti, "attest", "init", code=125).err
+    assert "pinned to TPM 'software'" in said
+
+
 def test_a_tpm_is_not_pinned_anew_under_an_open_log(root: Secrun):
     root.run("true")
     assert "this boot's log has begun" in root("attest", "init", "--pcr=8", "--force", code=125).err

@@ -52,7 +52,7 @@ GLOBAL = (
         metavar="NAME:CONFIG",
         default="auto",
         key="attest.tcti",
-        help="the TPM; auto: /dev/tpmrm0, else a software TPM of this root's own",
+        help="the TPM; auto: /dev/tpmrm0, else software: a software TPM of this root's own",
     ),
     Option(
         flags=("--config",),

@@ -7,7 +7,7 @@ from secrun.locks import held
 from secrun.measure import software
 from secrun.measure.hostlog import translated
 from secrun.measure.identity import HostIdentity, load, store
-from secrun.measure.settings import AUTO, DEVICE, AttestSettings
+from secrun.measure.settings import AUTO, DEVICE, SOFTWARE, AttestSettings
 from secrun.paths import Layout
 from secrun_attest.endorsement import EkKind
 from secrun_attest.logstore import log_path
@@ -23,10 +23,10 @@ _MAX_HOST = 255
 
 def _place(settings: AttestSettings) -> tuple[TpmKind, str]:
     """Return what kind of TPM measures this root and how to reach it; empty for the root's software TPM."""
-    if settings.tcti != AUTO:
+    if settings.tcti not in (AUTO, SOFTWARE):
         kind = TpmKind.HARDWARE if settings.tcti.startswith("device:") else TpmKind.SOFTWARE
         return kind, settings.tcti
-    if DEVICE.exists():
+    if settings.tcti == AUTO and DEVICE.exists():
         return TpmKind.HARDWARE, f"device:{DEVICE}"
     return TpmKind.SOFTWARE, ""
 
@@ -59,7 +59,7 @@ def initialise(
 def _same(found: HostIdentity, settings: AttestSettings, host: str | None, pcr: int) -> HostIdentity:
     asked = [("host", host or found.host, found.host), ("PCR", pcr, found.pcr)]
     if settings.tcti != AUTO:
-        asked.append(("TPM", settings.tcti, found.tcti))
+        asked.append(("TPM", settings.tcti, found.tcti or SOFTWARE))
     for what, wanted, got in asked:
         if wanted != got:
             raise StateError(

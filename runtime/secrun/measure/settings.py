@@ -6,6 +6,7 @@ from pathlib import Path
 from secrun.record import record
 
 AUTO = "auto"
+SOFTWARE = "software"
 DEVICE = Path("/dev/tpmrm0")
 
 
@@ -26,3 +27,4 @@ class AttestSettings:
 
     mode: Mode = Mode.REQUIRED
     tcti: str = AUTO
+    """AUTO, SOFTWARE for the root's own software TPM, or a TCTI."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from secrun.errors import HostError, SecrunError
 from secrun.launch import BASE_ENVIRONMENT
 from secrun.measure import identity, software
-from secrun.measure.settings import AUTO, DEVICE, AttestSettings, Mode
+from secrun.measure.settings import AUTO, DEVICE, SOFTWARE, AttestSettings, Mode
 from secrun.paths import Layout
 from secrun.stage1 import cgroups, flavours
 from secrun.stage1.agent import agent_path
@@ -69,7 +69,8 @@ def _tpm(layout: Layout, settings: AttestSettings) -> list[Problem]:
         return [Problem(subject="attest", text=error.message, hint=error.hint)]
     if known is not None and known.kind is TpmKind.HARDWARE:
         return []
-    if known is None and (settings.tcti != AUTO or DEVICE.exists()):
+    given = settings.tcti not in (AUTO, SOFTWARE)
+    if known is None and (given or (settings.tcti == AUTO and DEVICE.exists())):
         return []
     if shutil.which(software.PROGRAM, path=BASE_ENVIRONMENT["PATH"]) is None:
         return [

@@ -3,7 +3,7 @@
 from typing import NoReturn, Self
 
 from secrun.errors import StateError
-from secrun.jsonio import JsonObject, JsonValue
+from secrun.jsonio import JsonObject, JsonValue, parse_object
 
 
 class Fields:
@@ -14,6 +14,14 @@ class Fields:
             raise self._bad(what, f"is a {type(value).__name__}, expected an object")
         self._left: JsonObject = dict(value)
         self._what = what
+
+    @classmethod
+    def document(cls, data: bytes, *, what: str, limit: int, schema: str) -> Self:
+        """Return the members of a file of `schema`; raises ImageError or StateError if it is another."""
+        fields = cls(parse_object(data, what=what, limit=limit), what)
+        if (got := fields.text("schema")) != schema:
+            fields.unexpected("schema", got, schema)
+        return fields
 
     @staticmethod
     def _bad(what: str, problem: str) -> StateError:

@@ -6,7 +6,7 @@ from typing import Self
 from secrun.errors import StateError
 from secrun.fields import Fields
 from secrun.files import write_atomic
-from secrun.jsonio import canonical, parse_object
+from secrun.jsonio import canonical
 from secrun.paths import Layout
 from secrun.record import record
 from secrun_attest.tpm import TpmKind
@@ -55,10 +55,7 @@ class HostIdentity:
     @classmethod
     def from_bytes(cls, data: bytes, what: str) -> Self:
         """Parse a stored identity; raises StateError or ImageError if it is damaged."""
-        fields = Fields(parse_object(data, what=what, limit=_MAX_BYTES), what)
-        schema = fields.text("schema")
-        if schema != SCHEMA:
-            fields.unexpected("schema", schema, SCHEMA)
+        fields = Fields.document(data, what=what, limit=_MAX_BYTES, schema=SCHEMA)
         kind = fields.text("kind")
         if kind not in tuple(TpmKind):
             fields.unexpected("kind", kind, "hardware or software")

@@ -21,7 +21,6 @@ FILE_NAME = "measured"
 # The state's folder that started pods lie in.
 _RUN = "run"
 _MAX_BYTES = 4096
-_MAX_ENTRIES = 1 << 20
 
 
 @record

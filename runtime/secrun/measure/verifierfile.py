@@ -5,7 +5,7 @@ from typing import Self
 
 from secrun.fields import Fields
 from secrun.files import write_atomic
-from secrun.jsonio import canonical, parse_object
+from secrun.jsonio import canonical
 from secrun.measure.identity import HostIdentity
 from secrun.measure.verifierprotocol import file_name
 from secrun.paths import Layout
@@ -51,10 +51,7 @@ class Membership:
     @classmethod
     def from_bytes(cls, data: bytes, what: str) -> Self:
         """Parse a kept enrolment; raises StateError or ImageError if it is damaged."""
-        fields = Fields(parse_object(data, what=what, limit=_MAX_BYTES), what)
-        schema = fields.text("schema")
-        if schema != SCHEMA:
-            fields.unexpected("schema", schema, SCHEMA)
+        fields = Fields.document(data, what=what, limit=_MAX_BYTES, schema=SCHEMA)
         kept = cls(
             verifier=fields.text("verifier"),
             audience=fields.text("audience"),

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from secrun.digest import Digest
-from secrun.errors import StateError
 from secrun.fields import Fields
-from secrun.jsonio import JsonObject, JsonValue, canonical, parse_object
+from secrun.jsonio import JsonObject, JsonValue, canonical
 from secrun.record import ordered, record
 
 SCHEMA = "secrun.dev/stage1/v1"
@@ -146,9 +145,9 @@ def _file(fields: Fields) -> ImageFile:
 
 def parse_manifest(data: bytes, *, what: str) -> Manifest:
     """Read a manifest that secrun wrote; raises SecrunError if it did not."""
-    fields = Fields(parse_object(data, what=what, limit=MAX_RECORD_BYTES), what)
-    if (schema := fields.text("schema")) != SCHEMA or fields.text("flavour") != "nspawn":
-        raise StateError(f"{what} has the schema {schema!r}, expected {SCHEMA}", code="state-corrupt")
+    fields = Fields.document(data, what=what, limit=MAX_RECORD_BYTES, schema=SCHEMA)
+    if (flavour := fields.text("flavour")) != "nspawn":
+        fields.unexpected("flavour", flavour, "nspawn")
     result = Manifest(
         digest=Digest.parse(fields.text("digest")),
         recipe=fields.integer("recipe"),
@@ -202,9 +201,7 @@ def _fingerprint(fields: Fields) -> Fingerprint:
 
 def parse_inputs(data: bytes) -> Inputs:
     """Read a list of inputs; raises SecrunError if it is not what `encode_inputs` writes."""
-    fields = Fields(parse_object(data, what="stage1 inputs", limit=MAX_RECORD_BYTES), "stage1 inputs")
-    if (schema := fields.text("schema")) != SCHEMA:
-        raise StateError(f"stage1 inputs have the schema {schema!r}", code="state-corrupt")
+    fields = Fields.document(data, what="stage1 inputs", limit=MAX_RECORD_BYTES, schema=SCHEMA)
     result = Inputs(
         digest=Digest.parse(fields.text("digest")),
         recipe=fields.text("recipe"),

@@ -238,10 +238,7 @@ class PodManifest:
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Parse a stored manifest; raises StateError or ImageError if it is not one."""
-        fields = Fields(parse_object(data, what="pod manifest", limit=MAX_MANIFEST_BYTES), "pod manifest")
-        schema = fields.text("schema")
-        if schema != SCHEMA:
-            fields.unexpected("schema", schema, SCHEMA)
+        fields = Fields.document(data, what="pod manifest", limit=MAX_MANIFEST_BYTES, schema=SCHEMA)
         network = fields.text("network")
         if network not in tuple(Network):
             fields.unexpected("network", network, "none or host")

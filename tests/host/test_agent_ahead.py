@@ -20,8 +20,13 @@ exit 6
 """
 
 
-def test_it_is_told_the_status_and_decides_the_exit_code(host: Host) -> None:
-    process = host.wait(go(host, code=3), "--finish-ahead", finish=AHEAD)
+def test_it_is_told_the_status_and_decides_the_exit_code(host: Host, tmp_path: Path) -> None:
+    # On a busy machine stage1 could end before the waiter has started anybody ahead.
+    ready = tmp_path / "ready"
+    steps = [*APP, "ended", "3", "close", "until", str(ready), "exit", "0"]
+    process = host.wait(steps, "--finish-ahead", finish=AHEAD)
+    eventually(lambda: "ahead" in host.output())
+    ready.touch()
     assert process.wait() == 6
     assert host.output() == "ahead\ntold 0\n"
 

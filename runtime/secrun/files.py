@@ -28,6 +28,27 @@ def fsync_tree(path: Path) -> None:
         fsync_dir(Path(base))
 
 
+def append_line(path: Path, line: bytes, *, durable: bool = False) -> None:
+    """Append a whole line to a file of mode 0600, or nothing; raises OSError.
+
+    Several writers of one file take turns by a lock of their own; `durable` waits for the disk.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(path, flags, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        if os.write(fd, line + b"\n") != len(line) + 1:
+            # What was cut would make the next line unreadable too.
+            os.ftruncate(fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    if durable:
+        fsync_dir(path.parent)
+
+
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Replace `path` with `data` by a rename in its folder; with `durable`, fsync file and folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -150,6 +150,40 @@ def test_secrun_that_changes_is_told_before_it_runs_a_pod(root: Secrun, tmp_path
     assert opened["digest"] != upgraded["digest"]
 
 
+def change(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+
+
+@pytest.mark.parametrize("mode", ["required", "off"])
+def test_a_pod_whose_words_changed_since_it_was_prepared_does_not_start(root: Secrun, mode: str):
+    uuid = root("prepare", *RELAXED, root.image, "--", "echo", "decided").out.strip()
+    folder = root.root / "pods/prepared" / uuid
+    (bundle,) = folder.glob("config/apps/*/config.json")
+    whole = bundle.read_bytes()
+    bundle.write_bytes(whole.replace(b"decided", b"changed"))
+    result = root(f"--attest={mode}", "run-prepared", uuid, code=125)
+    assert "[state-config]" in result.err
+    bundle.write_bytes(whole)
+    planted = folder / "config/units/planted.service"
+    planted.write_text("[Service]\nExecStart=/bin/true\n")
+    assert "was not there" in root(f"--attest={mode}", "run-prepared", uuid, code=125).err
+    planted.unlink()
+    assert root("run-prepared", uuid).out == "decided\n"
+
+
+def test_a_manifest_that_changed_since_it_was_measured_does_not_start(root: Secrun):
+    uuid = root("prepare", *RELAXED, root.image, "--", "true").out.strip()
+    folder = root.root / "pods/prepared" / uuid
+    # A relaxation left out: units and bundles are the same, and a verifier would be told another story.
+    change(folder / "manifest", b'"relaxations":["insecure-options:image"]', b'"relaxations":[]')
+    result = root("run-prepared", uuid, code=125)
+    assert "[state-manifest]" in result.err
+    assert root.status(uuid)["state"] == "exited"
+    assert life(root, uuid) == ["PodPrepare"]
+
+
 def test_a_prepared_pod_of_an_earlier_epoch_is_prepared_again_in_the_log(root: Secrun):
     uuid = root("prepare", *RELAXED, root.image, "--", "true").out.strip()
     root("attest", "stop")

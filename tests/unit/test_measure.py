@@ -1,6 +1,7 @@
 """What events say of pods, and what is kept until the log can be told."""
 
 import json
+import os
 
 import pytest
 
@@ -166,6 +167,17 @@ def test_a_damaged_line_of_the_journal_is_a_bypass_too(layout):
     assert [item["option"] for item in told(layout)] == ["attest=off", "unknown"]
 
 
+def test_a_bypass_that_does_not_fit_on_the_disk_is_an_error_and_leaves_the_others_whole(layout, monkeypatch):
+    note(layout, "one")
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
+        with pytest.raises(OSError, match="No space left"):
+            note(layout, "two")
+    note(layout, "three")
+    assert [item["subject"] for item in told(layout)] == ["one", "three"]
+
+
 def test_the_journal_is_for_root_alone(layout):
     note(layout, "one")
     assert journal.path(layout).stat().st_mode & 0o077 == 0
@@ -181,7 +193,7 @@ def test_a_marker_tells_what_was_begun_and_what_is_done(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{}", b'{"epoch":"1","last":"","pending":"","x":1}', b"[1]", b"{" * 5000]
+    "data", [b"", b"{}", b'{"epoch":"1","last":"","manifest":"","pending":"","x":1}', b"[1]", b"{" * 5000]
 )
 def test_a_damaged_marker_leaves_it_to_the_log_how_far_the_pod_came(tmp_path, data):
     (tmp_path / marker.FILE_NAME).write_bytes(data)

@@ -29,8 +29,6 @@ SEEN_NAME = "seen.json"
 # Why a pod is in no log of the epoch it runs in: its TPM began another one under it.
 TPM_RESTARTED = "tpm-restarted"
 _MAX_SEEN = 64 * 1024
-# A trust policy or a key is text of some kilobytes; what is larger is digested no further.
-_MAX_TRUSTED = 4 * 1024 * 1024
 
 EventFields = tuple[Operation, JsonObject]
 
@@ -126,14 +124,19 @@ class HostLog:
         """Return the records of an epoch that is broken: true in themselves, but the PCR says otherwise."""
         return self._log.records()
 
-    def last_operation(self, pod: str) -> str:
-        """Return the last operation of a pod's life in the log, empty if there is none; reads all of it."""
-        last = ""
+    def life(self, pod: str) -> tuple[str, str]:
+        """Return the last operation of a pod's life in the log and the digest of its manifest there.
+
+        Both are empty if the log does not know the pod; reads all of it.
+        """
+        last = manifest = ""
         for item in self._log.records():
             event = parse_event_data(item.event_data)
             if event.fields.get("pod") == pod and event.operation in _LIFE:
                 last = event.operation.value
-        return last
+                if event.operation is Operation.POD_PREPARE:
+                    manifest = str(event.fields.get("manifest", ""))
+        return last, manifest
 
     def _opening(self) -> JsonObject:
         """Return what LogOpen says beside the baseline."""
@@ -219,9 +222,9 @@ class HeldLog:
                 self._hold.append(operation, fields)
         self._host.remember(self.epoch)
 
-    def last_operation(self, pod: str) -> str:
-        """Return the last operation of a pod's life in the log."""
-        return self._host.last_operation(pod)
+    def life(self, pod: str) -> tuple[str, str]:
+        """Return the last operation of a pod's life in the log, and the digest of its manifest there."""
+        return self._host.life(pod)
 
 
 _LIFE = frozenset({Operation.POD_PREPARE, Operation.POD_START, Operation.POD_EXIT, Operation.POD_GC})
@@ -241,13 +244,12 @@ def _context(layout: Layout, policy: Path | None) -> Context:
 
 
 def _file_digest(path: Path) -> str:
-    """Return the digest of a file's first bytes; empty if there is none."""
+    """Return the digest of a file; empty if there is none."""
     try:
         with path.open("rb") as stream:
-            data = stream.read(_MAX_TRUSTED)
+            return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
     except FileNotFoundError:
         return ""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _ring_digest(layout: Layout) -> str:

@@ -4,12 +4,11 @@ One line of JSON per bypass, on disk before the thing starts. The next append pu
 `Unmeasured`; a crash in between may tell twice, never not at all.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from secrun.files import fsync_dir
+from secrun.files import append_line
 from secrun.locks import held
 from secrun.paths import Layout
 from secrun_attest import jcs
@@ -30,16 +29,9 @@ def path(layout: Layout) -> Path:
 def note(layout: Layout, *, option: str, what: str, subject: str, detail: JsonObject | None = None) -> None:
     """Write down, durably, that `what` happened to `subject` unmeasured, let by by `option`."""
     layout.measure.mkdir(mode=0o700, parents=True, exist_ok=True)
-    line = jcs.encode({**(detail or {}), "option": option, "what": what, "subject": subject}) + b"\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    line = jcs.encode({**(detail or {}), "option": option, "what": what, "subject": subject})
     with held(layout.locks / FILE_NAME):
-        fd = os.open(path(layout), flags, 0o600)
-        try:
-            os.write(fd, line)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        fsync_dir(layout.measure)
+        append_line(path(layout), line, durable=True)
 
 
 def _pending(layout: Layout) -> tuple[JsonObject, ...]:

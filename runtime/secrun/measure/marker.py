@@ -27,22 +27,31 @@ _MAX_BYTES = 4096
 class Marker:
     """The epoch whose log names the pod, and the last operation there; `pending` may be there too.
 
-    An empty epoch is one that nobody knows.
+    `manifest` is the digest of the pod's manifest that PodPrepare measured. An empty epoch is one that
+    nobody knows.
     """
 
     epoch: str
     last: str = ""
     pending: str = ""
+    manifest: str = ""
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads."""
-        return canonical({"epoch": self.epoch, "last": self.last, "pending": self.pending})
+        return canonical(
+            {"epoch": self.epoch, "last": self.last, "pending": self.pending, "manifest": self.manifest}
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str) -> Self:
         """Parse a marker; raises StateError or ImageError if it is damaged."""
         fields = Fields(parse_object(data, what=what, limit=_MAX_BYTES), what)
-        marker = cls(epoch=fields.text("epoch"), last=fields.text("last"), pending=fields.text("pending"))
+        marker = cls(
+            epoch=fields.text("epoch"),
+            last=fields.text("last"),
+            pending=fields.text("pending"),
+            manifest=fields.text("manifest"),
+        )
         fields.end()
         return marker
 

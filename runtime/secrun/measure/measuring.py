@@ -8,8 +8,8 @@ from pathlib import Path
 
 from secrun import checkpoint
 from secrun.digest import Digest
-from secrun.errors import HostError, SecrunError
-from secrun.files import DISK_FULL
+from secrun.errors import HostError, SecrunError, StateError
+from secrun.files import DISK_FULL, append_line
 from secrun.measure import events, journal, marker
 from secrun.measure.events import EXIT, PREPARE, START
 from secrun.measure.hostlog import TPM_RESTARTED, EventFields, HeldLog, HostLog, boot_of, translated
@@ -17,7 +17,7 @@ from secrun.measure.identity import HostIdentity, load
 from secrun.measure.marker import LOST, Marker
 from secrun.measure.settings import AttestSettings, Mode
 from secrun.paths import Layout
-from secrun.record import record
+from secrun.record import record, replace
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun_attest.jcs import JsonObject, JsonValue
@@ -94,7 +94,7 @@ class Measuring:
     def starting(self, files: PodFiles, manifest: PodManifest) -> None:
         """Measure PodStart; when this returns the pod may start. Raises HostError if it may not."""
         if self._settings.mode is Mode.OFF:
-            self._note(_OFF, files, manifest)
+            self._note(_OFF, manifest)
             return
         try:
             with self._open(
@@ -103,10 +103,11 @@ class Measuring:
                 known = _settled(log, files, manifest.uuid)
                 if known is None or known.last != PREPARE:
                     known = _prepare(log, files, manifest, Marker(epoch=log.epoch))
+                _same_manifest(known, manifest)
                 _append(log, files, known, START, {"pod": manifest.uuid})
         except HostError as error:
             self._let_by(error)
-            self._note(_PREFERRED, files, manifest)
+            self._note(_PREFERRED, manifest)
 
     @property
     def _bypass(self) -> str:
@@ -119,8 +120,8 @@ class Measuring:
             raise error
         self._warn(f"warning: {error.message}; going on unmeasured (attest=preferred)")
 
-    def _note(self, option: str, files: PodFiles, manifest: PodManifest) -> None:
-        digest = Digest.of(files.manifest.read_bytes())
+    def _note(self, option: str, manifest: PodManifest) -> None:
+        digest = Digest.of(manifest.to_bytes())
         journal.note(
             self._layout,
             option=option,
@@ -218,12 +219,23 @@ def _prepare(log: HeldLog, files: PodFiles, manifest: PodManifest, known: Marker
         for (digest, tree), image in images.items()
         if not log.admitted(digest, tree)
     ]
-    digest = Digest.of(files.manifest.read_bytes())
-    known = marker.write(files, known.begun(PREPARE))
+    digest = Digest.of(manifest.to_bytes())
+    known = marker.write(files, replace(known.begun(PREPARE), manifest=str(digest)))
     checkpoint.reached("measuring-PodPrepare")
     log.append([*admits, (PREPARE, events.pod_prepare(manifest, digest))])
     checkpoint.reached("measured-PodPrepare")
     return marker.write(files, known.done())
+
+
+def _same_manifest(known: Marker, manifest: PodManifest) -> None:
+    """Raise StateError if what is about to run is not what PodPrepare measured."""
+    digest = str(Digest.of(manifest.to_bytes()))
+    if digest != known.manifest:
+        raise StateError(
+            f"pod {manifest.uuid} is not started: its manifest is {digest}, measured was {known.manifest}",
+            hint="somebody changed the manifest since the pod was prepared; prepare it again",
+            code="state-manifest",
+        )
 
 
 def _append(
@@ -244,8 +256,8 @@ def _settled(log: HeldLog, files: PodFiles, pod: str) -> Marker | None:
     if known is None or (known.epoch != epoch and known != LOST):
         return None
     if known.pending:
-        last = log.last_operation(pod)
-        known = marker.write(files, Marker(epoch=epoch, last=last))
+        last, manifest = log.life(pod)
+        known = marker.write(files, Marker(epoch=epoch, last=last, manifest=manifest))
     return known if known.last else None
 
 
@@ -281,9 +293,4 @@ def _tell_of_other_epoch(log: HeldLog, before: Marker, end: PodExit) -> None:
 def _keep_entry(files: PodFiles, argv: tuple[str, ...], salt: bytes, fields: JsonObject) -> None:
     """Keep the words of a command beside the pod, for whoever may read root's files."""
     line = json.dumps({**fields, "salt": salt.hex(), "argv": list(argv)})
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(files.path / _ENTRIES, flags, 0o600)
-    try:
-        os.write(fd, line.encode() + b"\n")
-    finally:
-        os.close(fd)
+    append_line(files.path / _ENTRIES, line.encode())

@@ -16,14 +16,14 @@ from secrun.image.rootfs import RootfsImage
 from secrun.jsonio import canonical
 from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
-from secrun.pod import confine, request
+from secrun.pod import confine, podconfig, request
 from secrun.pod.confine import ConfinedApp
 from secrun.pod.process import resolve as resolve_process
 from secrun.pod.removal import delete
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.states import Folder, LockedPod, create, new_uuid
 from secrun.record import record
-from secrun.stage1 import bundle, flavours, units
+from secrun.stage1 import bundle, flavours
 from secrun.stage1.bundle import Process
 from secrun.stage1.contract import Flavour, Stage1Identity
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
@@ -173,19 +173,8 @@ def _etc_files(hostname: str, network: Network) -> dict[str, bytes]:
 
 
 def _write_config(files: PodFiles, plan: _Plan) -> None:
-    """Write what the pod sees at /pod; world readable there, but behind a 0700 folder on the host."""
     manifest = plan.manifest
-    contents = {f"units/{name}": text.encode() for name, text in units.render(manifest).items()}
-    contents["system.conf"] = units.manager_text(manifest).encode()
-    contents |= {f"apps/{name}/config.json": data for name, data in plan.bundles.items()}
-    contents |= {
-        f"etc/{name}": data for name, data in _etc_files(manifest.hostname, manifest.network).items()
-    }
-    for name, data in contents.items():
-        path = files.config / name
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.write_bytes(data)
-        path.chmod(0o644)
+    podconfig.write(files, manifest, plan.bundles, _etc_files(manifest.hostname, manifest.network))
     if plan.outer_filter is not None:
         files.outer_filter.write_bytes(plan.outer_filter)
 
@@ -238,6 +227,8 @@ def prepared(
             yield locked
         except BaseException:
             if locked.folder in (Folder.PREPARING, Folder.PREPARED):
-                measuring.removed(PodFiles(locked.path), uuid)
-                delete(locked)
+                try:
+                    measuring.removed(PodFiles(locked.path), uuid)
+                finally:
+                    delete(locked)
             raise

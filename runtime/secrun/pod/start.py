@@ -10,7 +10,7 @@ from secrun import checkpoint
 from secrun.errors import HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
-from secrun.pod import exits
+from secrun.pod import exits, podconfig
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
 from secrun.record import record
@@ -49,6 +49,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
     """Start stage1 and become its waiter; raises, with everything undone, if that fails."""
     files = PodFiles(pod.path)
     manifest = files.read_manifest()
+    podconfig.check(files, manifest)
     stdio = _stdio(manifest, options)
     flavour = flavours.load(manifest.flavour)
     agent = agent_path()

@@ -1,7 +1,8 @@
 """What secrun itself is made of: one digest over every file of it that runs, or decides what runs.
 
 A log names it first, so that a verifier knows which code measured all the rest. It covers secrun's four
-packages with their data, the agent, and the init of a guest; not the interpreter and the libraries that they use.
+packages with their data, the agent, and the init of a guest; not the interpreter and the libraries that
+they use.
 """
 
 import hashlib

@@ -46,4 +46,6 @@ def test_only_crates_of_debian() -> None:
 def test_unsafe_code_is_in_one_module() -> None:
     for file in (AGENT_SOURCE / "src").rglob("*.rs"):
         unsafe = [line for line in file.read_text().splitlines() if "unsafe" in line and "//" not in line]
-        assert "sys" in (file.stem, file.parent.name) or not [line for line in unsafe if "#!" not in line], file
+        assert "sys" in (file.stem, file.parent.name) or not [line for line in unsafe if "#!" not in line], (
+            file
+        )

@@ -1,4 +1,4 @@
-"""Where the static programs of our own are that run inside a stage1: secrun-agent, and a guest's secrun-stage0."""
+"""Where our own static programs are that run inside a stage1: secrun-agent, and a guest's secrun-stage0."""
 
 from pathlib import Path
 

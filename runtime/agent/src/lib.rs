@@ -1,4 +1,5 @@
-//! The parts of secrun-agent: the shim of one app inside stage1, and the host's waiter and client.
+//! The parts of secrun-agent: the shim of one app inside stage1, the host's waiter and client,
+//! and what a KVM guest has in addition.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
@@ -7,6 +8,7 @@ pub mod args;
 pub mod client;
 pub mod conn;
 pub mod crun;
+pub mod dm;
 pub mod elf;
 pub mod frame;
 pub mod hold;
@@ -15,6 +17,8 @@ mod peers;
 pub mod report;
 mod session;
 pub mod shim;
+pub mod stage0;
 pub mod sys;
+pub mod table;
 pub mod tty;
 pub mod wait;

@@ -274,10 +274,13 @@ impl Shim {
             )?;
         }
         let lower = &self.options.lower;
-        let data =
-            format!("lowerdir={lower},upperdir={},workdir={},userxattr,volatile", upper.display(), work.display());
+        let data = format!(
+            "lowerdir={lower},upperdir={},workdir={},userxattr,volatile",
+            upper.display(),
+            work.display()
+        );
         context(
-            sys::mount("overlay", &rootfs.display().to_string(), libc::MS_NODEV, &data),
+            sys::mount("overlay", &rootfs.display().to_string(), "overlay", libc::MS_NODEV, &data),
             &format!("overlay over {lower}"),
         )?;
         let target = self.options.target.clone();

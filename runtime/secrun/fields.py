@@ -39,6 +39,10 @@ class Fields:
     def _wrong(self, name: str, value: JsonValue, expected: str) -> StateError:
         return self._bad(f"{self._what}.{name}", f"is a {type(value).__name__}, expected {expected}")
 
+    def has(self, name: str) -> bool:
+        """Tell whether a field is there to be taken."""
+        return name in self._left
+
     def text(self, name: str) -> str:
         """Take a string."""
         value = self._take(name)

@@ -1,6 +1,7 @@
 """Reference values: what a host will measure of an image, computed from the image alone on any machine."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from secrun import __version__
 from secrun.digest import Digest
@@ -11,6 +12,9 @@ from secrun.paths import Layout
 from secrun.record import record
 from secrun_attest.errors import FormatError
 from secrun_attest.fields import Fields, parse_json
+
+if TYPE_CHECKING:
+    from secrun.stage1.imagerecord import Manifest
 
 SCHEMA = "secrun.dev/prediction/v1"
 # Ten thousand images.
@@ -33,13 +37,18 @@ class PredictedImage:
 
 @record
 class PredictedStage1:
-    """One built stage1 image; `file` is the digest of the image file."""
+    """One built stage1 image; `file` is the digest of the image file.
+
+    A guest's `tree` is the image's own digest, for its kernel and initramfs are not among the files.
+    """
 
     flavour: str
     digest: Digest
     tree: Digest
     verity_root: str
     file: Digest
+    kernel: Digest | None = None
+    initrd: Digest | None = None
 
 
 @record
@@ -57,23 +66,27 @@ def predict(layout: Layout, words: Sequence[str], options: FetchOptions) -> Pred
 
     Raises what fetching and rendering raise; nothing is left out in silence but a missing agent.
     """
-    from secrun.stage1.imagebuild import list_stage1
+    from secrun.stage1.imagestore import list_images
 
-    stage1 = tuple(
-        PredictedStage1(
-            flavour="nspawn",
-            digest=item.digest,
-            tree=item.tree_digest,
-            verity_root=item.verity_root,
-            file=Digest("sha256", item.file_sha256),
-        )
-        for item in list_stage1(layout)
-    )
+    stage1 = tuple(_stage1(item) for item in list_images(layout))
     return Prediction(
         version=__version__,
         runtime=_runtime(),
         stage1=stage1,
         images=tuple(_image(layout, word, options) for word in words),
+    )
+
+
+def _stage1(manifest: "Manifest") -> PredictedStage1:
+    guest = manifest.guest
+    return PredictedStage1(
+        flavour=manifest.flavour,
+        digest=manifest.digest,
+        tree=manifest.reference,
+        verity_root=manifest.verity_root,
+        file=Digest("sha256", manifest.file_sha256),
+        kernel=Digest("sha256", guest.kernel.sha256) if guest else None,
+        initrd=Digest("sha256", guest.initrd.sha256) if guest else None,
     )
 
 
@@ -104,6 +117,21 @@ def _image(layout: Layout, word: str, options: FetchOptions) -> PredictedImage:
     )
 
 
+def _stage1_json(stage1: PredictedStage1) -> JsonObject:
+    found: JsonObject = {
+        "flavour": stage1.flavour,
+        "digest": str(stage1.digest),
+        "tree": str(stage1.tree),
+        "verity_root": stage1.verity_root,
+        "file": str(stage1.file),
+    }
+    if stage1.kernel is not None:
+        found["kernel"] = str(stage1.kernel)
+    if stage1.initrd is not None:
+        found["initrd"] = str(stage1.initrd)
+    return found
+
+
 def to_json(prediction: Prediction) -> JsonObject:
     """Return what `parse` reads."""
     return {
@@ -112,16 +140,7 @@ def to_json(prediction: Prediction) -> JsonObject:
             "version": prediction.version,
             "digest": None if prediction.runtime is None else str(prediction.runtime),
         },
-        "stage1": [
-            {
-                "flavour": item.flavour,
-                "digest": str(item.digest),
-                "tree": str(item.tree),
-                "verity_root": item.verity_root,
-                "file": str(item.file),
-            }
-            for item in prediction.stage1
-        ],
+        "stage1": [_stage1_json(item) for item in prediction.stage1],
         "images": [
             {
                 "reference": item.reference,
@@ -182,6 +201,8 @@ def _parse_stage1(fields: Fields) -> PredictedStage1:
         tree=_digest(fields, "tree"),
         verity_root=_verity(fields),
         file=_digest(fields, "file"),
+        kernel=_digest(fields, "kernel") if fields.has("kernel") else None,
+        initrd=_digest(fields, "initrd") if fields.has("initrd") else None,
     )
     fields.done()
     return stage1

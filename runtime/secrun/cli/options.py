@@ -280,22 +280,32 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         words=("stage1", "build"),
-        summary="Build the stage1 image from this host's packages",
+        summary="Build a stage1 image from this host's packages",
         handler="secrun.cli.stage1:build",
-        options=(FORMAT,),
+        positionals=(Positional(name="flavour", help="nspawn, the default, or kvm", count="?"),),
+        options=(
+            FORMAT,
+            Option(
+                flags=("--kernel",),
+                metavar="FILE",
+                help="with kvm; the guest's kernel, until the next build; default is the newest in /boot",
+            ),
+        ),
         needs_root=True,
     ),
     Verb(
         words=("stage1", "list"),
         summary="List built stage1 images",
-        handler="secrun.cli.stage1:list_images",
+        handler="secrun.cli.stage1:list_built",
         options=(FORMAT, NO_LEGEND),
     ),
     Verb(
         words=("stage1", "show"),
         summary="List what a stage1 image holds, with digests and origins",
         handler="secrun.cli.stage1:show",
-        positionals=(Positional(name="digest", help="a unique prefix; default is the newest", count="?"),),
+        positionals=(
+            Positional(name="digest", help="a unique prefix, or a flavour for its current one", count="?"),
+        ),
         options=(FORMAT,),
     ),
     Verb(

@@ -178,7 +178,7 @@ def purge_store(layout: Layout) -> None:
     from secrun.image import rootfs
     from secrun.image.store import ImageStore
     from secrun.pod.view import images_in_use, stage1_in_use
-    from secrun.stage1.imagebuild import remove_unused
+    from secrun.stage1.imagestore import remove_unused
 
     rootfs.purge_stale(layout)
     if layout.images.exists():

@@ -90,6 +90,12 @@ class Flavour(Protocol):
     def ensure_image(self, layout: Layout) -> Stage1Identity:
         """Build the stage1 image if it is absent or outdated; return which it is."""
 
+    def build_image(self, layout: Layout, kernel: Path | None) -> Stage1Identity:
+        """As `ensure_image`, for this and later pods with a guest kernel of the caller's; None: this host's.
+
+        Raises UsageError if there is a kernel and the flavour boots none.
+        """
+
     def refuse(self, manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
         """Tell which parts of the request cannot be honoured; any of them stops the preparation."""
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from secrun.stage1 import cgroups
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from secrun.paths import Layout
     from secrun.stage1.contract import Decided, Draft, Launch, PodOnDisk, Problem, Stage1Identity
     from secrun.stage1.machine import MachineRequest
@@ -35,7 +37,19 @@ class NspawnFlavour:
         from secrun.stage1.imagebuild import ensure_stage1
 
         image = ensure_stage1(layout)
-        return Stage1Identity(digest=image.digest, tree=image.tree_digest)
+        return Stage1Identity(digest=image.digest, tree=image.manifest.reference)
+
+    def build_image(self, layout: "Layout", kernel: "Path | None") -> "Stage1Identity":
+        """There is no kernel to choose."""
+        if kernel is not None:
+            from secrun.errors import UsageError
+
+            raise UsageError(
+                "--kernel is for pods in a virtual machine: those of nspawn run on this host's kernel",
+                hint="secrun stage1 build kvm --kernel FILE",
+                code="usage-stage1",
+            )
+        return self.ensure_image(layout)
 
     def refuse(self, manifest: "PodManifest", asked: "MachineRequest") -> "Sequence[Problem]":
         """Limits need their controllers in cgroup2, and there is no machine to say anything about."""

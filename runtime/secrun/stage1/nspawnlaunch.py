@@ -14,10 +14,11 @@ from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import HostError
 from secrun.image import rootfs
-from secrun.stage1 import cgroups, places, units
+from secrun.stage1 import cgroups, imagestore, places, units
 from secrun.stage1.contract import Launch, PodOnDisk
-from secrun.stage1.imagebuild import Stage1Image, load_stage1, verify_stage1
+from secrun.stage1.imagebuild import FLAVOUR
 from secrun.stage1.imagemount import mount_image
+from secrun.stage1.imagestore import BuiltImage
 from secrun.stage1.manifest import Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
@@ -159,7 +160,7 @@ class NspawnLauncher:
         call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=1m")
 
     def _mount_images(self, pod: PodOnDisk, files: PodFiles) -> None:
-        self._mount_stage1(load_stage1(pod.layout, pod.manifest.stage1), files)
+        self._mount_stage1(imagestore.load(pod.layout, FLAVOUR, pod.manifest.stage1), files)
         for app in pod.manifest.apps:
             image = rootfs.load(pod.layout, app.image.rootfs)
             if image is None or image.verity_root != app.image.verity_root:
@@ -173,7 +174,7 @@ class NspawnLauncher:
             target.mkdir(parents=True, exist_ok=True)
             mount_image(self._syscalls, image.path, target, MS_NOSUID)
 
-    def _mount_stage1(self, image: Stage1Image, files: PodFiles) -> None:
-        verify_stage1(image)
+    def _mount_stage1(self, image: BuiltImage, files: PodFiles) -> None:
+        imagestore.verify(image)
         files.stage1_mount.mkdir(parents=True, exist_ok=True)
         mount_image(self._syscalls, image.path, files.stage1_mount)

@@ -29,7 +29,9 @@ def read_guest(release: str) -> HostFacts:
     kernel = _release(release)
     if kernel < _LAST_CAPABILITY_SINCE:
         raise PolicyError(
-            f"the guest's kernel {release[:80]} is older than 5.9", hint="use a newer one", code="policy-host"
+            f"the guest's kernel {release[:80]} is older than 5.9",
+            hint="use a newer one",
+            code="policy-host",
         )
     return HostFacts(
         architecture=os.uname().machine, kernel=kernel, last_capability=_LAST_CAPABILITY, seccomp=True

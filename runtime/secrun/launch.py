@@ -77,7 +77,8 @@ def run(
     """Run a command to its end and capture its output.
 
     `environment` is added to BASE_ENVIRONMENT; `timeout` is in seconds; `user` is a uid, and the gid of the
-    same number, without any other group. Raises HostError if the program is missing, ExternalError if it fails (unless `check` is off) or outlives `timeout`.
+    same number, without any other group. Raises HostError if the program is missing, ExternalError if it
+    fails (unless `check` is off) or outlives `timeout`.
     """
     import subprocess
 

@@ -75,9 +75,7 @@ def _reap(
         os._exit(0 if code == 0 else 1)
 
 
-def _ask(
-    write_fd: int, root: lvroot.Root, architecture: Architecture, accelerator: Accelerator
-) -> NoReturn:
+def _ask(write_fd: int, root: lvroot.Root, architecture: Architecture, accelerator: Accelerator) -> NoReturn:
     code = 1
     try:
         call = LinuxSyscalls()

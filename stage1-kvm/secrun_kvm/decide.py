@@ -11,7 +11,7 @@ from secrun.stage1.manifest import Network, PodManifest
 from secrun_kvm import accel, machines, podimage, probe
 from secrun_kvm.guestimage import load_guest
 
-# What a volume's single file cannot be shared as: a socket or a device of the host has no meaning in a guest.
+# A socket or a device of the host has no meaning in a guest.
 _SHAREABLE = "a folder or a regular file"
 
 

@@ -185,9 +185,7 @@ def _overrides(spec: VmSpec) -> list[str]:
         arguments += ["-machine", "pcie=on,pit=off,pic=off,rtc=on"]
     parts = [
         element("qemu:commandline", None, *(element("qemu:arg", {"value": word}) for word in arguments)),
-        element(
-            "qemu:capabilities", None, element("qemu:del", {"capability": "cpu-unavailable-features"})
-        ),
+        element("qemu:capabilities", None, element("qemu:del", {"capability": "cpu-unavailable-features"})),
     ]
     if spec.model is Model.MICROVM:
         drivers = {f"virtio-disk{index}": "virtio-blk-pci" for index in range(len(spec.disks))}
@@ -213,10 +211,12 @@ def domain_xml(spec: VmSpec) -> str:
     if spec.shares:
         source = element("source", {"type": "memfd"})
         memory.append(element("memoryBacking", None, source, element("access", {"mode": "shared"})))
+    firmware = [] if spec.firmware is None else [element("loader", {"type": "rom"}, str(spec.firmware))]
     boot = element(
         "os",
         None,
         element("type", {"arch": spec.architecture, "machine": _MACHINES[spec.model]}, "hvm"),
+        *firmware,
         _text("kernel", spec.kernel),
         _text("initrd", spec.initrd),
         _text("cmdline", spec.command_line),

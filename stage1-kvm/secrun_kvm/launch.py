@@ -25,7 +25,18 @@ from secrun.syscalls import MS_BIND, MS_REC, Syscalls
 from secrun_kvm import accel, machines, podimage, probe, virt
 from secrun_kvm.domain import domain_xml
 from secrun_kvm.guestimage import GuestImage, load_guest, verify_guest
-from secrun_kvm.lvroot import EMULATORS, FOLDER_NAME, Root, bind_file, cached, enter, kvm_group, make, seed, settings
+from secrun_kvm.lvroot import (
+    EMULATORS,
+    FOLDER_NAME,
+    Root,
+    bind_file,
+    cached,
+    enter,
+    kvm_group,
+    make,
+    seed,
+    settings,
+)
 from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
 
 _SCRATCH = "scratch.img"
@@ -49,7 +60,7 @@ def machine_of(manifest: PodManifest) -> Machine:
 
 
 def bridge_command(
-    agent: Path, manifest: PodManifest, files: PodFiles, root: Root, uid: int, starter: Sequence[str]
+    agent: Path, manifest: PodManifest, files: PodFiles, *, root: Root, uid: int, starter: Sequence[str]
 ) -> tuple[str, ...]:
     """Return the command of the machine's supervisor; pure."""
     machine = machine_of(manifest)
@@ -94,7 +105,12 @@ class KvmLauncher:
         starter = [str(root.path), str(host.uid_base), str(probe.virtiofsd() or ""), *shared]
         return Launch(
             argv=bridge_command(
-                agent_path(), manifest, files, root, host.uid_base, [*starter_command(), *starter]
+                agent_path(),
+                manifest,
+                files,
+                root=root,
+                uid=host.uid_base,
+                starter=[*starter_command(), *starter],
             ),
             attach_fd=attach,
             cgroup_procs_fd=host.procs_fd,
@@ -138,6 +154,7 @@ class KvmLauncher:
             gid=group,
             shares=tuple(Share(tag=tag, socket=root.share_socket(tag)) for tag in shares),
             vtpm=machine.vtpm,
+            firmware=probe.FIRMWARE if machine.model == Model.Q35 else None,
         )
         return spec, shares
 
@@ -166,7 +183,18 @@ class KvmLauncher:
             os.ftruncate(fd, size)
             os.fchown(fd, uid, uid)
             # No journal: after a crash there is nobody left who would read it.
-            options = ["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-E", "root_owner=0:0,nodiscard"]
+            options = [
+                "-q",
+                "-F",
+                "-t",
+                "ext4",
+                "-m",
+                "0",
+                "-O",
+                "^has_journal",
+                "-E",
+                "root_owner=0:0,nodiscard",
+            ]
             run([_MKE2FS, *options, f"/proc/self/fd/{fd}"], pass_fds=[fd], user=uid)
         finally:
             os.close(fd)

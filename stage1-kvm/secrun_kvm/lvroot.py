@@ -151,7 +151,7 @@ def make(root: Root, text: str) -> None:
 
 
 def enter(call: Syscalls, root: Root, accelerator: Accelerator) -> Root:
-    """Bind `root` to its place in this mount namespace, which is the pod's own; hide a /dev/kvm not asked for.
+    """Bind `root` to its place in this mount namespace, the pod's own; hide a /dev/kvm not asked for.
 
     libvirt believes that KVM is used wherever the device can be opened, and forgets its cache when that
     changes.

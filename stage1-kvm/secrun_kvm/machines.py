@@ -15,7 +15,7 @@ UNLIMITED_BYTES = 384 * MIB
 MIN_BYTES = 128 * MIB
 # All apps without a limit share one.
 UNLIMITED_MILLIS = 1000
-# QEMU itself beside the guest's memory; an emulating one also keeps what it has translated (domain.TB_CACHE_MIB).
+# QEMU itself beside the guest's memory; one that emulates also keeps what it has translated.
 HOST_BYTES = {Accelerator.KVM: 160 * MIB, Accelerator.TCG: 384 * MIB}
 # Threads of QEMU, its helpers and the bridge, beside one for each virtual processor.
 HOST_PIDS = 256

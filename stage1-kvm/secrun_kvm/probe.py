@@ -10,6 +10,7 @@ from pathlib import Path
 
 from secrun.errors import SecrunError
 from secrun.launch import BASE_ENVIRONMENT
+from secrun.record import replace
 from secrun.stage1.agent import stage0_path
 from secrun.stage1.contract import Problem
 from secrun_kvm import accel, kernel, lvroot, modules
@@ -20,6 +21,7 @@ LIBVIRT_USER = "libvirt-qemu"
 # In the order of preference: Debian 12 (part of QEMU), then the Rust program of Debian 13 and others.
 _VIRTIOFSD = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 _MKE2FS = Path("/usr/sbin/mke2fs")
+# Loads a kernel and does nothing else; SeaBIOS takes longer, and is ten times as large.
 FIRMWARE = Path("/usr/share/qemu/qboot.rom")
 
 
@@ -44,6 +46,8 @@ def _libvirt(architecture: Architecture) -> list[Problem]:
     package = "qemu-system-x86" if architecture is Architecture.X86_64 else "qemu-system-arm"
     if not os.access(emulator, os.X_OK):
         found.append(_absent(emulator, f"apt install {package}"))
+    if architecture is Architecture.X86_64 and not FIRMWARE.exists():
+        found.append(_absent(FIRMWARE, "apt install qemu-system-data"))
     if lvroot.driver(architecture) is None:
         found.append(_absent("libvirt's driver for QEMU", "apt install libvirt-daemon-driver-qemu"))
     if binding() is None:
@@ -98,13 +102,11 @@ def _optional() -> list[Problem]:
 
 
 def problems() -> Sequence[Problem]:
-    """Return what keeps pods from running in machines; what only keeps an option from working is not fatal."""
+    """Return what keeps machines from starting; what only an option needs is not fatal."""
     architecture = accel.architecture()
     if architecture is None:
         text = "has no guests: they need x86_64 or aarch64"
         return [Problem(subject=os.uname().machine, text=text)]
     found = [*_libvirt(architecture), *_guest(), *_optional()]
-    for item in accel.missing(accel.read(architecture)):
-        # Pods that ask for emulation run without.
-        found.append(Problem(subject=item.subject, text=item.text, hint=item.hint, fatal=False))
-    return found
+    # Pods that ask for emulation run without.
+    return found + [replace(item, fatal=False) for item in accel.missing(accel.read(architecture))]

@@ -68,6 +68,8 @@ class VmSpec:
     """The user that QEMU runs as."""
     gid: int
     shares: tuple[Share, ...] = ()
+    firmware: Path | None = None
+    """What the machine executes first; None: QEMU's own choice."""
     vtpm: bool = False
     label: str | None = None
     """The SELinux label of QEMU, if the host enforces labels."""

@@ -49,8 +49,9 @@ def main() -> int:
     try:
         pid = _start(sys.argv[1:])
     except (SecrunError, OSError) as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
-    print(f"pid {pid}", flush=True)
+    sys.stdout.write(f"pid {pid}\n")
+    sys.stdout.flush()
     # libvirt's own end would take the machine with it.
     os._exit(0)

@@ -223,7 +223,7 @@ def prepared(
         checkpoint.reached("preparing")
         try:
             files = PodFiles(locked.path)
-            write_atomic(files.flavour, f"{flavour.name}\n".encode())
+            write_atomic(files.flavour, flavours.note(flavour).encode())
             _write(files, plan)
             if lasting:
                 fsync_tree(files.path)

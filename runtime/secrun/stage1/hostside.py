@@ -30,9 +30,7 @@ class HostSide:
     kill_fd: int
 
 
-def take(
-    files: PodFiles, manifest: PodManifest, controllers: Sequence[str], undo: ExitStack
-) -> HostSide:
+def take(files: PodFiles, manifest: PodManifest, controllers: Sequence[str], undo: ExitStack) -> HostSide:
     """Lock a uid range and make the pod's control group with `controllers`; raises HostError."""
     uid_range = acquire(manifest.uuid)
     undo.callback(uid_range.guard.close)

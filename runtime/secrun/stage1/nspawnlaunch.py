@@ -13,7 +13,7 @@ from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import HostError
 from secrun.image import rootfs
-from secrun.stage1 import cgroups, imagestore, places, units
+from secrun.stage1 import cgroups, hostside, imagestore, places, units
 from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.imagebuild import FLAVOUR
 from secrun.stage1.imagemount import mount_image

@@ -5,20 +5,27 @@
 #![warn(missing_docs)]
 
 pub mod args;
+mod attach;
 pub mod client;
 pub mod conn;
+pub mod console;
 pub mod crun;
 pub mod dm;
 pub mod elf;
 pub mod frame;
 pub mod hold;
+pub mod lane;
 pub mod log;
+pub mod mux;
 mod peers;
+pub mod relay;
 pub mod report;
 mod session;
 pub mod shim;
 pub mod stage0;
+mod starter;
 pub mod sys;
 pub mod table;
 pub mod tty;
+pub mod vm;
 pub mod wait;

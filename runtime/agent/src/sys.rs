@@ -16,6 +16,7 @@ use libc::{c_int, c_short};
 use crate::frame::Size;
 
 pub mod guest;
+pub mod host;
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 {

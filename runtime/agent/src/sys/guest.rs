@@ -79,3 +79,30 @@ pub fn restart(console: &impl AsRawFd) {
         libc::reboot(libc::LINUX_REBOOT_CMD_RESTART);
     }
 }
+
+/// Set the wall clock to this time since 1970.
+pub fn set_clock(now: Duration) -> io::Result<()> {
+    let now = libc::timespec { tv_sec: now.as_secs() as i64, tv_nsec: i64::from(now.subsec_nanos()) };
+    // SAFETY: clock_settime reads one timespec.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &now) }).map(drop)
+}
+
+/// Give the kernel random bytes that count in full, and let it use them at once (random(4)).
+pub fn add_randomness(random: &File, bytes: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: c_ulong = 0x5207;
+    // struct rand_pool_info: bits of entropy, size, bytes.
+    let head = [bytes.len() as i32 * 8, bytes.len() as i32].map(i32::to_ne_bytes).concat();
+    let pool = [&head[..], bytes].concat();
+    // SAFETY: the kernel reads two ints and as many bytes as the second says, which follow; the other call has no argument.
+    unsafe {
+        check(libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, pool.as_ptr()))?;
+        check(libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG)).map(drop)
+    }
+}
+
+/// Send a signal to process 1.
+pub fn signal_init(signal: c_int) -> io::Result<()> {
+    // SAFETY: takes and returns ints.
+    check(unsafe { libc::kill(1, signal) }).map(drop)
+}

@@ -68,5 +68,11 @@ class KvmFlavour:
         return KvmLauncher(LinuxSyscalls(), this_architecture()).launch(pod, undo)
 
     def cleanup(self, uuid: str) -> None:
-        """Kill and remove the pod's cgroup; all else ends with the pod's processes or is in its folder."""
+        """Kill and remove the pod's cgroup; all else ends with the pod's processes or is in its folder.
+
+        In the pod's own mount namespace, nothing of that folder stays a mount point.
+        """
+        from secrun_kvm.place import leave
+
         cgroups.destroy(cgroups.host().pod(uuid))
+        leave()

@@ -37,6 +37,7 @@ from secrun_kvm.lvroot import (
     seed,
     settings,
 )
+from secrun_kvm.place import leave
 from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
 
 _SCRATCH = "scratch.img"
@@ -60,7 +61,14 @@ def machine_of(manifest: PodManifest) -> Machine:
 
 
 def bridge_command(
-    agent: Path, manifest: PodManifest, files: PodFiles, *, root: Root, uid: int, starter: Sequence[str]
+    agent: Path,
+    manifest: PodManifest,
+    files: PodFiles,
+    *,
+    root: Root,
+    uid: int,
+    kill: Path,
+    starter: Sequence[str],
 ) -> tuple[str, ...]:
     """Return the command of the machine's supervisor; pure."""
     machine = machine_of(manifest)
@@ -72,7 +80,7 @@ def bridge_command(
     # QEMU's, the pod's first; the supervisor takes the next, so neither can do anything to the other.
     words += ["--uid", str(uid), "--gid", str(uid)]
     words += ["--ready-timeout", str(_READY_MILLIS[machine.accelerator])]
-    words += ["--log-max", str(LOG_MAX_BYTES)]
+    words += ["--log-max", str(LOG_MAX_BYTES), "--cgroup-kill", str(kill)]
     for index, app in enumerate(manifest.apps):
         words += ["--image", f"{podimage.app_serial(index)}={app.name}"]
     return (*words, "--", *starter)
@@ -96,6 +104,7 @@ class KvmLauncher:
         attach = hostside.writable(files, manifest, host.uid_base + 1, undo)
         hostside.private_mounts(self._syscalls, host.hierarchy)
         checkpoint.reached("mount-namespace")
+        undo.callback(leave)
         root = self._make_root(files, host, machine, cache)
         checkpoint.reached("machine-folder")
         spec, shared = self._fill(pod, host, root)
@@ -110,6 +119,8 @@ class KvmLauncher:
                 files,
                 root=root,
                 uid=host.uid_base,
+                # As this mount namespace sees it.
+                kill=cgroups.host().pod(manifest.uuid) / "cgroup.kill",
                 starter=[*starter_command(), *starter],
             ),
             attach_fd=attach,

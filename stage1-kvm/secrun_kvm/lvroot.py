@@ -19,10 +19,9 @@ from secrun.record import row
 from secrun.stage1.machine import Accelerator
 from secrun.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Syscalls
 from secrun_kvm.accel import DEVICE
+from secrun_kvm.place import PLACE
 from secrun_kvm.spec import Architecture
 
-# Empty on the host, for ever; a pod has its own folder here.
-PLACE = Path("/run/secrun-vm")
 FOLDER_NAME = "lv"
 CACHE = "cache/qemu/capabilities"
 _NO_DEVICE = "no-kvm"

@@ -39,6 +39,7 @@ from secrun_kvm.lvroot import (
 )
 from secrun_kvm.place import leave
 from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
+from secrun_kvm.starter import Plan
 
 _SCRATCH = "scratch.img"
 # An emulated guest needs 3 s on a quiet core and ten times that on a crowded host.
@@ -111,7 +112,13 @@ class KvmLauncher:
         checkpoint.reached("images-mounted")
         root.domain.write_text(domain_xml(spec))
         checkpoint.reached("machine-written")
-        starter = [str(root.path), str(host.uid_base), str(probe.virtiofsd() or ""), *shared]
+        plan = Plan(
+            root=root,
+            uid=host.uid_base,
+            virtiofsd=str(probe.virtiofsd() or ""),
+            tags=tuple(shared),
+            vtpm=machine.vtpm,
+        )
         return Launch(
             argv=bridge_command(
                 agent_path(),
@@ -121,7 +128,7 @@ class KvmLauncher:
                 uid=host.uid_base,
                 # As this mount namespace sees it.
                 kill=cgroups.host().pod(manifest.uuid) / "cgroup.kill",
-                starter=[*starter_command(), *starter],
+                starter=[*starter_command(), *plan.words()],
             ),
             attach_fd=attach,
             cgroup_procs_fd=host.procs_fd,
@@ -164,7 +171,7 @@ class KvmLauncher:
             uid=host.uid_base,
             gid=group,
             shares=tuple(Share(tag=tag, socket=root.share_socket(tag)) for tag in shares),
-            vtpm=machine.vtpm,
+            tpm=root.tpm_socket if machine.vtpm else None,
             firmware=probe.FIRMWARE if machine.model == Model.Q35 else None,
         )
         return spec, shares

@@ -91,9 +91,14 @@ class Root:
         return self.path / "share" / f"{tag}.sock"
 
     @property
-    def shares(self) -> Path:
-        """The list of shared folders, one tag a line."""
-        return self.path / "shares"
+    def tpm(self) -> Path:
+        """State of the pod's software TPM."""
+        return self.path / "tpm"
+
+    @property
+    def tpm_socket(self) -> Path:
+        """Where it listens."""
+        return self.path / "tpm.sock"
 
     @property
     def no_device(self) -> Path:

@@ -83,7 +83,7 @@ class App(NamedTuple):
 class VirtualMachine(NamedTuple):
     """The virtual machine of a pod; sizes in bytes, `storage` is 0 without a disk for what apps write.
 
-    `command_line` lacks its last word; that names `pod_root`, the dm-verity root hash of the pod's own image.
+    `command_line` lacks its last word; that names `pod_root`, the root hash of the pod's own image.
     """
 
     accelerator: str

@@ -31,9 +31,9 @@ def interpreter() -> tuple[str, ...]:
     return (sys.executable, "-S", "-P", "-c", code)
 
 
-def command(pod: LockedPod, *, remove: bool, quiet: bool) -> tuple[str, ...]:
+def command(pod: LockedPod, *, remove: bool, quiet: bool, timing: bool = False) -> tuple[str, ...]:
     """Return what the waiter executes in the end; it adds the stage1 status."""
-    flags = ("rm" if remove else "keep", "quiet" if quiet else "tell")
+    flags = ("rm" if remove else "keep", "quiet" if quiet else "tell", "timing" if timing else "no-timing")
     return (*interpreter(), str(pod.layout.root), str(pod.layout.run_root), pod.uuid, str(pod.fd), *flags)
 
 
@@ -53,6 +53,10 @@ def _warn(text: str) -> None:
     sys.stderr.write(f"secrun: {text}\n")
 
 
+def _write(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 def _hush(text: str) -> None:
     """Nobody listens to a detached pod; `secrun gc` tells what is left to do."""
 
@@ -61,7 +65,7 @@ def _finish(arguments: Sequence[str]) -> int:
     # Not at the top: `run` takes only `command` from this module. And before the wait for stage1's end.
     from secrun.pod.finish import complaints, finish
 
-    root, run_root, uuid, lock_fd, removal, speech, ending = arguments
+    root, run_root, uuid, lock_fd, removal, speech, telling, ending = arguments
     status = _stage1_status(ending)
     if status is None:
         # The pod ends unattended; gc concludes it.
@@ -72,6 +76,7 @@ def _finish(arguments: Sequence[str]) -> int:
         lock_fd=int(lock_fd),
         stage1_status=status,
         remove=removal == "rm",
+        timing=_write if telling == "timing" else None,
         warn=_warn if speech == "tell" else _hush,
     )
     if speech == "tell":

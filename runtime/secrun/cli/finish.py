@@ -11,24 +11,17 @@ from pathlib import Path
 
 from secrun.cli.guard import guarded
 from secrun.errors import HostError
+from secrun.interpreter import command as interpreter_command
 from secrun.paths import Layout
 from secrun.pod.states import LockedPod
-from secrun.selfdigest import PACKAGES, package_folder
 
 _STATUS = "--stage1-status="
 _STATUS_FD = "--stage1-status-fd="
 
 
 def interpreter() -> tuple[str, ...]:
-    """Return the command that runs `main`.
-
-    It needs the standard library and secrun itself. Without site a third of its start is saved, and
-    no other package can get in between.
-    """
-    folders = (package_folder(package) for package in PACKAGES)
-    roots = [*dict.fromkeys(str(folder.parent) for folder in folders if folder is not None)]
-    code = f"import sys; sys.path[:0] = {roots!r}; from secrun.cli.finish import main; sys.exit(main())"
-    return (sys.executable, "-S", "-P", "-c", code)
+    """Return the command that runs `main`."""
+    return interpreter_command("secrun.cli.finish")
 
 
 def command(pod: LockedPod, *, remove: bool, quiet: bool, timing: bool = False) -> tuple[str, ...]:

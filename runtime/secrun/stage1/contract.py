@@ -32,6 +32,8 @@ class Stage1Identity:
 
     digest: Digest
     tree: Digest
+    kernel: str | None = None
+    """The release (uname(2)) of the guest's own kernel, if the flavour boots one."""
 
 
 @record

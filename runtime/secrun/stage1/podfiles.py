@@ -90,13 +90,13 @@ class PodFiles:
 
     @property
     def flavour(self) -> Path:
-        """Name of the flavour, on its own so that cleaning up never depends on a whole manifest."""
+        """Which flavour, on its own so that cleaning up never depends on a whole manifest."""
         return self.path / "flavour"
 
     def read_flavour(self) -> str | None:
-        """Return the flavour's name, or None for a pod that came to an end before it had one."""
+        """Return what `flavours.note` wrote, or None for a pod that came to an end before it had one."""
         try:
-            return self.flavour.read_text("utf-8").strip()
+            return self.flavour.read_text("utf-8")
         except FileNotFoundError:
             return None
 

@@ -24,9 +24,9 @@ def interpreter() -> tuple[str, ...]:
     return interpreter_command("secrun.cli.finish")
 
 
-def command(pod: LockedPod, *, remove: bool, quiet: bool) -> tuple[str, ...]:
+def command(pod: LockedPod, *, remove: bool, quiet: bool, timing: bool = False) -> tuple[str, ...]:
     """Return what the waiter executes in the end; it adds the stage1 status."""
-    flags = ("rm" if remove else "keep", "quiet" if quiet else "tell")
+    flags = ("rm" if remove else "keep", "quiet" if quiet else "tell", "timing" if timing else "no-timing")
     return (*interpreter(), str(pod.layout.root), str(pod.layout.run_root), pod.uuid, str(pod.fd), *flags)
 
 
@@ -46,6 +46,10 @@ def _warn(text: str) -> None:
     sys.stderr.write(f"secrun: {text}\n")
 
 
+def _write(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 def _hush(text: str) -> None:
     """Nobody listens to a detached pod; `secrun gc` tells what is left to do."""
 
@@ -54,7 +58,7 @@ def _finish(arguments: Sequence[str]) -> int:
     # Not at the top: `run` takes only `command` from this module. And before the wait for stage1's end.
     from secrun.pod.finish import complaints, finish
 
-    root, run_root, uuid, lock_fd, removal, speech, ending = arguments
+    root, run_root, uuid, lock_fd, removal, speech, telling, ending = arguments
     status = _stage1_status(ending)
     if status is None:
         # The pod ends unattended; gc concludes it.
@@ -65,6 +69,7 @@ def _finish(arguments: Sequence[str]) -> int:
         lock_fd=int(lock_fd),
         stage1_status=status,
         remove=removal == "rm",
+        timing=_write if telling == "timing" else None,
         warn=_warn if speech == "tell" else _hush,
     )
     if speech == "tell":

@@ -65,6 +65,11 @@ class PodFiles:
         return self.path / "stage1.log"
 
     @property
+    def timing(self) -> Path:
+        """When which step was reached: lines `SIDE NAME NS` that several processes append."""
+        return self.path / "timing"
+
+    @property
     def stage1_mount(self) -> Path:
         """Mount point of the stage1 image, in the pod's mount namespace only."""
         return self.path / "mnt" / "stage1"

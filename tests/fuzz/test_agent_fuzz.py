@@ -27,7 +27,25 @@ def seeds() -> list[bytes]:
     programs = [Path(path).read_bytes()[:65536] for path in ("/bin/dash", "/bin/busybox")]
     scripts = [b"#!/bin/sh\necho\n", b"#! \t/usr/bin/env -S python3\n", b"#!" + b"x" * 300]
     lines = [b"line\n" * 50, b"x" * 40_000 + b"\n", b"\n" * 500, b"a" * 16_384 + b"\nb"]
-    return [*frames, hello, execute, *programs, *scripts, *lines, pack(3, bytes(65_536)), b""]
+    verity = f"{'a1' * 32} 5c00"
+    more = f"image a app-0 2 {verity}\nvolume a 0 t ro .\nvolume a 1 t rw f\n"
+    tables = [
+        f"17 {verity}\n",
+        f"quiet secrun.pod=9:{'a1' * 32}\n",
+        "base /secrun/modules.d/virtio.ko\npci /secrun/modules.d/virtio_pci.ko\n",
+        "secrun-guest 1\nhostname h\nuuid 01234567-89ab-cdef-0123-456789abcdef\nscratch\ntpm\n" + more,
+    ]
+    return [
+        *(table.encode() for table in tables),
+        *frames,
+        hello,
+        execute,
+        *programs,
+        *scripts,
+        *lines,
+        pack(3, bytes(65_536)),
+        b"",
+    ]
 
 
 def mutate(data: bytes, chance: random.Random, pool: list[bytes]) -> bytes:

@@ -95,17 +95,21 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
         closure((PROGRAM,))
 
 
-def test_the_agent_beside_the_package_comes_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "find"), [("secrun-agent", agent.agent_path), ("secrun-stage0", agent.stage0_path)]
+)
+def test_a_program_beside_the_package_comes_first(tmp_path, monkeypatch, name, find):
     monkeypatch.setattr(agent.secrun, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setattr(agent, "INSTALLED", tmp_path / "installed")
-    with pytest.raises(HostError) as caught:
-        agent.agent_path()
+    with pytest.raises(HostError, match=name) as caught:
+        find()
     assert "make setup" in caught.value.hint
-    (tmp_path / "installed").touch()
-    assert agent.agent_path() == tmp_path / "installed"
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / name).touch()
+    assert find() == tmp_path / "installed" / name
     (tmp_path / "_agent").mkdir()
-    (tmp_path / "_agent" / "secrun-agent").touch()
-    assert agent.agent_path() == tmp_path / "_agent" / "secrun-agent"
+    (tmp_path / "_agent" / name).touch()
+    assert find() == tmp_path / "_agent" / name
 
 
 def test_the_manifest_lists_what_is_in_the_image(layout, agent_file):

@@ -6,6 +6,7 @@ use std::io::Read;
 use secrun_agent::elf::{inspect, Program};
 use secrun_agent::frame::{decode, encode, Reader, MAX_PAYLOAD};
 use secrun_agent::log::{Lines, Stream, MAX_LINE};
+use secrun_agent::table;
 
 fn main() {
     let mut bytes = Vec::new();
@@ -17,6 +18,7 @@ fn main() {
         frames(input);
         program(input);
         lines(input);
+        tables(&String::from_utf8_lossy(input));
         (rest, count) = (next, count + 1);
     }
     println!("{count}");
@@ -82,4 +84,21 @@ fn lines(input: &[u8]) {
     }
     lines.finish("T", &mut sink);
     assert_eq!(text, input);
+}
+
+/// No name that a guest's stage0 makes a path of leaves its folder.
+fn tables(text: &str) {
+    let plain = |name: &str| !name.is_empty() && !name.starts_with('.') && !name.contains('/');
+    for verity in [table::stage1(text), table::pod(text, "00")].into_iter().flatten() {
+        assert!(verity.blocks.checked_mul(4096).is_some());
+        assert_eq!(verity.parameters("D").split(' ').count(), 12);
+    }
+    for module in table::modules(text).unwrap_or_default() {
+        assert!(module.path.strip_prefix("/secrun/modules.d/").map_or(false, plain));
+    }
+    if let Ok(guest) = table::guest(text) {
+        assert!(guest.images.iter().all(|image| plain(&image.app) && image.serial.len() <= 20));
+        let file = |name: &Option<String>| name.as_deref().map_or(true, plain);
+        assert!(guest.volumes.iter().all(|volume| plain(&volume.app) && file(&volume.file)));
+    }
 }

@@ -38,6 +38,10 @@ pub(crate) struct Options {
     pub terminal: bool,
     pub stdin: bool,
     pub log_max: u64,
+    /// The host keeps the log: it must be attached.
+    pub no_log: bool,
+    /// After EXIT the foreground peer closes first: the pod does not end before it has everything.
+    pub linger: bool,
     pub stop_signal: i32,
     pub stop_timeout: Duration,
     pub target: Target,
@@ -50,6 +54,8 @@ fn parse(mut words: Words) -> Result<Options, String> {
         terminal: false,
         stdin: false,
         log_max: 16 << 20,
+        no_log: false,
+        linger: false,
         stop_signal: libc::SIGTERM,
         stop_timeout: Duration::from_secs(10),
         target: Target::default(),
@@ -61,6 +67,8 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--terminal" => options.terminal = true,
             "--stdin" => options.stdin = true,
             "--log-max" => options.log_max = words.number()?,
+            "--no-log" => options.no_log = true,
+            "--linger" => options.linger = true,
             "--stop-signal" => options.stop_signal = words.number()?,
             "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
             "--program" => options.target.program = words.os_value()?.into_vec(),
@@ -105,7 +113,7 @@ pub(crate) struct Shim {
     pub peers: Vec<Option<Peer>>,
     pub sessions: Vec<Option<Session>>,
     pub commands: u64,
-    pub log: Log,
+    pub log: Option<Log>,
     pub log_warned: bool,
     pub orphans: Vec<(i32, Status)>,
     pub started_ns: u64,
@@ -154,7 +162,10 @@ impl Shim {
         let run = PathBuf::from(format!("/run/secrun/apps/{}", options.app));
         folder(&run.join("rootfs"))?;
         folder(&keep)?;
-        let log = context(Log::open(&keep.join("log"), options.log_max), "log")?;
+        let log = match options.no_log {
+            true => None,
+            false => Some(context(Log::open(&keep.join("log"), options.log_max), "log")?),
+        };
         let socket = keep.join("ctl.sock");
         // A socket of an earlier start of the unit.
         let _ = fs::remove_file(&socket);
@@ -185,7 +196,9 @@ impl Shim {
         match UnixStream::connect(ATTACH_SOCKET) {
             Ok(stream) => self.greet(stream, true)?,
             // Only a host that made no socket wants none; one that cannot be reached is an error.
-            Err(error) if error.kind() == ErrorKind::NotFound => self.start_app(Size::default())?,
+            Err(error) if error.kind() == ErrorKind::NotFound && self.log.is_some() => {
+                self.start_app(Size::default())?
+            }
             Err(error) => return context(Err(error), ATTACH_SOCKET),
         }
         let mut ended = None;
@@ -242,7 +255,8 @@ impl Shim {
         for (index, peer) in self.peers.iter().enumerate() {
             if let Some(peer) = peer {
                 // A peer that leaves its own answers unread is not asked for more.
-                let read = !peer.closing && (peer.session.is_some() || !peer.conn.out.is_full());
+                let asks = !peer.closing && (peer.session.is_some() || !peer.conn.out.is_full());
+                let read = asks || peer.lingers();
                 poller.add(&peer.conn, peer.conn.events(read), Token::Peer(index));
             }
         }
@@ -274,10 +288,12 @@ impl Shim {
             )?;
         }
         let lower = &self.options.lower;
-        let data =
-            format!("lowerdir={lower},upperdir={},workdir={},userxattr,volatile", upper.display(), work.display());
+        // In the first user namespace overlayfs has xattrs of its own, which every upper file system takes.
+        let names = if has_user_namespace() { "userxattr,volatile" } else { "volatile" };
+        let (upper, work) = (upper.display(), work.display());
+        let data = format!("lowerdir={lower},upperdir={upper},workdir={work},{names}");
         context(
-            sys::mount("overlay", &rootfs.display().to_string(), libc::MS_NODEV, &data),
+            sys::mount("overlay", &rootfs.display().to_string(), "overlay", libc::MS_NODEV, &data),
             &format!("overlay over {lower}"),
         )?;
         let target = self.options.target.clone();
@@ -378,7 +394,7 @@ impl Shim {
             }
             _ => return Ok(None),
         };
-        self.log.finish();
+        self.log.iter_mut().for_each(Log::finish);
         self.listener = None;
         context(write_record(&self.keep, status, failure.as_ref(), self.started_ns), "exit record")?;
         self.finish_session(APP, status, failure);
@@ -425,14 +441,17 @@ impl Shim {
         }
         for index in 0..self.peers.len() {
             let gone = match &mut self.peers[index] {
-                Some(peer) => peer.conn.flush().is_err() || peer.closing && peer.conn.out.is_empty(),
+                Some(peer) => {
+                    let failed = peer.conn.flush().is_err();
+                    failed || peer.closing && peer.conn.out.is_empty() && !peer.lingers()
+                }
                 None => false,
             };
             if gone {
                 self.drop_peer(index);
             }
         }
-        if self.log.lost() > 0 && !self.log_warned {
+        if self.log.as_ref().map_or(0, Log::lost) > 0 && !self.log_warned {
             self.log_warned = true;
             eprintln!("secrun-agent: {}: the log cannot be written; entries are lost", self.options.app);
         }
@@ -480,8 +499,8 @@ impl Shim {
             let room = MAX_SAID - session.said.len().min(MAX_SAID);
             session.said.extend_from_slice(&bytes[..count.min(room)]);
         }
-        if index == APP {
-            self.log.push(if stream == 0 { Stream::Out } else { Stream::Err }, bytes);
+        if let (APP, Some(log)) = (index, &mut self.log) {
+            log.push(if stream == 0 { Stream::Out } else { Stream::Err }, bytes);
         }
         let (wanted, message) = match stream {
             0 => (flag::STDOUT, Message::Stdout(bytes)),
@@ -519,7 +538,7 @@ impl Shim {
             session.ends.input = None;
         }
         if let Some(peer) = session.owner.and_then(|owner| self.peers[owner].as_mut()) {
-            if gone > 0 {
+            if gone > 0 && !peer.closing {
                 peer.conn.send(&Message::Credit(gone as u32));
             }
         }
@@ -531,6 +550,12 @@ impl Shim {
             self.sessions[APP] = Some(Session::failed(launch, failure));
         }
     }
+}
+
+/// Whether this is a user namespace of its own, not the first one (user_namespaces(7)).
+fn has_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Whether systemd-shutdown has taken over as PID 1: it sends SIGTERM to every process, the app included.

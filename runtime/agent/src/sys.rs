@@ -1,4 +1,5 @@
-//! Thin wrappers of system calls that the standard library lacks; all unsafe code of the agent is here.
+//! Thin wrappers of system calls that the standard library lacks; all unsafe code of the agent is here
+//! and in its submodule.
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
@@ -13,6 +14,9 @@ use std::time::{Duration, Instant};
 use libc::{c_int, c_short};
 
 use crate::frame::Size;
+
+pub mod guest;
+pub mod host;
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 {
@@ -320,13 +324,16 @@ pub fn spawn_bound(
     command.spawn().map(|child| child.id() as i32)
 }
 
-/// mount(2) of a new file system.
-pub fn mount(kind: &str, target: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
-    let (kind, target, data) =
-        (c_string(kind.as_bytes())?, c_string(target.as_bytes())?, c_string(data.as_bytes())?);
+/// mount(2): `source` to `target`.
+pub fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let words = [source, target, kind, data].map(|word| c_string(word.as_bytes()));
+    let [source, target, kind, data] = words;
+    let (source, target, kind, data) = (source?, target?, kind?, data?);
     // SAFETY: all pointers are to NUL-terminated strings that outlive the call.
-    check(unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) })
-        .map(drop)
+    check(unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
+    })
+    .map(drop)
 }
 
 /// Open `path` for reading as if `root` were the root folder, links included (openat2, RESOLVE_IN_ROOT).

@@ -172,7 +172,7 @@ class KvmLauncher:
             gid=group,
             shares=tuple(Share(tag=tag, socket=root.share_socket(tag)) for tag in shares),
             tpm=root.tpm_socket if machine.vtpm else None,
-            firmware=probe.FIRMWARE if machine.model == Model.Q35 else None,
+            firmware=_firmware(machine),
         )
         return spec, shares
 
@@ -249,6 +249,11 @@ def starter_command() -> tuple[str, ...]:
     """Return the command that starts a machine, without its arguments."""
     folder = probe.binding()
     return interpreter_command("secrun_kvm.starter", more=() if folder is None else (folder,))
+
+
+def _firmware(machine: Machine) -> Path | None:
+    """Return the firmware; only QEMU's own choice starts a TPM and leaves a log of what it measured there."""
+    return probe.FIRMWARE if machine.model == Model.Q35 and not machine.vtpm else None
 
 
 def _checked_guest(pod: PodOnDisk, machine: Machine) -> GuestImage:

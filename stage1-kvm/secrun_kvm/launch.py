@@ -253,7 +253,7 @@ def starter_command() -> tuple[str, ...]:
 
 
 def _firmware(machine: Machine) -> Path | None:
-    """Return the firmware; only QEMU's own choice starts a TPM and leaves a log of what it measured there."""
+    """Return the firmware; only QEMU's own choice starts a TPM and leaves a log of what it measured."""
     return probe.FIRMWARE if machine.model == Model.Q35 and not machine.vtpm else None
 
 

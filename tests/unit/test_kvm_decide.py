@@ -1,5 +1,6 @@
 """What machine a pod gets: accelerator, size, type, command line."""
 
+import os
 import re
 
 import pytest
@@ -66,9 +67,8 @@ def test_on_arm64_the_device_is_the_proof():
 
 
 def sized(*limits: int | None) -> int:
-    return machines.memory(
-        [app(f"a{n}", limits=Limits(memory_bytes=value)) for n, value in enumerate(limits)]
-    )
+    apps = [app(f"a{n}", limits=Limits(memory_bytes=value)) for n, value in enumerate(limits)]
+    return machines.memory(apps)
 
 
 def test_a_guest_has_what_its_apps_were_promised_beside_what_it_needs_itself():
@@ -125,15 +125,7 @@ def test_what_a_guest_cannot_have_is_refused_by_name(tmp_path):
     assert "--net=host" in refused(pod(network=Network.HOST))
     good, bad = tmp_path / "folder", tmp_path / "socket"
     good.mkdir()
-    os_fifo(bad)
-    volumes = tuple(
-        Volume(source=str(path), target=f"/{path.name}", read_only=False) for path in (good, bad)
-    )
+    os.mkfifo(bad)
+    volumes = tuple(Volume(source=str(path), target="/x", read_only=False) for path in (good, bad))
     assert refused(pod(app(volumes=volumes[:1]))) == ""
     assert f"volume {bad} is not a folder or a regular file" in refused(pod(app(volumes=volumes)))
-
-
-def os_fifo(path):
-    import os
-
-    os.mkfifo(path)

@@ -17,6 +17,7 @@ from secrun.stage1.machine import Accelerator
 from secrun_kvm.domain import disk_name, domain_xml, element
 from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
 
+ET.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
 GOLDEN = Path(__file__).parent / "golden"
 PLACE = Path("/run/secrun-vm")
 

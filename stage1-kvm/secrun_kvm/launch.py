@@ -186,6 +186,8 @@ class KvmLauncher:
                 hint="remove the pod and prepare it again",
                 code="host-pod-image-changed",
             )
+        # QEMU reads it as a user of its own; the folder around it is root's alone.
+        image.chmod(0o644)
         paths = {podimage.STAGE1_SERIAL: guest.stage1, podimage.POD_SERIAL: image}
         for index, app in enumerate(pod.manifest.apps):
             rootfs = hostside.load_rootfs(pod.layout, pod.manifest, app)

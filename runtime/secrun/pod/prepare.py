@@ -145,9 +145,7 @@ def _decide(
     confined = confine.pod(
         pod.network, [(app.name, app.request, processes[app.name]) for app in apps], stage1.kernel
     )
-    bundles = {
-        app.name: _bundle(app, processes[app.name], pod, confined.apps[app.name]) for app in apps
-    }
+    bundles = {app.name: _bundle(app, processes[app.name], pod, confined.apps[app.name]) for app in apps}
     manifest = PodManifest(
         uuid=uuid,
         hostname=hostname,

@@ -95,6 +95,13 @@ class Fields:
         """Take an object."""
         return type(self)(self._take(name), f"{self._what}.{name}")
 
+    def optional_object(self, name: str) -> Self | None:
+        """Take an object or null."""
+        if self._left.get(name, 0) is None:
+            self._left.pop(name)
+            return None
+        return self.object(name)
+
     def objects(self, name: str) -> tuple[Self, ...]:
         """Take an array of objects."""
         return tuple(

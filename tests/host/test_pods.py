@@ -378,6 +378,14 @@ def test_the_host_side_of_an_idle_pod_is_a_small_waiter(secrun: Secrun):
         secrun.discard(uuid)
 
 
+def test_a_container_has_no_machine_to_speak_of(secrun: Secrun):
+    asked = ("--accel=tcg", "--storage=64m", "--vtpm")
+    for option in asked:
+        told = secrun("run", *RELAXED, option, secrun.image, code=125).err
+        assert option.partition("=")[0] in told
+        assert "--stage1=kvm" in told
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

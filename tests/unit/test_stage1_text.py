@@ -11,6 +11,7 @@ from secrun.errors import StateError, UsageError
 from secrun.record import replace
 from secrun.stage1 import bundle, cgroups, nspawnprobe, uidrange, units
 from secrun.stage1.imagemount import mounts_files
+from secrun.stage1.machine import Accelerator, Machine
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Limits, Network, PodManifest, Volume
 from secrun.trust.admission import BYPASS
 
@@ -66,9 +67,32 @@ def pod(*apps, network=Network.NONE):
     )
 
 
-def test_a_manifest_survives_its_own_bytes():
+MACHINE = Machine(
+    accelerator=Accelerator.TCG,
+    model="q35",
+    vcpus=1,
+    memory_bytes=512 << 20,
+    storage_bytes=0,
+    vtpm=False,
+    kernel=DIGEST,
+    initrd=DIGEST,
+    command_line="quiet",
+    pod_root="ab" * 32,
+    pod_blocks=7,
+)
+
+
+@pytest.mark.parametrize("machine", [None, MACHINE])
+def test_a_manifest_survives_its_own_bytes(machine):
     manifest = pod(app("a", volumes=(Volume(source="/s", target="/t", read_only=True),)), app("b"))
+    manifest = replace(manifest, machine=machine)
     assert PodManifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+def test_a_manifest_names_the_accelerator_or_is_refused():
+    data = replace(pod(), machine=MACHINE).to_bytes()
+    with pytest.raises(StateError, match="accelerator is 'xen', expected kvm or tcg"):
+        PodManifest.from_bytes(data.replace(b'"accelerator":"tcg"', b'"accelerator":"xen"'))
 
 
 @pytest.mark.parametrize(

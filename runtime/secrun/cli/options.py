@@ -73,6 +73,18 @@ POD = (
     ),
     Option(flags=("--uuid-file-save",), metavar="FILE", help="write the UUID before anything can fail"),
     Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help="the isolation to use"),
+    Option(
+        flags=("--accel",),
+        kind=Kind.CHOICE,
+        choices=("auto", "kvm", "tcg"),
+        help="with --stage1=kvm; auto, the default, needs hardware virtualisation; tcg: emulation, measured",
+    ),
+    Option(
+        flags=("--storage",),
+        metavar="BYTES[k|m|g]",
+        help="with --stage1=kvm; what apps write goes to a scratch disk, not into the guest's memory",
+    ),
+    Option(flags=("--vtpm",), kind=Kind.FLAG, help="with --stage1=kvm; a TPM inside the pod"),
 )
 
 APP = (

@@ -16,6 +16,7 @@ from secrun.pod.prepare import prepared
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.start import StartOptions, start
 from secrun.pod.states import Folder, find, lock
+from secrun.stage1.machine import AcceleratorChoice, MachineRequest
 from secrun.stage1.manifest import Limits, Network
 
 
@@ -79,6 +80,15 @@ def _app(pod: Arguments, args: Arguments) -> AppRequest:
     )
 
 
+def _machine(args: Arguments) -> MachineRequest:
+    accelerator, storage = args.text("accel"), args.text("storage")
+    return MachineRequest(
+        accelerator=AcceleratorChoice(accelerator) if accelerator else None,
+        storage_bytes=request.storage(storage) if storage else None,
+        vtpm=args.flag("vtpm"),
+    )
+
+
 def _pod(args: Arguments, context: Context) -> PodRequest:
     uuid_file = args.text("uuid_file_save")
     return PodRequest(
@@ -87,6 +97,7 @@ def _pod(args: Arguments, context: Context) -> PodRequest:
         hostname=args.text("hostname"),
         network=Network(args.required("net")),
         flavour=args.required("stage1"),
+        machine=_machine(args),
         uuid_file=Path(uuid_file).absolute() if uuid_file else None,
     )
 

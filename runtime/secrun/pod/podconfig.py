@@ -28,14 +28,18 @@ def _derived(manifest: PodManifest) -> dict[str, bytes]:
     return {name: text.encode() for name, text in texts.items()}
 
 
-def write(
-    files: PodFiles, manifest: PodManifest, bundles: Mapping[str, bytes], etc: Mapping[str, bytes]
-) -> None:
+def contents(
+    manifest: PodManifest, bundles: Mapping[str, bytes], etc: Mapping[str, bytes]
+) -> Mapping[str, bytes]:
+    """Return what lies at /pod, by relative path; pure."""
+    result = _derived(manifest)
+    result |= {_bundle_name(app): data for app, data in bundles.items()}
+    return result | {f"etc/{name}": data for name, data in etc.items()}
+
+
+def write(files: PodFiles, config: Mapping[str, bytes]) -> None:
     """Write all of it; world readable in the pod, but behind a 0700 folder on the host."""
-    contents = _derived(manifest)
-    contents |= {_bundle_name(app): data for app, data in bundles.items()}
-    contents |= {f"etc/{name}": data for name, data in etc.items()}
-    for name, data in contents.items():
+    for name, data in config.items():
         path = files.config / name
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         path.write_bytes(data)

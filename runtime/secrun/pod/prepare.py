@@ -22,12 +22,12 @@ from secrun.pod.process import resolve as resolve_process
 from secrun.pod.removal import delete
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.states import Folder, LockedPod, create, new_uuid
-from secrun.record import record
+from secrun.record import record, replace
 from secrun.stage1 import bundle, flavours
 from secrun.stage1.bundle import Process
-from secrun.stage1.contract import Flavour, Stage1Identity
+from secrun.stage1.contract import Draft, Flavour
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
-from secrun.stage1.podfiles import PodFiles
+from secrun.stage1.podfiles import FILTER_NAME, PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
 
 
@@ -126,14 +126,15 @@ class _Plan:
     """A pod that is decided but not yet written."""
 
     manifest: PodManifest
-    bundles: Mapping[str, bytes]
-    outer_filter: bytes | None
+    config: Mapping[str, bytes]
+    files: Mapping[str, bytes]
+    """What lies beside the configuration, by name."""
 
 
 def _decide(
-    pod: PodRequest, uuid: str, apps: Sequence[_Resolved], flavour: Flavour, stage1: Stage1Identity
+    layout: Layout, pod: PodRequest, uuid: str, apps: Sequence[_Resolved], flavour: Flavour
 ) -> _Plan:
-    """Turn resolved images and a request into a manifest and its bundles."""
+    """Turn resolved images and a request into a manifest and what lies on disk."""
     hostname = request.host_name(pod.hostname or f"secrun-{uuid}")
     processes = {}
     for app in apps:
@@ -143,6 +144,7 @@ def _decide(
     bundles = {
         app.name: _bundle(app, processes[app.name], pod.network, confined.apps[app.name]) for app in apps
     }
+    stage1 = flavour.ensure_image(layout)
     manifest = PodManifest(
         uuid=uuid,
         hostname=hostname,
@@ -159,7 +161,13 @@ def _decide(
             for app in apps
         ),
     )
-    return _Plan(manifest=manifest, bundles=bundles, outer_filter=confined.outer_filter)
+    _check(flavour, manifest, pod)
+    config = podconfig.contents(manifest, bundles, _etc_files(hostname, pod.network))
+    decided = flavour.decide(Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config))
+    files = dict(decided.files)
+    if confined.outer_filter is not None:
+        files[FILTER_NAME] = confined.outer_filter
+    return _Plan(manifest=replace(manifest, machine=decided.machine), config=config, files=files)
 
 
 def _etc_files(hostname: str, network: Network) -> dict[str, bytes]:
@@ -172,15 +180,14 @@ def _etc_files(hostname: str, network: Network) -> dict[str, bytes]:
     return {"hostname": f"{hostname}\n".encode(), "hosts": hosts, "resolv.conf": resolv}
 
 
-def _write_config(files: PodFiles, plan: _Plan) -> None:
-    manifest = plan.manifest
-    podconfig.write(files, manifest, plan.bundles, _etc_files(manifest.hostname, manifest.network))
-    if plan.outer_filter is not None:
-        files.outer_filter.write_bytes(plan.outer_filter)
+def _write(files: PodFiles, plan: _Plan) -> None:
+    podconfig.write(files, plan.config)
+    for name, data in plan.files.items():
+        (files.path / name).write_bytes(data)
 
 
-def _check(flavour: Flavour, manifest: PodManifest) -> None:
-    for problem in flavour.refuse(manifest):
+def _check(flavour: Flavour, manifest: PodManifest, pod: PodRequest) -> None:
+    for problem in flavour.refuse(manifest, pod.machine):
         raise HostError(f"{problem.subject} {problem.text}", hint=problem.hint, code="host-refused")
 
 
@@ -208,14 +215,13 @@ def prepared(
     flavour = flavours.load(pod.flavour)
     resolved = _resolve(layout, pod, names, measuring)
     checkpoint.reached("images-resolved")
-    plan = _decide(pod, uuid, resolved, flavour, flavour.ensure_image(layout))
-    _check(flavour, plan.manifest)
+    plan = _decide(layout, pod, uuid, resolved, flavour)
     with create(layout, uuid) as locked:
         checkpoint.reached("preparing")
         try:
             files = PodFiles(locked.path)
             write_atomic(files.flavour, f"{flavour.name}\n".encode())
-            _write_config(files, plan)
+            _write(files, plan)
             if lasting:
                 fsync_tree(files.path)
             checkpoint.reached("config-written")

@@ -9,6 +9,7 @@ from pathlib import Path
 from secrun.errors import UsageError
 from secrun.image.fetch import FetchOptions
 from secrun.record import field, record
+from secrun.stage1.machine import MachineRequest
 from secrun.stage1.manifest import Limits, Network, Volume
 
 # appc AC name, and a file name, a unit name and a crun container name at once.
@@ -20,6 +21,8 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,6})?)s?)?\Z")
 # The smallest limit under which a process can start at all (podman refuses below 6 MiB as well).
 MIN_MEMORY_BYTES = 6 << 20
+# ext4 needs some of it for itself.
+MIN_STORAGE_BYTES = 16 << 20
 _ID_PREFIX = "sha256:"
 _SHOWN_DIGITS = 12
 MAX_APPS = 64
@@ -60,6 +63,7 @@ class PodRequest:
     hostname: str | None = None
     network: Network = Network.NONE
     flavour: str = "nspawn"
+    machine: MachineRequest = field(default_factory=MachineRequest)
     uuid_file: Path | None = None
 
 
@@ -118,6 +122,14 @@ def memory(text: str) -> int:
     value = size(text)
     if value < MIN_MEMORY_BYTES:
         raise UsageError(f"--memory {text}: the least that works is {MIN_MEMORY_BYTES >> 20}m")
+    return value
+
+
+def storage(text: str) -> int:
+    """Parse the size of a scratch disk into bytes; raises UsageError."""
+    value = size(text)
+    if value < MIN_STORAGE_BYTES:
+        raise UsageError(f"--storage {text}: the least that works is {MIN_STORAGE_BYTES >> 20}m")
     return value
 
 

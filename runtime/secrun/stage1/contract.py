@@ -4,14 +4,15 @@ Supervision is not a flavour's business: every flavour ends in a command line th
 (docs/agent-protocol.md), so waiting, stopping, attaching and entering are the same code everywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
 from secrun.digest import Digest
 from secrun.paths import Layout
-from secrun.record import record
+from secrun.record import field, record
+from secrun.stage1.machine import Machine, MachineRequest
 from secrun.stage1.manifest import PodManifest
 
 
@@ -31,6 +32,25 @@ class Stage1Identity:
 
     digest: Digest
     tree: Digest
+
+
+@record
+class Draft:
+    """A pod that is decided but for what its flavour adds; nothing of it is on disk yet."""
+
+    layout: Layout
+    manifest: PodManifest
+    asked: MachineRequest
+    config: Mapping[str, bytes]
+    """What the pod will see at /pod, by relative path."""
+
+
+@record
+class Decided:
+    """What a flavour adds to a pod: its machine, and files of its own in the pod's folder."""
+
+    machine: Machine | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @record
@@ -70,8 +90,11 @@ class Flavour(Protocol):
     def ensure_image(self, layout: Layout) -> Stage1Identity:
         """Build the stage1 image if it is absent or outdated; return which it is."""
 
-    def refuse(self, manifest: PodManifest) -> Sequence[Problem]:
+    def refuse(self, manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
         """Tell which parts of the request cannot be honoured; any of them stops the preparation."""
+
+    def decide(self, draft: Draft) -> Decided:
+        """Decide what is the flavour's own of a pod that is not refused; changes nothing on the host."""
 
     def launch(self, pod: PodOnDisk, undo: ExitStack) -> Launch:
         """Make everything that the pod needs on the host, pushing each undo before the next step."""

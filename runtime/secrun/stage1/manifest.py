@@ -12,6 +12,7 @@ from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.record import record
 
 if TYPE_CHECKING:
+    from secrun.stage1.machine import Machine
     from secrun.trust.admission import Admission
 
 SCHEMA = "secrun.dev/pod/v1"
@@ -198,6 +199,14 @@ class AppManifest:
         return app
 
 
+def _machine(fields: Fields | None) -> "Machine | None":
+    if fields is None:
+        return None
+    from secrun.stage1.machine import Machine  # pods without one need not know it
+
+    return Machine.from_fields(fields)
+
+
 @record
 class PodManifest:
     """Everything that was decided about a pod before it started."""
@@ -215,6 +224,8 @@ class PodManifest:
     outer_filter: Digest | None
     """The program of the system call filter around the whole pod; None leaves it to the flavour."""
     apps: tuple[AppManifest, ...]
+    machine: "Machine | None" = None
+    """The pod's virtual machine, if its flavour starts one."""
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON that is stored and measured."""
@@ -232,6 +243,7 @@ class PodManifest:
                 "outer_arguments": list(self.outer_arguments),
                 "outer_filter": "" if self.outer_filter is None else str(self.outer_filter),
                 "apps": [app.to_json() for app in self.apps],
+                "machine": None if self.machine is None else self.machine.to_json(),
             }
         )
 
@@ -254,6 +266,7 @@ class PodManifest:
             outer_arguments=fields.texts("outer_arguments"),
             outer_filter=Digest.parse(text) if (text := fields.text("outer_filter")) else None,
             apps=tuple(AppManifest.from_fields(item) for item in fields.objects("apps")),
+            machine=_machine(fields.optional_object("machine")),
         )
         fields.end()
         return manifest

@@ -11,7 +11,8 @@ from secrun.stage1 import cgroups
 
 if TYPE_CHECKING:
     from secrun.paths import Layout
-    from secrun.stage1.contract import Launch, PodOnDisk, Problem, Stage1Identity
+    from secrun.stage1.contract import Decided, Draft, Launch, PodOnDisk, Problem, Stage1Identity
+    from secrun.stage1.machine import MachineRequest
     from secrun.stage1.manifest import PodManifest
 
 PROGRAM = "/usr/bin/systemd-nspawn"
@@ -36,11 +37,27 @@ class NspawnFlavour:
         image = ensure_stage1(layout)
         return Stage1Identity(digest=image.digest, tree=image.tree_digest)
 
-    def refuse(self, manifest: "PodManifest") -> "Sequence[Problem]":
-        """Limits need their controllers in cgroup2."""
+    def refuse(self, manifest: "PodManifest", asked: "MachineRequest") -> "Sequence[Problem]":
+        """Limits need their controllers in cgroup2, and there is no machine to say anything about."""
         from secrun.stage1.contract import Problem
 
         offered = cgroups.host().controllers()
+        return [
+            *(
+                Problem(
+                    subject=option,
+                    text="is for pods in a virtual machine",
+                    hint="add --stage1=kvm, or leave it out",
+                )
+                for option in asked.options
+            ),
+            *self._missing(manifest, offered),
+        ]
+
+    @staticmethod
+    def _missing(manifest: "PodManifest", offered: frozenset[str]) -> "Sequence[Problem]":
+        from secrun.stage1.contract import Problem
+
         return [
             Problem(
                 subject=f"app {app.name}",
@@ -51,6 +68,12 @@ class NspawnFlavour:
             for controller in app.limits.controllers
             if controller not in offered
         ]
+
+    def decide(self, draft: "Draft") -> "Decided":  # noqa: ARG002 - the contract
+        """Nothing is added: what the pod sees at /pod is bound from the host."""
+        from secrun.stage1.contract import Decided
+
+        return Decided()
 
     def launch(self, pod: "PodOnDisk", undo: ExitStack) -> "Launch":
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # One connection per app at most is accepted; the rest of a burst may wait.
 _BACKLOG = 64
 STARTED_NAME = "started"
+FILTER_NAME = "filter.bpf"
 
 
 @row
@@ -56,7 +57,7 @@ class PodFiles:
     @property
     def outer_filter(self) -> Path:
         """Program of the system call filter around the pod."""
-        return self.path / "filter.bpf"
+        return self.path / FILTER_NAME
 
     @property
     def stage1_log(self) -> Path:

@@ -80,7 +80,7 @@ def bridge_command(
     # QEMU's, the pod's first; the supervisor takes the next, so neither can do anything to the other.
     words += ["--uid", str(uid), "--gid", str(uid)]
     words += ["--ready-timeout", str(_READY_MILLIS[machine.accelerator])]
-    words += ["--log-max", str(LOG_MAX_BYTES), "--cgroup-kill", str(kill)]
+    words += ["--log-max", str(LOG_MAX_BYTES), "--cgroup-kill", str(kill), "--timing", str(files.timing)]
     for index, app in enumerate(manifest.apps):
         words += ["--image", f"{podimage.app_serial(index)}={app.name}"]
     return (*words, "--", *starter)

@@ -230,9 +230,9 @@ impl Bridge {
             scratch: Box::new([0; CHUNK]),
             signals,
         };
-        bridge.mark("host", "starter", now_ns());
+        bridge.mark("host", "starter", sys::monotonic_ns());
         bridge.machine = starter::run(options, &bridge.signals)?;
-        bridge.mark("host", "machine", now_ns());
+        bridge.mark("host", "machine", sys::monotonic_ns());
         host::drop_privileges(own).map_err(|error| format!("cannot give up root: {error}"))?;
         bridge.ready_by = Some(Instant::now() + options.ready_timeout);
         Ok(bridge)
@@ -411,7 +411,7 @@ impl Bridge {
         while let Ok(Some((pid, status))) = sys::reap() {
             if pid == self.machine {
                 self.status = Some(status);
-                self.mark("host", "ended", now_ns());
+                self.mark("host", "ended", sys::monotonic_ns());
                 self.set_until(REST_TIME);
             }
         }
@@ -492,7 +492,7 @@ impl Bridge {
             Item::Hello { version: VERSION } if !self.ready => {
                 self.ready = true;
                 self.ready_by = None;
-                self.mark("host", "ready", now_ns());
+                self.mark("host", "ready", sys::monotonic_ns());
                 encode(&Item::Clock { ns: now_ns() }, link.out.tail());
                 encode(&Item::Reseed(&self.seed), link.out.tail());
                 self.seed.fill(0);
@@ -501,13 +501,13 @@ impl Bridge {
             _ if !self.ready => return Err(Violation("a frame out of place on the link")),
             // What was on its way is of no use any more.
             _ if self.bye => return Ok(()),
-            Item::Mark { ns, name } if self.marks < MAX_MARKS => {
+            Item::Mark { ns, name } if self.marks < MAX_MARKS && !name.is_empty() => {
                 self.marks += 1;
                 self.mark("guest", name, ns);
             }
             Item::Bye => {
                 self.bye = true;
-                self.mark("host", "bye", now_ns());
+                self.mark("host", "bye", sys::monotonic_ns());
                 self.set_until(OFF_TIME);
             }
             // As many as apps: each shim comes once.

@@ -38,11 +38,15 @@ def describe_status(returncode: int) -> str:
 
 
 def leave_running(
-    argv: Sequence[str | os.PathLike[str]], *, pass_fds: Sequence[int] = (), output: int
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    pass_fds: Sequence[int] = (),
+    output: int,
+    user: int | None = None,
 ) -> None:
     """Start a command that outlives this process, in a session of its own; it prints to `output`.
 
-    Raises HostError if the program is missing.
+    `user` is as for `run`. Raises HostError if the program is missing.
     """
     import subprocess
 
@@ -55,6 +59,9 @@ def leave_running(
             stderr=output,
             env=dict(BASE_ENVIRONMENT),
             pass_fds=pass_fds,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
             start_new_session=True,
         )
     except FileNotFoundError as error:

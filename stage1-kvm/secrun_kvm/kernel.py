@@ -147,7 +147,11 @@ def read(path: Path) -> bytes:
                 raise HostError(f"kernel {path} is not a regular file", code="host-kernel")
             data = stream.read(MAX_KERNEL_BYTES + 1)
     except OSError as error:
-        raise HostError(f"cannot read kernel {path}: {error.strerror}", code="host-kernel") from error
+        raise HostError(
+            f"cannot read kernel {path}: {error.strerror}",
+            hint="choose another: secrun stage1 build kvm --kernel FILE, or without it the newest one",
+            code="host-kernel",
+        ) from error
     if len(data) > MAX_KERNEL_BYTES:
         raise HostError(f"kernel {path} has more than {MAX_KERNEL_BYTES} bytes", code="host-kernel")
     return data

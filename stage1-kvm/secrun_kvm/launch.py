@@ -39,6 +39,7 @@ from secrun_kvm.lvroot import (
 )
 from secrun_kvm.place import leave
 from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
+from secrun_kvm.starter import Plan
 
 _SCRATCH = "scratch.img"
 # An emulated guest needs 3 s on a quiet core and ten times that on a crowded host.
@@ -80,7 +81,8 @@ def bridge_command(
     # QEMU's, the pod's first; the supervisor takes the next, so neither can do anything to the other.
     words += ["--uid", str(uid), "--gid", str(uid)]
     words += ["--ready-timeout", str(_READY_MILLIS[machine.accelerator])]
-    words += ["--log-max", str(LOG_MAX_BYTES), "--cgroup-kill", str(kill), "--timing", str(files.timing)]
+    words += ["--log-max", str(LOG_MAX_BYTES), "--cgroup-kill", str(kill)]
+    words += ["--timing", str(files.timing)]
     for index, app in enumerate(manifest.apps):
         words += ["--image", f"{podimage.app_serial(index)}={app.name}"]
     return (*words, "--", *starter)
@@ -111,7 +113,13 @@ class KvmLauncher:
         checkpoint.reached("images-mounted")
         root.domain.write_text(domain_xml(spec))
         checkpoint.reached("machine-written")
-        starter = [str(root.path), str(host.uid_base), str(probe.virtiofsd() or ""), *shared]
+        plan = Plan(
+            root=root,
+            uid=host.uid_base,
+            virtiofsd=str(probe.virtiofsd() or ""),
+            tags=tuple(shared),
+            vtpm=machine.vtpm,
+        )
         return Launch(
             argv=bridge_command(
                 agent_path(),
@@ -121,7 +129,7 @@ class KvmLauncher:
                 uid=host.uid_base,
                 # As this mount namespace sees it.
                 kill=cgroups.host().pod(manifest.uuid) / "cgroup.kill",
-                starter=[*starter_command(), *starter],
+                starter=[*starter_command(), *plan.words()],
             ),
             attach_fd=attach,
             cgroup_procs_fd=host.procs_fd,
@@ -164,8 +172,8 @@ class KvmLauncher:
             uid=host.uid_base,
             gid=group,
             shares=tuple(Share(tag=tag, socket=root.share_socket(tag)) for tag in shares),
-            vtpm=machine.vtpm,
-            firmware=probe.FIRMWARE if machine.model == Model.Q35 else None,
+            tpm=root.tpm_socket if machine.vtpm else None,
+            firmware=_firmware(machine),
         )
         return spec, shares
 
@@ -178,6 +186,8 @@ class KvmLauncher:
                 hint="remove the pod and prepare it again",
                 code="host-pod-image-changed",
             )
+        # QEMU reads it as a user of its own; the folder around it is root's alone.
+        image.chmod(0o644)
         paths = {podimage.STAGE1_SERIAL: guest.stage1, podimage.POD_SERIAL: image}
         for index, app in enumerate(pod.manifest.apps):
             rootfs = hostside.load_rootfs(pod.layout, pod.manifest, app)
@@ -242,6 +252,11 @@ def starter_command() -> tuple[str, ...]:
     """Return the command that starts a machine, without its arguments."""
     folder = probe.binding()
     return interpreter_command("secrun_kvm.starter", more=() if folder is None else (folder,))
+
+
+def _firmware(machine: Machine) -> Path | None:
+    """Return the firmware; only QEMU's own choice starts a TPM and leaves a log of what it measured."""
+    return probe.FIRMWARE if machine.model == Model.Q35 and not machine.vtpm else None
 
 
 def _checked_guest(pod: PodOnDisk, machine: Machine) -> GuestImage:

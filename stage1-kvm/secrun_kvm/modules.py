@@ -4,12 +4,10 @@ Sources: modules.dep(5); the file modules.builtin (Documentation/kbuild/kbuild.r
 initramfs as they are in the package, for stripping would drop their signature.
 """
 
-import io
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from secrun.errors import HostError
 from secrun.record import record
@@ -19,6 +17,8 @@ FOLDER = Path("/lib/modules")
 MAX_LIST_BYTES = 16 << 20
 # The largest drivers have 10 MB; what a guest loads has less than one.
 MAX_MODULE_BYTES = 32 << 20
+# What `xz -9` needs to decompress.
+_MAX_XZ_MEMORY = 80 << 20
 # A module's dependencies are counted in tens.
 _MAX_DEPENDENCIES = 256
 
@@ -161,24 +161,32 @@ def _group(modules: Modules, group: str, names: Iterable[str]) -> list[Module]:
     return found
 
 
-class _Reader(Protocol):
-    def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes."""
+def _xz(data: bytes) -> bytes:
+    import lzma  # of no use for the modules of Debian 12, as below
+
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_XZ_MEMORY)
+    try:
+        found = unpacker.decompress(data, MAX_MODULE_BYTES + 1)
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"it cannot be decompressed: {error}") from error
+    if not unpacker.eof and len(found) <= MAX_MODULE_BYTES:
+        raise ValueError("it ends too early")
+    return found
 
 
-def _xz(stream: io.BytesIO) -> _Reader:
-    import lzma  # of no use for the modules of Debian 12
-
-    return lzma.LZMAFile(stream)
-
-
-def _zstd(stream: io.BytesIO) -> _Reader:
+def _zstd(data: bytes) -> bytes:
     import zstandard
 
-    return zstandard.ZstdDecompressor().stream_reader(stream)
+    try:
+        # Told in the frame, and reserved before it is decompressed.
+        if zstandard.frame_content_size(data) > MAX_MODULE_BYTES:
+            raise ValueError(f"it has more than {MAX_MODULE_BYTES} bytes")
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_MODULE_BYTES)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"it cannot be decompressed: {error}") from error
 
 
-_OPENERS: Mapping[str, Callable[[io.BytesIO], _Reader]] = {".ko.xz": _xz, ".ko.zst": _zstd}
+_UNPACKERS: Mapping[str, Callable[[bytes], bytes]] = {".ko": bytes, ".ko.xz": _xz, ".ko.zst": _zstd}
 
 
 def content(path: Path) -> bytes:
@@ -193,28 +201,18 @@ def content(path: Path) -> bytes:
 
 def unpacked(path: Path, data: bytes) -> bytes:
     """Decompress a module's bytes by the name of its file, in bounded memory; raises HostError."""
-    suffix = "".join(path.suffixes[-2:]) if path.suffix != ".ko" else ""
-    if suffix:
-        opener = _OPENERS.get(suffix)
-        if opener is None:
-            raise _bad(str(path), f"modules can be packed as .ko, {', '.join(_OPENERS)}")
-        data = _decompressed(path, data, opener)
-    if len(data) > MAX_MODULE_BYTES:
-        raise _bad(str(path), f"it has more than {MAX_MODULE_BYTES} bytes")
-    if not data.startswith(b"\x7fELF"):
-        raise _bad(str(path), "it is no ELF file")
-    return data
-
-
-def _decompressed(path: Path, data: bytes, opener: Callable[[io.BytesIO], _Reader]) -> bytes:
-    import lzma
-
-    import zstandard
-
+    unpacker = _UNPACKERS.get(path.name[path.name.find(".ko") :])
+    if unpacker is None:
+        raise _bad(str(path), f"modules may be packed as {', '.join(_UNPACKERS)}")
     try:
-        return opener(io.BytesIO(data)).read(MAX_MODULE_BYTES + 1)
-    except (lzma.LZMAError, zstandard.ZstdError, EOFError) as error:
-        raise _bad(str(path), f"it cannot be decompressed: {error}") from error
+        found = unpacker(data)
+    except ValueError as error:
+        raise _bad(str(path), str(error)) from error
+    if len(found) > MAX_MODULE_BYTES:
+        raise _bad(str(path), f"it has more than {MAX_MODULE_BYTES} bytes")
+    if not found.startswith(b"\x7fELF"):
+        raise _bad(str(path), "it is no ELF file")
+    return found
 
 
 def file_of(module: Module, release: str) -> Path:

@@ -70,6 +70,7 @@ class VmSpec:
     shares: tuple[Share, ...] = ()
     firmware: Path | None = None
     """What the machine executes first; None: QEMU's own choice."""
-    vtpm: bool = False
+    tpm: Path | None = None
+    """The socket of the software TPM, if the guest has one."""
     label: str | None = None
     """The SELinux label of QEMU, if the host enforces labels."""

@@ -98,7 +98,10 @@ class Vm:
             self.top / "machine",
         ]
         log = os.open(self.top / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self.process = Running(words, stdout=log, stderr=log)
+        # The real waiter inherits the listener.
+        fds = [self.listener.fileno()] if "{attach}" in under else []
+        words = [str(self.listener.fileno()) if word == "{attach}" else word for word in words]
+        self.process = Running(words, stdout=log, stderr=log, fds=fds)
         os.close(log)
         self.running.append(self.process)
         return self.process
@@ -134,14 +137,18 @@ class Vm:
             assert len(frames.expect(L_RESEED)) >= 32
         return frames
 
-    def client(self, app: str = "a") -> Frames:
-        """Be a client of an app's control socket; the shim's HELLO has been taken."""
+    def caller(self, app: str = "a") -> Frames:
+        """Connect to an app's control socket."""
         path = self.top / "rw/apps" / app / "ctl.sock"
         client = socket.socket(socket.AF_UNIX)
         self.sockets.append(client)
         with short_path(path) as short:
             eventually(lambda: client.connect_ex(short) == 0)
-        frames = Frames(client)
+        return Frames(client)
+
+    def client(self) -> Frames:
+        """Be a client of the app's; the shim's HELLO has been taken."""
+        frames = self.caller()
         frames.expect(HELLO)
         return frames
 
@@ -199,10 +206,16 @@ class Guest:
         self.stage = Stage(vm.top / "guest")
         vm.qemu = self.stage.top / "host"
 
-    def start(self, apps: dict[str, Sequence[str]], *options: str, bridge: Sequence[str] = ()) -> None:
+    def start(
+        self,
+        apps: dict[str, Sequence[str]],
+        *options: str,
+        bridge: Sequence[str] = (),
+        under: Sequence[str] = (),
+    ) -> None:
         """Start bridge and guest; `options` are those of every shim."""
         self.vm.apps = tuple(apps)
-        self.vm.start(*bridge)
+        self.vm.start(*bridge, under=under)
         shims = []
         for app, argv in apps.items():
             self.stage.app = app

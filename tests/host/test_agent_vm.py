@@ -22,6 +22,7 @@ from host.agent_kit import (
     WANT_STDOUT,
     WANT_TTY,
     Stage,
+    built_agent,
     eventually,
     exit_of,
     feed,
@@ -221,6 +222,29 @@ def test_the_bridge_gives_up_root(guest: Guest, vm: Vm) -> None:
     for name in ("link", "console"):
         facts = (vm.qemu / name).stat()
         assert (facts.st_uid, facts.st_mode & 0o777) == (OWNER, 0o600)
+
+
+def waiting() -> list[str]:
+    """The real waiter's command line, up to what it executes."""
+    words = [str(built_agent()), "wait", "--attach-fd", "{attach}", "--app", "a", "--foreground"]
+    return [*words, "--finish", "/bin/echo", "--finish", "end", "--"]
+
+
+def test_under_the_real_waiter(guest: Guest, vm: Vm) -> None:
+    guest.start({"a": ["sh", "-c", "echo out; exit 7"]}, under=waiting())
+    guest.power_off()
+    assert vm.process.wait() == 0
+    assert vm.said() == "out\nend --stage1-status=0\n"
+    assert vm.record()["code"] == 7
+
+
+def test_the_real_waiter_stops_it(guest: Guest, vm: Vm) -> None:
+    guest.start({"a": ["sh", "-c", "echo up; sleep 1000"]}, under=waiting())
+    eventually(lambda: "up" in vm.said())
+    vm.process.signal(signal.SIGTERM)
+    guest.power_off()
+    assert vm.process.wait() == 0
+    assert vm.record()["signal"] == signal.SIGTERM
 
 
 # --- what a shim does differently in a guest

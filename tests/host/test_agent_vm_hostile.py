@@ -34,6 +34,7 @@ from host.agent_vm_kit import (
     L_DATA,
     L_HELLO,
     L_MARK,
+    L_OPEN,
     L_SHUTDOWN,
     Vm,
     closed,
@@ -117,6 +118,20 @@ def attached(vm: Vm) -> tuple[Frames, Frames]:
     # The waiter's frame, with both outputs asked for.
     assert payload == b"\x01\x00" + pack(ATTACH, struct.pack("<BHH", 3, 0, 0))
     return guest, waiter
+
+
+def test_the_number_of_a_channel_is_not_used_again_at_once(vm: Vm) -> None:
+    vm.start()
+    guest, _ = attached(vm)
+    numbers = set()
+    for _ in range(3):
+        client = vm.caller()
+        number = guest.expect(L_OPEN)[:2]
+        numbers.add(number)
+        guest.socket.sendall(pack(L_CLOSE, number))
+        assert client.receive() is None
+        assert guest.expect(L_CLOSE) == number
+    assert len(numbers) == 3
 
 
 # --- ends
@@ -334,6 +349,7 @@ CONSOLE = {
     ),
     f"{VERITY}254:0: metadata block 3 is corrupted": "the guest refused a corrupted block of disk 254:0",
     f"{PANIC}System is deadlocked on memory": "the guest ran out of memory",
+    "secrun-agent relay: the host has gone": "the guest's relay failed: the host has gone",
     "[ 9.1] Out of memory: Killed process 50 (relay)": "the guest ran out of memory",
 }
 

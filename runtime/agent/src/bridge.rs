@@ -14,7 +14,7 @@ use crate::conn::{Conn, CHUNK};
 use crate::console::Console;
 use crate::frame::Violation;
 use crate::lane::Lane;
-use crate::mux::{decode, encode, Item, Kind, VERSION};
+use crate::mux::{decode, encode, next_channel, Item, Kind, VERSION};
 use crate::report::now_ns;
 use crate::sys::{self, Poller, Status};
 
@@ -91,7 +91,7 @@ pub(crate) struct Bridge {
     lanes: BTreeMap<u16, Lane>,
     /// Connections to the waiter that it has to read to the end.
     rests: Vec<Conn>,
-    next: u16,
+    last: u16,
     ready: bool,
     marks: usize,
     bye: bool,
@@ -127,7 +127,7 @@ impl Bridge {
             attaches: BTreeMap::new(),
             lanes: BTreeMap::new(),
             rests: Vec::new(),
-            next: 2,
+            last: 0,
             ready: false,
             marks: 0,
             bye: false,
@@ -461,14 +461,9 @@ impl Bridge {
         // One that has gone again is none.
         let accepted = app.control.as_ref().and_then(|control| control.accept().ok());
         if let Some(Ok(lane)) = accepted.map(|(socket, _)| Lane::new(socket)) {
-            while self.next == 0 || self.lanes.contains_key(&self.next) {
-                self.next = self.next.wrapping_add(2);
-            }
-            encode(
-                &Item::Open { channel: self.next, kind: Kind::Control, app: app.name() },
-                link.out.tail(),
-            );
-            self.lanes.insert(self.next, lane);
+            let channel = next_channel(&mut self.last, |channel| self.lanes.contains_key(&channel));
+            encode(&Item::Open { channel, kind: Kind::Control, app: app.name() }, link.out.tail());
+            self.lanes.insert(channel, lane);
         }
     }
 }

@@ -8,8 +8,9 @@ pub const KEPT: usize = 65_536;
 const MAX_LINE: usize = 512;
 /// A guest has no more disks.
 const MAX_DISKS: usize = 256;
-/// How stage0 begins its lines.
+/// How stage0 and the relay begin their lines.
 const STAGE0: &str = "secrun-stage0: ";
+const RELAY: &str = "secrun-agent relay: ";
 
 /// A guest's console so far.
 pub struct Console {
@@ -93,6 +94,8 @@ impl Console {
                 Some(_) => (),
                 None => self.blame(format!("the guest could not start: {text}")),
             }
+        } else if let Some(text) = after(RELAY) {
+            self.blame(format!("the guest's relay failed: {text}"));
         } else if let Some((number, _)) =
             after("device-mapper: verity: ").filter(|rest| rest.ends_with("is corrupted")).and_then(number)
         {

@@ -100,6 +100,17 @@ pub fn encode(item: &Item, out: &mut Vec<u8>) {
     out[start + 1..start + HEADER].copy_from_slice(&length.to_le_bytes());
 }
 
+/// The number for a new channel after `last`, which it becomes: odd ones are the guest's, even ones the host's. One that
+/// was just closed is not used again at once: the other side may be delivering what it carried.
+pub fn next_channel(last: &mut u16, taken: impl Fn(u16) -> bool) -> u16 {
+    loop {
+        *last = last.wrapping_add(2);
+        if *last != 0 && !taken(*last) {
+            return *last;
+        }
+    }
+}
+
 /// What each side of a channel may send, and who has closed it. CLOSE ends both directions: what its sender has sent
 /// before is delivered, what it is sent after is thrown away. A channel is over when both have sent CLOSE.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use crate::args::Words;
 use crate::conn::{Conn, CHUNK};
 use crate::frame::Violation;
 use crate::lane::Lane;
-use crate::mux::{decode, encode, Item, Kind, MAX_NAME, PORT, VERSION};
+use crate::mux::{decode, encode, next_channel, Item, Kind, MAX_NAME, PORT, VERSION};
 use crate::sys::{self, guest, Poller};
 
 const ATTACH_SOCKET: &str = "/host/attach.sock";
@@ -43,7 +43,7 @@ struct Relay {
     signals: OwnedFd,
     /// By channel: odd ones lead from shims to the host, even ones from the host to shims.
     lanes: BTreeMap<u16, Lane>,
-    next: u16,
+    last: u16,
     stopping: bool,
     scratch: Box<[u8; CHUNK]>,
 }
@@ -129,7 +129,7 @@ impl Relay {
             listener: None,
             signals,
             lanes: BTreeMap::new(),
-            next: 1,
+            last: u16::MAX,
             stopping: false,
             scratch: Box::new([0; CHUNK]),
         })
@@ -200,10 +200,7 @@ impl Relay {
             // It has gone again, or descriptors are short: the next round tries again.
             _ => return Ok(()),
         };
-        while self.lanes.contains_key(&self.next) {
-            self.next = self.next.wrapping_add(2);
-        }
-        let channel = self.next;
+        let channel = next_channel(&mut self.last, |channel| self.lanes.contains_key(&channel));
         self.lanes.insert(channel, Lane::new(socket)?);
         self.send(&Item::Open { channel, kind: Kind::Attach, app: "" });
         Ok(())

@@ -2,7 +2,7 @@
 
 use secrun_agent::console::{Console, KEPT};
 use secrun_agent::frame::{Reader, Violation, WINDOW};
-use secrun_agent::mux::{decode, encode, Flow, Item, Kind};
+use secrun_agent::mux::{decode, encode, next_channel, Flow, Item, Kind};
 
 fn items() -> Vec<Item<'static>> {
     vec![
@@ -99,6 +99,17 @@ fn a_channel_is_over_when_both_have_closed_it() {
     assert_eq!(flow.closed(), Ok(()));
     assert!(flow.is_over());
     assert!(flow.closed().is_err() && flow.data(1).is_err() && flow.credited(0).is_err());
+}
+
+#[test]
+fn channel_numbers_keep_to_their_side_and_go_round() {
+    let mut last = 0;
+    assert_eq!(next_channel(&mut last, |_| false), 2);
+    assert_eq!(next_channel(&mut last, |channel| channel < 10), 10);
+    last = 65_534;
+    assert_eq!(next_channel(&mut last, |channel| channel == 2), 4);
+    last = u16::MAX;
+    assert_eq!(next_channel(&mut last, |_| false), 1);
 }
 
 fn shown(pieces: &[&[u8]]) -> (Vec<u8>, Console) {

@@ -2,15 +2,17 @@
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
+from secrun.digest import Digest
 from secrun.errors import ImageError, RegistryError
 from secrun.image import limits, retry
 from secrun.image.auth import Credentials
 from secrun.image.authorize import Authorizer, unauthorized
 from secrun.image.blobs import BlobWriter, CancelledError
-from secrun.image.manifest import ACCEPT, Descriptor
+from secrun.image.manifest import ACCEPT, Descriptor, MediaType
 from secrun.image.reference import RegistryReference
 from secrun.image.retry import Clock
 from secrun.image.source import Document
@@ -18,10 +20,16 @@ from secrun.image.wire import Answer, ConnectionLostError, HttpClient, LossKind
 from secrun.jsonio import parse_object
 from secrun.record import row
 
+if TYPE_CHECKING:
+    from secrun.image.artifact import Referrer
+    from secrun.trust.signatures import SignatureKind, SignatureSet
+
 # docker.io's registry has another name than its images.
 _HOSTS = {"docker.io": "registry-1.docker.io"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ERROR_CODE = re.compile(r"[A-Z][A-Z_]{1,40}\Z")
+# RFC 8288, as far as registries use it: <URL>; rel="next".
+_NEXT_PAGE = re.compile(r'<([^<>]{1,4000})>\s*;\s*rel="?next"?')
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)\Z")
 
 
@@ -47,7 +55,9 @@ class RegistryClient:
         credentials: Callable[[], Credentials | None],
         clock: Clock,
         tls_verify: bool,
+        messages: Callable[[Digest], Iterable[bytes]] | None = None,
     ) -> None:
+        self._messages = messages
         self._reference = reference
         self._registry = reference.domain
         self._host = _HOSTS.get(reference.domain, reference.domain)
@@ -151,6 +161,65 @@ class RegistryClient:
             finally:
                 answer.close()
             self._clock.sleep(retry.delay(attempt, None))
+
+    # What hangs on an image.
+
+    def signatures(self, kinds: "Sequence[SignatureKind]", digests: Sequence[Digest]) -> "SignatureSet":
+        """Return the signatures of the image with these digests; raises RegistryError."""
+        from secrun.image.attached import search
+
+        return search(self, kinds, digests)
+
+    def tagged(self, tag: str) -> Document | None:
+        """Return the manifest of another tag of the repository, None if there is none."""
+        try:
+            return self._manifest(tag, limits.MAX_MANIFEST_BYTES)
+        except RegistryError as error:
+            if error.code == "registry-not-found":
+                return None
+            raise
+
+    def referrers(self, subject: Digest) -> "tuple[Referrer, ...]":
+        """Return what says that it is about `subject`: by the API, else by the tag that stands in."""
+        from secrun.image import artifact, attached
+
+        found: list[Referrer] = []
+        url = self._url("referrers", str(subject))
+        seen: set[str] = set()
+        while url and url not in seen and len(seen) < limits.MAX_REFERRER_PAGES:
+            seen.add(url)
+            page, url = self._referrers_page(url, subject)
+            if page is None:
+                fallback = self.tagged(attached.fallback_tag(subject))
+                page = fallback.data if fallback else b'{"manifests":[]}'
+            found += artifact.parse_referrers(page, what=f"referrers of {subject}")
+        return tuple(found)
+
+    def _referrers_page(self, url: str, subject: Digest) -> tuple[bytes | None, str]:
+        """Return one page of referrers, None if the registry has no such API, and the URL of the next."""
+        what = f"referrers of {subject}"
+        answer = self._ask("GET", url, {"Accept": MediaType.OCI_INDEX}, what, (200, 404))
+        try:
+            if answer.status == 404:
+                return None, ""
+            body = _read_all(answer, limits.MAX_MANIFEST_BYTES, what)
+            match = _NEXT_PAGE.search(answer.header("link"))
+        except ConnectionLostError as lost:
+            raise self._lost(lost, f"while it sent {what}") from lost
+        finally:
+            answer.close()
+        following = urljoin(url, match[1]) if match else ""
+        return body, following if _Origin.of(following) == _Origin.of(url) else ""
+
+    def small_blob(self, descriptor: Descriptor) -> bytes:
+        """Return a blob whose size was checked; raises ImageError if it is not what was promised."""
+        what = f"blob {descriptor.digest}"
+        body, _ = self._body(self._url("blobs", str(descriptor.digest)), {}, what, descriptor.size)
+        return Document.of(body, "").checked(descriptor, what).data
+
+    def messages(self, digest: Digest) -> Iterable[bytes]:
+        """Return the OpenPGP signatures that a lookaside store has for a manifest of the repository."""
+        return self._messages(digest) if self._messages else ()
 
     # How it is asked.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from secrun.image import auth, retry, wire
 from secrun.image.certs import CertificateDirs
+from secrun.image.dirsource import DirSource
 from secrun.image.dockerarchive import DockerArchiveSource
 from secrun.image.files import ArchiveFiles, FolderFiles, open_regular
 from secrun.image.layout import LayoutSource
@@ -64,6 +65,9 @@ def open_source(
     """Yield a source for `reference`; an archive needs a process without other threads."""
     if isinstance(reference, RegistryReference):
         yield _registry(reference, options)
+        return
+    if reference.transport is Transport.DIR:
+        yield DirSource(FolderFiles(Path(reference.path), str(reference)), what=str(reference))
         return
     if reference.transport is Transport.OCI:
         folder = FolderFiles(Path(reference.path), f"oci:{reference.path}")

@@ -103,6 +103,17 @@ class ImageStore:
             raise _damaged(what, descriptor.digest, "has other bytes than its digest says")
         return data
 
+    def read_digest(self, digest: Digest, *, what: str, limit: int) -> bytes:
+        """Return a blob of at most `limit` bytes of which only the digest is known; raises StateError."""
+        try:
+            with self.blob_path(digest).open("rb") as stream:
+                data = stream.read(limit + 1)
+        except FileNotFoundError as error:
+            raise _damaged(what, digest, "is gone") from error
+        if digest.of_same_kind(data) != digest:
+            raise _damaged(what, digest, "has other bytes than its digest says")
+        return data
+
     def image_size(self, entry: Entry) -> int:
         """Return the bytes of an image, blobs together; raises StateError or ImageError if it is damaged."""
         what = f"stored image {entry.reference}"

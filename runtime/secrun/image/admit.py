@@ -101,30 +101,16 @@ class Admitter:
         last = None if anew else last_admission(entry)
         if last is not None and last.decision is Decision.ACCEPT and last.inputs:
             now = time.time()
-            same = last.inputs == plan.inputs(digests, plan.keys(), entry.signatures)
+            same = last.inputs == plan.inputs(digests, plan.key_files(), entry.signatures)
             if same and (not last.expires or now < last.expires):
                 return last
-        admission = self._judge(plan, digests, self._signatures(entry), entry.signatures)
+        admission = self._judge(plan, digests, self._store.signatures(entry), entry.signatures)
         if admission.decision is Decision.ACCEPT and entry.reference == str(reference):
             self._remember(entry, admission)
         return admission
 
     def _remember(self, entry: Entry, admission: Admission) -> None:
         self._store.add(replace(entry, admission=canonical(admission.to_json()).decode()))
-
-    def _signatures(self, entry: Entry) -> SignatureSet:
-        """Read the signatures that were stored with an image; raises StateError if they changed."""
-        from secrun.trust import limits
-        from secrun.trust.signatures import SignatureSet
-
-        if not entry.signatures:
-            return SignatureSet(faults=("none were fetched with the image: secrun fetch looks for them",))
-        data = self._store.read_digest(
-            Digest.parse(entry.signatures),
-            what=f"signatures of {entry.reference}",
-            limit=2 * limits.MAX_SIGNATURES_BYTES,
-        )
-        return SignatureSet.from_bytes(data)
 
 
 def last_admission(entry: Entry) -> Admission | None:

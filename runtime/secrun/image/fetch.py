@@ -123,7 +123,10 @@ class _Fetch:
     def stored(self, word: StoredReference) -> StoredImage:
         """Use an image by a bare word: it is admitted if it is under one of the references it came by."""
         entries = self.store.entries()
-        found = resolve.select(entries, word, self.platform)
+        found = resolve.matching(entries, word, self.platform)
+        if not found and (whole := _expanded(word)) is not None:
+            return self.ensure(whole)
+        found = found or resolve.select(entries, word, self.platform)
         asks = self.options.pull in (PullPolicy.ALWAYS, PullPolicy.NEWER)
         if asks and not word.is_id_of(found[0].digest):
             origin = references.parse(resolve.newest(found).reference)
@@ -263,6 +266,15 @@ class _Fetch:
             hint="choose another with --platform",
             code="image-platform",
         )
+
+
+def _expanded(word: StoredReference) -> RegistryReference | None:
+    """Return what registries.conf makes of a name without a registry, None if nothing."""
+    from secrun.image import registriesconf
+
+    name = registriesconf.load(os.environ).expand(word.text)
+    whole = references.parse(f"docker://{name}") if name else None
+    return whole if isinstance(whole, RegistryReference) else None
 
 
 _INDEX_FILES = {Transport.OCI: "index.json", Transport.DIR: "manifest.json"}

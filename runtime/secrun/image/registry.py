@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from secrun.digest import Digest
@@ -16,7 +16,7 @@ from secrun.image.manifest import ACCEPT, Descriptor, MediaType
 from secrun.image.reference import RegistryReference
 from secrun.image.retry import Clock
 from secrun.image.source import Document
-from secrun.image.wire import Answer, ConnectionLostError, HttpClient, LossKind
+from secrun.image.wire import Answer, ConnectionLostError, LossKind, SendingClient, Upload
 from secrun.jsonio import parse_object
 from secrun.record import row
 
@@ -44,6 +44,21 @@ class _Origin:
         return cls(parts.scheme, parts.netloc.lower())
 
 
+class Beside(Protocol):
+    """What is set for signatures of one repository: whether it has any itself, and which lie elsewhere."""
+
+    @property
+    def attachments(self) -> bool:
+        """Whether signatures in the repository are looked for."""
+
+    def messages(self, digest: Digest) -> Iterable[bytes]:
+        """Return the OpenPGP signatures of a manifest."""
+
+
+# The forms that are not kept in the registry.
+_BESIDE = ("openpgp",)
+
+
 class RegistryClient:
     """Reads one repository; safe to use from several threads."""
 
@@ -51,13 +66,13 @@ class RegistryClient:
         self,
         reference: RegistryReference,
         *,
-        http: HttpClient,
+        http: SendingClient,
         credentials: Callable[[], Credentials | None],
         clock: Clock,
         tls_verify: bool,
-        messages: Callable[[Digest], Iterable[bytes]] | None = None,
+        beside: Beside | None = None,
     ) -> None:
-        self._messages = messages
+        self._beside = beside
         self._reference = reference
         self._registry = reference.domain
         self._host = _HOSTS.get(reference.domain, reference.domain)
@@ -168,6 +183,8 @@ class RegistryClient:
         """Return the signatures of the image with these digests; raises RegistryError."""
         from secrun.image.attached import search
 
+        if self._beside is not None and not self._beside.attachments:
+            kinds = [kind for kind in kinds if kind in _BESIDE]
         return search(self, kinds, digests)
 
     def tagged(self, tag: str) -> Document | None:
@@ -219,7 +236,36 @@ class RegistryClient:
 
     def messages(self, digest: Digest) -> Iterable[bytes]:
         """Return the OpenPGP signatures that a lookaside store has for a manifest of the repository."""
-        return self._messages(digest) if self._messages else ()
+        return self._beside.messages(digest) if self._beside else ()
+
+    # What a push writes.
+
+    def exists(self, kind: str, name: str) -> bool:
+        """Tell whether the repository has a blob or a manifest (`kind`, as in URLs)."""
+        headers = {"Accept": ", ".join(ACCEPT)}
+        answer = self._ask("HEAD", self._url(kind, name), headers, f"{kind} {name}", (200, 404))
+        answer.close()
+        return answer.status == 200
+
+    def put_blob(self, digest: Digest, upload: Upload) -> None:
+        """Upload a blob in one piece unless the repository has it; raises RegistryError."""
+        if self.exists("blobs", str(digest)):
+            return
+        what = f"upload of {digest}"
+        answer = self._ask("POST", self._url("blobs", "uploads/"), {"Content-Length": "0"}, what, (202,))
+        location = urljoin(self._url("blobs", "uploads/"), answer.header("location"))
+        answer.close()
+        self._redirected(self._url("blobs", "uploads/"), location)
+        url = f"{location}{'&' if '?' in location else '?'}digest={digest}"
+        headers = {"Content-Type": "application/octet-stream"}
+        self._ask("PUT", url, headers, what, (201,), upload=upload).close()
+
+    def put_manifest(self, name: str, media_type: str, upload: Upload) -> bool:
+        """Upload a manifest as tag or digest `name`; tell whether the registry lists it with its subject."""
+        url, what = self._url("manifests", name), f"manifest {self._reference.repository}:{name}"
+        answer = self._ask("PUT", url, {"Content-Type": media_type}, what, (201,), upload=upload)
+        answer.close()
+        return bool(answer.header("oci-subject"))
 
     # How it is asked.
 
@@ -239,7 +285,14 @@ class RegistryClient:
         return f"https://{self._host}"
 
     def _ask(
-        self, method: str, url: str, headers: Mapping[str, str], what: str, good: tuple[int, ...]
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        what: str,
+        good: tuple[int, ...],
+        *,
+        upload: Upload | None = None,
     ) -> Answer:
         """Return an answer whose status is in `good`; repeats what is worth it; raises RegistryError."""
         attempt = 0
@@ -247,7 +300,7 @@ class RegistryClient:
             attempt += 1
             asked: float | None = None
             try:
-                answer = self._authorized(method, url, headers)
+                answer = self._authorized(method, url, headers, upload)
             except ConnectionLostError as lost:
                 if not lost.transient or attempt >= limits.MAX_ATTEMPTS:
                     raise self._lost(lost, "") from lost
@@ -262,29 +315,38 @@ class RegistryClient:
                     answer.close()
             self._clock.sleep(retry.delay(attempt, asked))
 
-    def _authorized(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
+    def _authorized(
+        self, method: str, url: str, headers: Mapping[str, str], upload: Upload | None = None
+    ) -> Answer:
         """Send with what authorization there is; answer a 401 once."""
         sent = self._authorizer.header()
-        answer = self._follow(method, url, headers, sent)
+        answer = self._follow(method, url, headers, sent, upload)
         if answer.status != 401:
             return answer
         offer = answer.header("www-authenticate")
         answer.close()
         renewed = self._authorizer.answer(offer, sent)
-        answer = self._follow(method, url, headers, renewed)
+        answer = self._follow(method, url, headers, renewed, upload)
         if answer.status == 401:
             answer.close()
             raise unauthorized(self._registry, self._reference.path, known=self._authorizer.known)
         return answer
 
-    def _follow(self, method: str, url: str, headers: Mapping[str, str], authorization: str) -> Answer:
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        authorization: str,
+        upload: Upload | None = None,
+    ) -> Answer:
         """Send and follow redirects; the Authorization header stays with the host that it is for."""
         home = _Origin.of(url)
         for _ in range(limits.MAX_REDIRECTS + 1):
             if self._aborted.is_set():
                 raise CancelledError("cancelled")
             own = {"Authorization": authorization} if authorization and _Origin.of(url) == home else {}
-            answer = self._http.request(method, url, {**headers, **own})
+            answer = self._send(method, url, {**headers, **own}, upload)
             if answer.status not in _REDIRECTS:
                 return answer
             location = answer.header("location")
@@ -294,6 +356,11 @@ class RegistryClient:
             f"registry {self._registry} redirects more than {limits.MAX_REDIRECTS} times",
             code="registry-redirect",
         )
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str], upload: Upload | None) -> Answer:
+        if upload is None:
+            return self._http.request(method, url, headers)
+        return self._http.send(method, url, headers, upload)
 
     def _redirected(self, url: str, location: str) -> str:
         target = urljoin(url, location)

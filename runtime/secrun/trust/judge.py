@@ -181,7 +181,7 @@ def judge(
 
     Raises DeniedError if a key of the policy cannot be used, HostError if a library is missing.
     """
-    keys = plan.keys()
+    keys = plan.key_files()
     by_digest = bool(plan.rule and plan.rule.bundle_by_digest)
     case = Case(name=plan.subject.docker, digests=digests, keys=keys, now=now, by_digest=by_digest)
     found = () if plan.hopeless else outcomes(plan, case, signatures)

@@ -100,7 +100,7 @@ class Plan:
             found += [material for store in demand.stores for material in _store(store)]
         return found
 
-    def keys(self) -> dict[Material, bytes]:
+    def key_files(self) -> dict[Material, bytes]:
         """Read all key files; raises DeniedError for one that cannot be read: its rule cannot hold."""
         return {material: _material(material) for material in self._materials()}
 

@@ -69,6 +69,15 @@ def der(key: "PublicKey") -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+def kind(key: "PublicKey") -> str:
+    """Return the kind of a key in a word or two."""
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"ECDSA {key.curve.name}"
+    return f"RSA {key.key_size}" if isinstance(key, rsa.RSAPublicKey) else "Ed25519"
+
+
 def fingerprint(key: "PublicKey") -> str:
     """Return SHA-256 over the SubjectPublicKeyInfo, in hexadecimal digits."""
     return hashlib.sha256(der(key)).hexdigest()

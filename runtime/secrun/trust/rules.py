@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeAlias
 
 from secrun import config
 from secrun.errors import UsageError
 from secrun.record import record
+from secrun.tables import Taker
 from secrun.trust import limits, notation
 from secrun.trust.dsse import SIGN_PREDICATE
 from secrun.trust.requirement import Material
@@ -69,52 +69,6 @@ class Rule:
     demands: tuple[Demand, ...] = ()
 
 
-Table: TypeAlias = "Mapping[str, object]"
-
-
-class _Taker:
-    """Takes typed values out of a TOML table; what is left is unknown and an error."""
-
-    def __init__(self, table: Table, where: str) -> None:
-        self._rest = dict(table)
-        self.where = where
-
-    def error(self, why: str) -> UsageError:
-        return rules_error(f"{self.where}: {why}")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._rest.pop(key, default)
-        if not isinstance(value, str) or (not value and default is None):
-            raise self.error(f"{key} must be a string")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self._rest.pop(key, False)
-        if not isinstance(value, bool):
-            raise self.error(f"{key} must be true or false")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self._rest.pop(key, [])
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list) or not all(isinstance(item, str) and item for item in values):
-            raise self.error(f"{key} must be a string or a list of strings")
-        return tuple(str(item) for item in values)
-
-    def tables(self, key: str, limit: int) -> list[Table]:
-        value = self._rest.pop(key, [])
-        if not isinstance(value, list) or len(value) > limit:
-            raise self.error(f"{key} must be at most {limit} tables")
-        found: list[Table] = [item for item in value if isinstance(item, Mapping)]
-        if len(found) != len(value):
-            raise self.error(f"{key} must be tables: [[{key}]]")
-        return found
-
-    def end(self) -> None:
-        if self._rest:
-            raise self.error(f"unknown key {', '.join(repr(key[:60]) for key in sorted(self._rest))}")
-
-
 def rules_error(message: str) -> UsageError:
     """Return the error for a file of rules that cannot be used."""
     return UsageError(
@@ -124,14 +78,14 @@ def rules_error(message: str) -> UsageError:
     )
 
 
-def _path(taker: _Taker, key: str) -> Material | None:
+def _path(taker: Taker, key: str) -> Material | None:
     word = taker.text(key, "")
     if word and not word.startswith("/"):
         raise taker.error(f"{key} must be an absolute path")
     return Material(path=word) if word else None
 
 
-def _bundle(taker: _Taker) -> Demand:
+def _bundle(taker: Taker) -> Demand:
     demand = Demand(
         type=DemandType.BUNDLE,
         predicate=taker.text("predicate", SIGN_PREDICATE),
@@ -149,7 +103,7 @@ def _bundle(taker: _Taker) -> Demand:
     return demand
 
 
-def _notation(taker: _Taker) -> Demand:
+def _notation(taker: Taker) -> Demand:
     demand = Demand(
         type=DemandType.NOTATION, stores=taker.texts("trust-store"), identities=taker.texts("identity")
     )
@@ -165,8 +119,7 @@ def _notation(taker: _Taker) -> Demand:
     return demand
 
 
-def _demand(table: Table, where: str) -> Demand:
-    taker = _Taker(table, where)
+def _demand(taker: Taker) -> Demand:
     kind = taker.text("type")
     if kind not in tuple(DemandType):
         raise taker.error(f"type is {kind[:40]!r}, expected bundle or notation")
@@ -175,7 +128,7 @@ def _demand(table: Table, where: str) -> Demand:
     return demand
 
 
-def _age(taker: _Taker) -> int:
+def _age(taker: Taker) -> int:
     word = taker.text("max-age", "")
     if not word:
         return 0
@@ -185,21 +138,20 @@ def _age(taker: _Taker) -> int:
     return int(match[1]) * _SECONDS[match[2]]
 
 
-def _scope(taker: _Taker) -> str:
+def _scope(taker: Taker) -> str:
     word = taker.text("scope")
     if word != "default" and word.partition(":")[0] not in _TRANSPORTS:
         raise taker.error(f"scope is {word[:100]!r}, expected default or TRANSPORT:SCOPE as in policy.json")
     return word
 
 
-def _rule(table: Table, source: str, number: int) -> Rule:
-    taker = _Taker(table, f"{source}: rule {number}")
+def _rule(taker: Taker, source: str) -> Rule:
     scope = _scope(taker)
     identity = taker.text("bundle-identity", "reference")
     if identity not in ("reference", "digest"):
         raise taker.error(f"bundle-identity is {identity[:40]!r}, expected reference or digest")
     instead = taker.flag("instead")
-    demands = taker.tables("require", limits.MAX_REQUIREMENTS)
+    demands = taker.tables("require", limit=limits.MAX_REQUIREMENTS)
     rule = Rule(
         scope=scope,
         source=source,
@@ -207,7 +159,7 @@ def _rule(table: Table, source: str, number: int) -> Rule:
         bundle_by_digest=identity == "digest",
         max_age=_age(taker),
         stage1=taker.texts("stage1"),
-        demands=tuple(_demand(item, f"{taker.where}, require {n}") for n, item in enumerate(demands)),
+        demands=tuple(map(_demand, demands)),
     )
     if instead and not rule.demands:
         raise taker.error("instead of policy.json a rule must require something")
@@ -215,10 +167,10 @@ def _rule(table: Table, source: str, number: int) -> Rule:
     return rule
 
 
-def parse(table: Table, source: str) -> list[Rule]:
+def parse(table: Mapping[str, object], source: str) -> list[Rule]:
     """Parse one file's rules; raises UsageError for anything not understood."""
-    taker = _Taker(table, source)
-    found = [_rule(item, source, n) for n, item in enumerate(taker.tables("rule", limits.MAX_RULES))]
+    taker = Taker(table, source, rules_error)
+    found = [_rule(item, source) for item in taker.tables("rule", limit=limits.MAX_RULES)]
     taker.end()
     return found
 

@@ -133,7 +133,7 @@ def _words(leaf: "Certificate", at: float, said: str) -> str:
         return f"it expired at {leaf.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
     if moment < leaf.not_valid_before_utc:
         return f"it begins at {leaf.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}"
-    if "all candidates exhausted with no interior errors" in said:
+    if "with no interior errors" in said or said.endswith("signature does not match"):
         return "no authority of the policy issued it"
     return said.replace("validation failed: ", "").partition(" (encountered")[0][:300]
 

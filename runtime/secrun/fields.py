@@ -95,6 +95,16 @@ class Fields:
             result.append(value)
         return tuple(result)
 
+    def text_lists(self, name: str) -> tuple[tuple[str, ...], ...]:
+        """Take an array of arrays of strings."""
+        result: list[tuple[str, ...]] = []
+        for value in self._array(name):
+            words = [word for word in value if isinstance(word, str)] if isinstance(value, list) else None
+            if words is None or not isinstance(value, list) or len(words) != len(value):
+                raise self._wrong(name, value, "arrays of strings")
+            result.append(tuple(words))
+        return tuple(result)
+
     def object(self, name: str) -> Self:
         """Take an object."""
         return type(self)(self._take(name), f"{self._what}.{name}")

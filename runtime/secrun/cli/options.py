@@ -13,6 +13,9 @@ FAMILIES = {
         "secrun.cli.options_verifier:VERIFIER_VERBS",
         "secrun.cli.options_serve:SERVE_VERBS",
     ),
+    "image": ("secrun.cli.options_trust:IMAGE_VERBS",),
+    "sign": ("secrun.cli.options_trust:SIGN_VERBS",),
+    "trust": ("secrun.cli.options_trust:TRUST_VERBS",),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
 }
 
@@ -337,7 +340,8 @@ def verbs_of(family: str) -> tuple[Verb, ...]:
 
 def all_verbs() -> tuple[Verb, ...]:
     """Return every verb, for whoever lists them."""
-    return (*VERBS, *(verb for family in FAMILIES for verb in verbs_of(family)))
+    others = (verb for family in FAMILIES for verb in verbs_of(family))
+    return (*VERBS, *(verb for verb in others if verb not in VERBS))
 
 
 def families() -> tuple[str, ...]:

@@ -25,6 +25,11 @@ def image_admit(image: ImageIdentity) -> JsonObject:
             "scope": verdict.scope,
             "requirements": list(verdict.requirement_types),
             "bypass": verdict.bypass,
+            "rule": verdict.rule,
+            "signatures": [
+                {"kind": item.kind, "signer": item.signer, "digest": str(item.digest)}
+                for item in verdict.signatures
+            ],
         },
     }
 

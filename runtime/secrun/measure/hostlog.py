@@ -17,7 +17,7 @@ from secrun.measure.identity import HostIdentity
 from secrun.paths import Layout
 from secrun.record import record
 from secrun.selfdigest import fingerprint, runtime_digest
-from secrun.trust.admission import POLICY_PATHS
+from secrun.trust.plan import POLICY_PATHS
 from secrun_attest.directtpm import DirectTpm
 from secrun_attest.errors import AttestError
 from secrun_attest.jcs import JsonObject

@@ -44,7 +44,7 @@ class _Resolved:
 def _ensure(layout: Layout, reference: str, pod: PodRequest, measuring: Measuring) -> StoredImage:
     """Fetch and admit one image; a refusal is measured."""
     try:
-        return ensure_image(layout, reference, pod.fetch)
+        return ensure_image(layout, reference, replace(pod.fetch, stage1=pod.flavour))
     except DeniedError as error:
         measuring.denied(reference, error)
         raise

@@ -59,8 +59,8 @@ class AppFacts(NamedTuple):
     """What one app asks for.
 
     `seccomp` is the profile to use, None for no filter at all. `unmasked_paths` gives the app the kernel's
-    files as they are, `unmask` some of them; `new_privileges` lets setuid programs and file capabilities work.
-    `privileged` only names what the other fields add up to.
+    files as they are, `unmask` some of them; `new_privileges` lets setuid programs and file capabilities
+    work. `privileged` only names what the other fields add up to.
     """
 
     name: str
@@ -223,7 +223,11 @@ def _resolved(profile: SeccompProfile, granted: capabilities.Granted, host: Host
 
 
 def _widened(
-    pod: PodFacts, app: AppFacts, filter_: SeccompFilter | None, granted: capabilities.Granted, host: HostFacts
+    pod: PodFacts,
+    app: AppFacts,
+    filter_: SeccompFilter | None,
+    granted: capabilities.Granted,
+    host: HostFacts,
 ) -> bool:
     """Tell whether an app's filter lets through what the default one for the same capabilities does not."""
     if filter_ is None or app.seccomp is None or app.seccomp.name == DEFAULT_PROFILE:

@@ -1,7 +1,7 @@
 """rkt's `--seccomp mode=retain|remove,errno=NAME,SYSCALL,@GROUP/NAME,...` as a profile.
 
-Both modes keep what the default profile knows of a call's arguments, and `remove` never opens anything: what it
-does not name stays as the default has it. rkt's own `remove` allows every other call.
+Both modes keep what the default profile knows of a call's arguments, and `remove` never opens anything: what
+it does not name stays as the default has it. rkt's own `remove` allows every other call.
 """
 
 import errno
@@ -18,7 +18,7 @@ MARK = "mode="
 MAX_WORDS = 600
 EVERYTHING = "@appc.io/all"
 NOTHING = "@appc.io/empty"
-# rkt and Docker shipped lists of their own time under these names; they stand for the default profile of today.
+# rkt and Docker shipped lists of their time under these names; here they stand for the default profile.
 _LISTS = ("rkt", "docker")
 _ALLOWED, _REFUSED = "default-whitelist", "default-blacklist"
 _SYSTEMD = "systemd"
@@ -138,9 +138,7 @@ def _retain(
     kept = only(default, lambda name: name in names and name in ruled)
     opened = tuple(sorted(names - ruled))
     extra = (Rule(opened, Action.ALLOW, None, (), _ANYWHERE, _ANYWHERE),) if opened else ()
-    return default._replace(
-        name=text, rules=(*kept, *extra), default_action=action, default_errno=number
-    )
+    return default._replace(name=text, rules=(*kept, *extra), default_action=action, default_errno=number)
 
 
 def only(profile: SeccompProfile, wanted: Callable[[str], bool]) -> tuple[Rule, ...]:

@@ -81,9 +81,7 @@ def hide(mask: tuple[str, ...], unmask: tuple[str, ...]) -> Hidden:
         raise PolicyError(f"more than {MAX_PATHS} paths to mask and unmask", code="policy-path")
     opened = set[str]()
     for pattern in unmask:
-        found = {
-            path for path in (*MASKED, *READ_ONLY) if pattern == UNMASK_ALL or glob(pattern, path)
-        }
+        found = {path for path in (*MASKED, *READ_ONLY) if pattern == UNMASK_ALL or glob(pattern, path)}
         if not found:
             raise PolicyError(
                 f"unmask={pattern[:80]!r}: nothing of that name is masked or read-only",

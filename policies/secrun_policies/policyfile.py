@@ -37,7 +37,7 @@ class PolicyFile(NamedTuple):
 
 
 def _line(text: str, header: str, number: int, key: str) -> int:
-    """Return the line on which `key` of the n-th table `header` stands, or that of the table; 0 if unclear."""
+    """Return the line of `key` in the n-th table `header`, or that of the table; 0 if unclear."""
     start, seen = 0, 0
     name = re.escape(key.split(".", maxsplit=1)[0])
     for index, line in enumerate(text.splitlines(), 1):
@@ -189,7 +189,9 @@ class _Table:
 
 def _profile(table: _Table, name: str, file: str) -> Profile:
     if not NAME.match(name) or name in BUILT_IN_PROFILES:
-        raise table.error("", "cannot be a profile's name", hint="lower-case letters, digits, dots and dashes")
+        raise table.error(
+            "", "cannot be a profile's name", hint="lower-case letters, digits, dots and dashes"
+        )
     select = table.selector()
     profile = Profile(
         name=name,
@@ -243,7 +245,9 @@ def _rule(table: _Table, file: str) -> Rule:
     )
     table.end()
     if not NAME.match(rule.name):
-        raise table.error("name", f"is {rule.name[:80]!r}", hint="lower-case letters, digits, dots and dashes")
+        raise table.error(
+            "name", f"is {rule.name[:80]!r}", hint="lower-case letters, digits, dots and dashes"
+        )
     if rule.read_back is ReadBack.WARN:
         raise table.error("read_back", "is warn, which is what happens anyway", hint="leave it out")
     return rule
@@ -309,7 +313,9 @@ def _several(
 ) -> tuple[_T, ...]:
     found = document.get(header, [])
     if not isinstance(found, list):
-        raise PolicyError(f"{file}: {header} is not an array", hint=f"write [[{header}]]", code="policy-file")
+        raise PolicyError(
+            f"{file}: {header} is not an array", hint=f"write [[{header}]]", code="policy-file"
+        )
     if len(found) > MAX_RULES:
         raise PolicyError(f"{file} has more than {MAX_RULES} {header}s", code="policy-file")
     return tuple(

@@ -44,8 +44,8 @@ def default_profile() -> SeccompProfile:
 def choose(word: str) -> SeccompProfile | None:
     """Return the profile that a request means, None for no filter; raises PolicyError.
 
-    `word` is `default`, `strict`, `unconfined`, the path of a file (with a slash), or rkt's `mode=...`. What did
-    not come with secrun is checked against the installed libseccomp before anything starts.
+    `word` is `default`, `strict`, `unconfined`, the path of a file (with a slash), or rkt's `mode=...`. What
+    did not come with secrun is checked against the installed libseccomp before anything starts.
     """
     if word in ("", DEFAULT_PROFILE):
         return default_profile()

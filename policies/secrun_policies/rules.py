@@ -1,7 +1,7 @@
 """What an organisation says about pods: profiles that give defaults, rules that no flag may relax; pure.
 
-A profile is what an app gets without asking; flags on the command line replace what it says. A rule is a floor:
-it is held against what was decided in the end, so it does not matter how that came about.
+A profile is what an app gets without asking; flags on the command line replace what it says. A rule is a
+floor: it is held against what was decided in the end, so it does not matter how that came about.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 # Patterns are compiled to regular expressions: more stars than this are no pattern that somebody can read.
 MAX_STARS = 8
-_REPOSITORY = re.compile(r"(?:[a-z-]+:(?://)?)?(?P<rest>.*)\Z", re.DOTALL)
+_REPOSITORY = re.compile(r"(?:docker://|oci:|oci-archive:|docker-archive:)?(?P<rest>.*)\Z", re.DOTALL)
 _TAGGED = re.compile(r"(?P<name>[^@]*?)(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?\Z")
 
 
@@ -147,6 +147,18 @@ class Denial(NamedTuple):
 BUILT_IN = "built in"
 PRIVILEGED_RULE = "privileged"
 
+# For services: no capability, nothing to write but memory, and proof that the kernel holds to it.
+STRICT = Profile(
+    name="strict",
+    source=BUILT_IN,
+    seccomp="strict",
+    capabilities=(),
+    no_new_privileges=True,
+    read_only=True,
+    read_only_tmpfs=True,
+    read_back=ReadBack.STRICT,
+)
+
 
 @lru_cache(maxsize=256)
 def _expression(pattern: str) -> re.Pattern[str]:
@@ -191,9 +203,7 @@ def uses_labels(policy: PolicySet) -> bool:
     return any(rule.select.labels for rule in policy.rules)
 
 
-def profile_for(
-    policy: PolicySet, reference: str, labels: tuple[tuple[str, str], ...]
-) -> Profile | None:
+def profile_for(policy: PolicySet, reference: str, labels: tuple[tuple[str, str], ...]) -> Profile | None:
     """Return the first profile that selects this image by itself; None if none does."""
     for profile in policy.profiles:
         if profile.select is not None and selects(profile.select, reference, labels):
@@ -229,19 +239,7 @@ def _relaxation_denials(rule: Rule, what: str, relaxations: tuple[str, ...]) -> 
 
 def _app_denials(rule: Rule, app: AppView) -> Iterator[str]:
     what = f"app {app.name}"
-    if rule.profiles is not None and app.profile not in rule.profiles:
-        yield f"{what} has the profile {app.profile}, allowed: {_words(rule.profiles)}"
-    if rule.seccomp is not None and not _any(rule.seccomp, app.seccomp):
-        yield f"{what} has the system call filter {app.seccomp}, allowed: {_words(rule.seccomp)}"
-    if rule.capabilities is not None and (more := sorted(set(app.capabilities) - set(rule.capabilities))):
-        yield f"{what} has {_words(more)}, allowed: {_words(rule.capabilities)}"
-    for kind, paths, patterns in (
-        ("volume", app.volumes, rule.volumes),
-        ("device", app.devices, rule.devices),
-    ):
-        for path in paths:
-            if patterns is not None and not _any(patterns, path):
-                yield f"{what} has the {kind} {path}, allowed: {_words(patterns)}"
+    yield from _choice_denials(rule, app, what)
     if missing := sorted(set(rule.limits) - set(app.limits)):
         yield f"{what} has no limit of {_words(missing)}"
     if rule.root is False and app.uid == 0:
@@ -255,6 +253,23 @@ def _app_denials(rule: Rule, app: AppView) -> Iterator[str]:
     yield from _relaxation_denials(rule, what, app.relaxations)
 
 
+def _choice_denials(rule: Rule, app: AppView, what: str) -> Iterator[str]:
+    """Yield what is outside the lists of what is allowed."""
+    if rule.profiles is not None and app.profile not in rule.profiles:
+        yield f"{what} has the profile {app.profile}, allowed: {_words(rule.profiles)}"
+    if rule.seccomp is not None and not _any(rule.seccomp, app.seccomp):
+        yield f"{what} has the system call filter {app.seccomp}, allowed: {_words(rule.seccomp)}"
+    if rule.capabilities is not None and (more := sorted(set(app.capabilities) - set(rule.capabilities))):
+        yield f"{what} has {_words(more)}, allowed: {_words(rule.capabilities)}"
+    for kind, paths, patterns in (
+        ("volume", app.volumes, rule.volumes),
+        ("device", app.devices, rule.devices),
+    ):
+        for path in paths:
+            if patterns is not None and not _any(patterns, path):
+                yield f"{what} has the {kind} {path}, allowed: {_words(patterns)}"
+
+
 def _meant(rule: Rule, pod: PodView) -> tuple[AppView, ...]:
     return tuple(app for app in pod.apps if selects(rule.select, app.reference, app.labels))
 
@@ -263,9 +278,7 @@ def _ungranted(policy: PolicySet, pod: PodView) -> Iterator[Denial]:
     """Nobody is privileged by asking for it: some rule has to say so."""
     for app in pod.apps:
         granting = (rule for rule in policy.rules if rule.privileged)
-        if app.privileged and not any(
-            selects(rule.select, app.reference, app.labels) for rule in granting
-        ):
+        if app.privileged and not any(selects(rule.select, app.reference, app.labels) for rule in granting):
             yield Denial(
                 rule=PRIVILEGED_RULE,
                 source=BUILT_IN,
@@ -285,7 +298,9 @@ def judge(policy: PolicySet, pod: PodView) -> tuple[Denial, ...]:
         if not apps:
             continue
         texts = [*_pod_denials(rule, pod), *(text for app in apps for text in _app_denials(rule, app))]
-        found += [Denial(rule=rule.name, source=rule.source, text=text, reason=rule.reason) for text in texts]
+        found += [
+            Denial(rule=rule.name, source=rule.source, text=text, reason=rule.reason) for text in texts
+        ]
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from secrun_policies.seccomp import MAX_VALUE, Action, Comparison
+from secrun_policies.seccomp import MAX_VALUE, Action, Comparison, Operator
 from secrun_policies.seccomp_resolve import (
     MAX_PIECES,
     Box,
@@ -42,20 +42,41 @@ def _covered(args: tuple[Comparison, ...], others: _Conditions, bits: int) -> bo
     # What is compared by size could be any value.
     rest: list[Box] = [_cut(box, bits) if box is not None else {}]
     for other in others:
-        taken = box_of_args(other)
-        if taken is None:
-            continue
-        rest = [piece for item in rest for piece in minus(item, _cut(taken, bits))]
+        rest = [piece for item in rest for piece in _without(item, other, bits)]
         if len(rest) > MAX_PIECES:
             return False
     return not rest
 
 
+def _without(box: Box, other: tuple[Comparison, ...], bits: int) -> list[Box]:
+    """Return what of `box` is not under `other`, which may have one test for inequality."""
+    unequal = [item for item in other if item.op is Operator.NE]
+    taken = box_of_args(tuple(item for item in other if item.op is not Operator.NE))
+    if taken is None or len(unequal) > 1:
+        return [box]
+    pieces = minus(box, _cut(taken, bits))
+    for item in unequal:
+        equal = _cut({**taken, item.argument: (MAX_VALUE, item.value)}, bits)
+        pieces += [both] if (both := _and(box, equal)) is not None else []
+    return pieces
+
+
+def _and(left: Box, right: Box) -> Box | None:
+    """Return what is in both boxes; None if nothing is."""
+    result = dict(left)
+    for index, (mask, value) in right.items():
+        known, held = result.get(index, (0, 0))
+        if (held ^ value) & mask & known:
+            return None
+        result[index] = (mask | known, value | held)
+    return result
+
+
 def wider(filter_: SeccompFilter, reference: SeccompFilter, *, bits: int = 64) -> tuple[str, ...]:
     """Return the calls of which `filter_` lets through more than `reference`; ("*",) if everything.
 
-    With `bits=32` only the low halves of arguments are looked at, as the kernel does for most of them. May name
-    a call too much where comparisons by size cannot be compared, never one too little.
+    With `bits=32` only the low halves of arguments are looked at, as the kernel does for most of them. May
+    name a call too much where comparisons by size cannot be compared, never one too little.
     """
     if is_open(filter_):
         same = is_open(reference) and _refusals(reference) <= _refusals(filter_)

@@ -1,4 +1,4 @@
-"""Kernel settings that an app may ask for: those of the pod's own IPC and network namespaces; pure."""
+"""Kernel settings that an app may ask for: those of the pod's own network namespace; pure."""
 
 import re
 
@@ -7,25 +7,19 @@ from secrun_policies.errors import PolicyError
 MAX_SYSCTLS = 64
 _NAME = re.compile(r"[a-z0-9_.-]{1,128}\Z")
 _VALUE = re.compile(r"[\x20-\x7e\t]{1,256}\Z")
-# ipc_namespaces(7).
-_IPC = frozenset({
-    "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-    "kernel.shmmni", "kernel.shm_rmid_forced",
-})  # fmt: skip
-_IPC_PREFIX = "fs.mqueue."
+# ipc_namespaces(7): the pod's too, but systemd-nspawn gives a pod only /proc/sys/net to write.
+_IPC_PREFIXES = ("fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")
 _NETWORK_PREFIX = "net."
 
 
 def check(settings: tuple[tuple[str, str], ...], *, own_network: bool) -> tuple[tuple[str, str], ...]:
-    """Return the settings sorted; raises PolicyError for one that would change the host, or is no setting."""
+    """Return the settings sorted; raises PolicyError for one that is the host's, or is no setting."""
     names = [name for name, _ in settings]
     if len(names) > MAX_SYSCTLS:
         raise PolicyError(f"more than {MAX_SYSCTLS} sysctls", code="policy-sysctl")
     for name, value in settings:
         if not _NAME.match(name) or ".." in name or not _VALUE.match(value):
-            raise PolicyError(
-                f"sysctl {name[:80]!r}={value[:80]!r} is not NAME=VALUE", code="policy-sysctl"
-            )
+            raise PolicyError(f"sysctl {name[:80]!r}={value[:80]!r} is not NAME=VALUE", code="policy-sysctl")
         if names.count(name) > 1:
             raise PolicyError(f"sysctl {name} is given twice", code="policy-sysctl")
         if name.startswith(_NETWORK_PREFIX):
@@ -34,10 +28,9 @@ def check(settings: tuple[tuple[str, str], ...], *, own_network: bool) -> tuple[
                     f"sysctl {name} would change the host: the pod uses the host's network",
                     code="policy-sysctl",
                 )
-        elif name not in _IPC and not name.startswith(_IPC_PREFIX):
+        else:
+            whose = "cannot be written in a pod" if name.startswith(_IPC_PREFIXES) else "is the whole host's"
             raise PolicyError(
-                f"sysctl {name} belongs to the whole host and cannot be set for a pod",
-                hint="a pod has net.*, fs.mqueue.*, kernel.shm*, kernel.msg* and kernel.sem of its own",
-                code="policy-sysctl",
+                f"sysctl {name} {whose}", hint="only net.* can be set for a pod", code="policy-sysctl"
             )
     return tuple(sorted(settings))

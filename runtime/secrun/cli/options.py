@@ -105,6 +105,11 @@ APP = (
     *SECURITY,
 )
 
+STREAMS = (
+    Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="the app may read standard input"),
+    Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
+)
+
 _RUN_ONLY = (
     Option(flags=("-d", "--detach"), kind=Kind.FLAG, help="print the UUID and leave the pod running"),
     Option(flags=("--rm",), kind=Kind.FLAG, help="remove the pod when it has exited"),
@@ -130,8 +135,7 @@ VERBS: tuple[Verb, ...] = (
         summary="Do all of run but the start; prints the UUID",
         handler="secrun.cli.pods:prepare",
         options=(
-            Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="the app may read standard input"),
-            Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
+            *STREAMS,
             *POD,
             pull("missing"),
             *IMAGE,

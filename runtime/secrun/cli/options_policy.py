@@ -1,6 +1,6 @@
 """The verbs on profiles and rules."""
 
-from secrun.cli.options import APP, POD, UUID
+from secrun.cli.options import APP, POD, STREAMS, UUID
 from secrun.cli.options_common import FORMAT, IMAGE, pull
 from secrun.cli.table import Verb
 
@@ -22,7 +22,7 @@ POLICY_VERBS = (
         words=("policy", "check"),
         summary="Tell whether a pod would be allowed, and prepare nothing; exits 120 if not",
         handler="secrun.cli.policy:check",
-        options=(*POD, pull("missing"), *IMAGE, *APP),
+        options=(*STREAMS, *POD, pull("missing"), *IMAGE, *APP),
         takes_apps=True,
         examples=("secrun policy check --net=host docker://registry.example/app:1 --cap-add NET_ADMIN",),
     ),

@@ -30,7 +30,7 @@ from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManif
 from secrun.stage1.podfiles import FILTER_NAME, PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
 from secrun_policies import rules
-from secrun_policies.rules import PolicySet, ReadBack
+from secrun_policies.rules import PolicySet
 
 
 @record
@@ -161,8 +161,15 @@ def _decide(
         bundle.check_targets(app.extras)
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
     confined = confine.pod(pod.network, [(app.name, app.request, processes[app.name]) for app in apps])
+    strict = _is_strict(known, apps)
     bundles = {
-        app.name: _bundle(app, processes[app.name], pod.network, confined.apps[app.name]) for app in apps
+        app.name: _bundle(
+            app,
+            bundle.held(processes[app.name]) if strict else processes[app.name],
+            pod.network,
+            confined.apps[app.name],
+        )
+        for app in apps
     }
     stage1 = flavour.ensure_image(layout)
     manifest = PodManifest(
@@ -181,11 +188,8 @@ def _decide(
             for app in apps
         ),
         policy=Digest.parse(known.digest) if known.digest else None,
-        strict_read_back=any(app.request.security.strict_read_back for app in apps),
+        strict_read_back=strict,
     )
-    labels = {app.name: app.image.config.labels for app in apps}
-    demanded = rules.demanded_read_back(known, policy.view(manifest, labels))
-    manifest = replace(manifest, strict_read_back=demanded is ReadBack.STRICT)
     _check(flavour, manifest, pod)
     config = podconfig.contents(manifest, bundles, _etc_files(hostname, pod.network))
     decided = flavour.decide(Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config))
@@ -193,8 +197,20 @@ def _decide(
     if confined.outer_filter is not None:
         files[FILTER_NAME] = confined.outer_filter
     manifest = replace(manifest, machine=decided.machine)
-    policy.hold(known, manifest, labels)
+    if strict and manifest.machine is not None:
+        raise HostError(
+            "what a guest's kernel enforces cannot be read back strictly: the host sees none of its processes",
+            hint="leave out --profile strict, or the rule that asks for read_back",
+            code="host-read-back",
+        )
+    policy.hold(known, manifest, {app.name: app.image.config.labels for app in apps})
     return Plan(manifest=manifest, config=config, files=files)
+
+
+def _is_strict(known: PolicySet, apps: Sequence[_Resolved]) -> bool:
+    """Tell whether the kernel has to prove what it enforces before any app of the pod begins."""
+    images = ((app.image.reference, app.image.config.labels) for app in apps)
+    return any(app.request.security.strict_read_back for app in apps) or rules.demands_strict(known, images)
 
 
 def planned(

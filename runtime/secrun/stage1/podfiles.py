@@ -109,6 +109,16 @@ class PodFiles:
         """How the pod ended."""
         return self.path / "exit.json"
 
+    @property
+    def expected(self) -> Path:
+        """What was compiled for the apps, as the waiter compares it."""
+        return self.path / "expected"
+
+    @property
+    def enforced(self) -> Path:
+        """What the waiter read of the apps."""
+        return self.path / "enforced"
+
     def read_manifest(self) -> PodManifest:
         """Read the manifest; raises StateError if it is absent or damaged."""
         try:

@@ -199,7 +199,7 @@ def _decide(
     manifest = replace(manifest, machine=decided.machine)
     if strict and manifest.machine is not None:
         raise HostError(
-            "what a guest's kernel enforces cannot be read back strictly: the host sees none of its processes",
+            "what a guest's kernel enforces cannot be read back strictly: its processes are not the host's",
             hint="leave out --profile strict, or the rule that asks for read_back",
             code="host-read-back",
         )

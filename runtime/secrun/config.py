@@ -30,7 +30,7 @@ class Setting:
 
 def files(name: str, places: Sequence[Path]) -> list[Path]:
     """Return the files that settings called `name` are read from, in order."""
-    return [*_main_file(name, places), *_drop_ins(name, places)]
+    return [*_main_file(name, places), *drop_ins(f"{name}.d", places)]
 
 
 def _main_file(name: str, places: Sequence[Path]) -> Iterator[Path]:
@@ -41,10 +41,11 @@ def _main_file(name: str, places: Sequence[Path]) -> Iterator[Path]:
             return
 
 
-def _drop_ins(name: str, places: Sequence[Path]) -> Iterator[Path]:
+def drop_ins(name: str, places: Sequence[Path]) -> Iterator[Path]:
+    """Yield the TOML files of the folders `name` in order; of one name the first place counts."""
     found: dict[str, Path] = {}
     for place in places:
-        folder = place / f"{name}.d"
+        folder = place / name
         members = os.listdir(folder) if folder.is_dir() else []
         for member in members:
             if member.endswith(".toml"):

@@ -156,7 +156,12 @@ class Authority:
 
     def __post_init__(self):
         self.root = certificate(
-            self.root_key, authority=True, subject="root", organisation="Roots", start=self.start, end=self.end
+            self.root_key,
+            authority=True,
+            subject="root",
+            organisation="Roots",
+            start=self.start,
+            end=self.end,
         )
         self.certificate = certificate(
             self.key,
@@ -326,7 +331,9 @@ class Sigstore:
         at = int((self.now - 120) * 1000)
         issuer = hashlib.sha256(public_der(self.authority.key)).digest()
         tbs = bare.tbs_certificate_bytes
-        said = b"\0\0" + at.to_bytes(8, "big") + b"\0\1" + issuer + len(tbs).to_bytes(3, "big") + tbs + b"\0\0"
+        said = (
+            b"\0\0" + at.to_bytes(8, "big") + b"\0\1" + issuer + len(tbs).to_bytes(3, "big") + tbs + b"\0\0"
+        )
         signature = signed(self.certificate_log, said)
         log_id = hashlib.sha256(public_der(self.certificate_log)).digest()
         # version, log, time, no extensions, SHA-256 with ECDSA, signature

@@ -175,7 +175,10 @@ def test_what_changed_is_judged_again_without_the_network(layout, tmp_path, serv
     ensure_image(layout, name_of(server), options)
     before = len(server.requests)
     if change == "policy":
-        demanding(options, by_key(key, signedIdentity={"type": "exactRepository", "dockerRepository": "x.example/y"}))
+        demanding(
+            options,
+            by_key(key, signedIdentity={"type": "exactRepository", "dockerRepository": "x.example/y"}),
+        )
     elif change == "key":
         demanding(options, by_key(signing.new_key()))
     else:
@@ -229,7 +232,9 @@ def test_an_image_fetched_under_no_demand_says_that_its_signatures_are_unknown(
 # A registry that lies.
 
 
-def test_a_tag_that_moves_after_the_first_answer_changes_nothing(layout, tmp_path, server, writer, image, key):
+def test_a_tag_that_moves_after_the_first_answer_changes_nothing(
+    layout, tmp_path, server, writer, image, key
+):
     moved = writer.add_image("moved", [OTHER, OTHER], architecture=ARCH)
     sign(server, image, layer(server, key, said(server, image)))
     path = f"/v2/{NAME}/manifests/1"
@@ -264,12 +269,16 @@ def test_a_gigabyte_of_signature_is_not_downloaded(layout, tmp_path, server, ima
 
 def test_a_signature_that_is_longer_than_promised_is_cut_off(layout, tmp_path, server, image, key):
     item = layer(server, key, said(server, image))
-    server.replies[f"/v2/{NAME}/blobs/{item['digest']}"] = [Reply(body=b"x" * 4096, endless=True, length=1 << 40)]
+    server.replies[f"/v2/{NAME}/blobs/{item['digest']}"] = [
+        Reply(body=b"x" * 4096, endless=True, length=1 << 40)
+    ]
     sign(server, image, item)
     assert "larger than" in refusal(layout, server, demanding(accepting(tmp_path), by_key(key)))
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"schemaVersion": 2, "layers": 1}', b'{"schemaVersion": 2, "layers": [{}]}'])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b'{"schemaVersion": 2, "layers": 1}', b'{"schemaVersion": 2, "layers": [{}]}']
+)
 def test_a_list_of_signatures_that_is_garbage_refuses_in_words(layout, tmp_path, server, image, key, body):
     server.replies[f"/v2/{NAME}/manifests/sha256-{image.hex}.sig"] = [
         Reply(headers={"Content-Type": OCI_MANIFEST}, body=body)
@@ -355,7 +364,9 @@ def test_pages_of_another_server_are_not_followed(layout, tmp_path, server, imag
         assert other.requests == []
 
 
-def test_a_referrer_that_is_about_something_else_does_not_count(layout, tmp_path, server, image, key, by_digest):
+def test_a_referrer_that_is_about_something_else_does_not_count(
+    layout, tmp_path, server, image, key, by_digest
+):
     other = Digest.of(b"other")
     referrers(server, image, (index(refer(server, image, key, subject=other)), {}))
     assert str(other) in refusal(layout, server, demanding(accepting(tmp_path), by_key(key)))
@@ -364,7 +375,9 @@ def test_a_referrer_that_is_about_something_else_does_not_count(layout, tmp_path
 # What the host says about registries.
 
 
-def test_signatures_in_the_registry_are_not_looked_for_where_that_is_off(layout, tmp_path, server, image, key):
+def test_signatures_in_the_registry_are_not_looked_for_where_that_is_off(
+    layout, tmp_path, server, image, key
+):
     sign(server, image, layer(server, key, said(server, image)))
     folder = tmp_path / "home/.config/containers/registries.d"
     (folder / "x.yaml").write_text(f"docker:\n  {server.address}:\n    use-sigstore-attachments: false\n")

@@ -107,14 +107,25 @@ def test_a_ring_that_cannot_be_read_denies(tmp_path):
     assert str(path) in caught.value.message
 
 
-@pytest.mark.parametrize("text", ["r.example", "r.example:5000", "localhost", "r.example/a/b", "docker.io/library/x"])
+@pytest.mark.parametrize(
+    "text", ["r.example", "r.example:5000", "localhost", "r.example/a/b", "docker.io/library/x"]
+)
 def test_a_prefix_is_a_name_in_full(text):
     assert ring.check_prefix(text) == text
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "busybox", "https://r.example/x", "r.example/x:1", "r.example/X", "r.example/../x", "docker.io/x", "/x"],
+    [
+        "",
+        "busybox",
+        "https://r.example/x",
+        "r.example/x:1",
+        "r.example/X",
+        "r.example/../x",
+        "docker.io/x",
+        "/x",
+    ],
 )
 def test_anything_else_is_no_prefix(text):
     with pytest.raises(UsageError) as caught:
@@ -169,7 +180,9 @@ def test_rules_that_are_not_understood_are_refused_as_a_whole(text):
 
 
 def test_the_most_specific_rule_counts(tmp_path):
-    text = "".join(f'[[rule]]\nscope = "{scope}"\n' for scope in ("default", "docker:", "docker:r.example/team"))
+    text = "".join(
+        f'[[rule]]\nscope = "{scope}"\n' for scope in ("default", "docker:", "docker:r.example/team")
+    )
     parsed = tuple(parsed_rules(text))
     context = plans.TrustContext(
         policy=policy.parse(json.dumps({"default": ACCEPT}).encode(), source="/p"),
@@ -353,7 +366,9 @@ def test_a_drop_in_replaces_the_table_of_its_prefix(tmp_path, monkeypatch):
     folder = tmp_path / ".config/containers"
     (folder / "registries.conf.d").mkdir(parents=True)
     (folder / "registries.conf").write_text('[[registry]]\nlocation = "r.example"\nblocked = true\n')
-    (folder / "registries.conf.d/b.conf").write_text('[[registry]]\nlocation = "r.example"\ninsecure = true\n')
+    (folder / "registries.conf.d/b.conf").write_text(
+        '[[registry]]\nlocation = "r.example"\ninsecure = true\n'
+    )
     found = registriesconf.load({"HOME": str(tmp_path)})
     assert found.endpoints(parse_reference("r.example/x:1"))[0].insecure
     named = tmp_path / "other.conf"
@@ -381,7 +396,9 @@ docker:
     def section(name):
         return found.section(parse_reference(f"docker://{name}"))
 
-    assert section("r.example/x:1") == lookaside.Section(lookaside="https://s.example/sigs", attachments=True)
+    assert section("r.example/x:1") == lookaside.Section(
+        lookaside="https://s.example/sigs", attachments=True
+    )
     assert section("r.example/team/x:1") == lookaside.Section(lookaside="", attachments=False)
     assert section("other.example/x:1").lookaside == "file:///default"
     empty = lookaside.Lookaside(sections={}).section(parse_reference("docker://r.example/x:1"))

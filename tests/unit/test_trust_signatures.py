@@ -76,7 +76,8 @@ def accepted(found, *candidates, **options):
 
 
 @pytest.mark.parametrize(
-    "make", [signing.new_key, lambda: rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate]
+    "make",
+    [signing.new_key, lambda: rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate],
 )
 def test_a_signature_by_a_key_of_the_policy_counts(make):
     key = make()
@@ -149,7 +150,8 @@ def test_all_requirements_must_be_met(key):
         json.dumps(
             {
                 "default": [
-                    {"type": "sigstoreSigned", "keyData": b64(signing.public_pem(item))} for item in (key, other)
+                    {"type": "sigstoreSigned", "keyData": b64(signing.public_pem(item))}
+                    for item in (key, other)
                 ]
             }
         ).encode(),
@@ -318,9 +320,7 @@ def test_fulcio_certificates_of_others_do_not_count(key):
     assert "another key" in refused(
         fulcio(authority, log), by_certificate(key, leaf, authority.chain, log_entry=other)
     )
-    assert "no entry of a log" in refused(
-        fulcio(authority, log), by_certificate(key, leaf, authority.chain)
-    )
+    assert "no entry of a log" in refused(fulcio(authority, log), by_certificate(key, leaf, authority.chain))
 
 
 def test_a_key_may_need_a_log_entry_too(key):
@@ -568,12 +568,24 @@ def test_a_trust_store_that_is_not_there_denies(key):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(0, 2**64) | st.text(max_size=8) | st.sampled_from(["AAAA", "0.0.1"]),
+    st.none()
+    | st.booleans()
+    | st.integers(0, 2**64)
+    | st.text(max_size=8)
+    | st.sampled_from(["AAAA", "0.0.1"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["critical", "optional", "mediaType", "verificationMaterial", "dsseEnvelope", "payload", "header"]
+                [
+                    "critical",
+                    "optional",
+                    "mediaType",
+                    "verificationMaterial",
+                    "dsseEnvelope",
+                    "payload",
+                    "header",
+                ]
             ),
             inner,
             max_size=4,
@@ -585,7 +597,11 @@ JSON = st.recursive(
 
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_a_signature_or_a_fault(data):
-    parsers = (lambda: payload.parse(data, payload.COSIGN), lambda: bundle.parse(data), lambda: notation.parse(data))
+    parsers = (
+        lambda: payload.parse(data, payload.COSIGN),
+        lambda: bundle.parse(data),
+        lambda: notation.parse(data),
+    )
     for parse in parsers:
         try:
             parse()

@@ -19,6 +19,7 @@ pub mod lane;
 pub mod log;
 pub mod mux;
 mod peers;
+pub mod readback;
 pub mod relay;
 pub mod report;
 mod session;

@@ -42,6 +42,9 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
             "image": str(app.image.manifest),
             "tree": str(app.image.tree),
             "relaxations": list(app.relaxations),
+            "profile": app.security.profile,
+            "confinement": "" if app.security.confinement is None else str(app.security.confinement),
+            "seccomp": "" if app.security.seccomp_digest is None else str(app.security.seccomp_digest),
             **_enforced(manifest, app),
         }
         for app in manifest.apps
@@ -55,6 +58,7 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
             "tree": str(manifest.stage1_tree),
         },
         "relaxations": list(manifest.relaxations),
+        "policy": "" if manifest.policy is None else str(manifest.policy),
         "apps": apps,
         **({} if manifest.machine is None else {"machine": _machine(manifest.machine)}),
     }

@@ -9,7 +9,7 @@ from secrun.files import DISK_FULL
 from secrun.measure.measuring import Measuring
 from secrun.measure.settings import AttestSettings
 from secrun.paths import Layout
-from secrun.pod import exits
+from secrun.pod import exits, readback
 from secrun.pod import timing as marks
 from secrun.pod.collect import conclude
 from secrun.pod.removal import delete, unmount_below
@@ -36,6 +36,8 @@ def finish(
     # Whether a pod is measured was decided when it started; its marker tells.
     measuring = Measuring(layout, AttestSettings(), warn)
     with adopt(layout, uuid, Folder.RUN, lock_fd) as pod:
+        for line in _read_back(PodFiles(pod.path)):
+            warn(f"warning: {line}")
         concluded = conclude(pod, stage1_status, measuring)
         result = concluded.exit
         _note_end(pod, timing)
@@ -63,6 +65,14 @@ def _note_end(pod: LockedPod, tell: Callable[[str], None] | None) -> None:
             tell(line)
     except StateError as error:
         tell(f"no timing: {error.message}")
+
+
+def _read_back(files: PodFiles) -> Sequence[str]:
+    """Return what to tell of apps that ran less confined than compiled; of strict pods it is the error."""
+    try:
+        return readback.warnings(files) if not files.read_manifest().strict_read_back else ()
+    except StateError as error:
+        return (error.message,)
 
 
 def complaints(result: exits.PodExit) -> Sequence[str]:

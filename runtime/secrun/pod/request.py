@@ -8,6 +8,7 @@ from pathlib import Path
 
 from secrun.errors import UsageError
 from secrun.image.fetch import FetchOptions
+from secrun.pod.security import SecurityRequest
 from secrun.record import field, record
 from secrun.stage1.machine import MachineRequest
 from secrun.stage1.manifest import Limits, Network, Volume
@@ -49,8 +50,7 @@ class AppRequest:
     stdin: bool = False
     volumes: tuple[Volume, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    cap_add: tuple[str, ...] = ()
-    cap_drop: tuple[str, ...] = ()
+    security: SecurityRequest = field(default_factory=SecurityRequest)
     stop_timeout_seconds: int = DEFAULT_STOP_TIMEOUT_SECONDS
 
 

@@ -7,18 +7,19 @@ from contextlib import ExitStack
 from typing import NoReturn
 
 from secrun import checkpoint
-from secrun.errors import HostError, StateError
+from secrun.errors import DeniedError, HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
-from secrun.pod import exits, podconfig, timing
+from secrun.pod import exits, podconfig, policy, readback, timing
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
 from secrun.record import record, replace
-from secrun.stage1 import flavours, waiter
+from secrun.stage1 import cgroups, flavours, waiter
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import PodOnDisk
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
+from secrun.stage1.uidrange import SIZE as POD_IDS
 
 _READY = b"ready\n"
 
@@ -50,6 +51,11 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
     files = PodFiles(pod.path)
     manifest = files.read_manifest()
     podconfig.check(files, manifest)
+    try:
+        policy.hold_again(pod.layout, manifest)
+    except DeniedError as error:
+        options.measuring.denied(pod.uuid, error, what="policy")
+        raise
     stdio = _stdio(manifest, options)
     flavour = flavours.load(manifest.flavour)
     agent = agent_path()
@@ -64,6 +70,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         undo.callback(control.close)
         log_fd = os.open(files.stage1_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         undo.callback(os.close, log_fd)
+        read_back = _read_back(files, manifest, undo)
         plan = waiter.WaiterPlan(
             agent=agent,
             apps=tuple(app.name for app in manifest.apps),
@@ -75,6 +82,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             stop_timeout_seconds=max(app.stop_timeout_seconds for app in manifest.apps) + 5,
             finish=options.finish(pod),
             ready_fd=ready_fd,
+            read_back_fds=read_back,
         )
         # Everything that runs is in place and checked, nothing of it runs yet.
         options.measuring.starting(files, manifest)
@@ -84,6 +92,26 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             _silence()
         waiter.replace_process(plan)
     raise AssertionError("unreachable: the waiter replaces this process")
+
+
+def _read_back(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> tuple[int, int] | None:
+    """Write what the kernel has to enforce, open where the waiter writes what it does.
+
+    None for a pod with a machine: its apps are processes of the guest's kernel, which the host cannot ask.
+    """
+    if manifest.machine is not None:
+        return None
+    base = int(files.uid_base.read_text())
+    group = f"/{cgroups.PARENT}/{manifest.uuid}/"
+    files.expected.write_bytes(readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group))
+    found = []
+    for path, flags in (
+        (files.expected, os.O_RDONLY),
+        (files.enforced, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+    ):
+        found.append(os.open(path, flags | os.O_CLOEXEC, 0o600))
+        undo.callback(os.close, found[-1])
+    return found[0], found[1]
 
 
 def _silence() -> None:

@@ -1,6 +1,6 @@
 """What readers are told of pods; works without root where the folders may be read, takes no lock."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from secrun.digest import Digest
@@ -10,7 +10,8 @@ from secrun.locks import is_missing
 from secrun.measure import marker
 from secrun.measure.marker import Marker
 from secrun.paths import Layout
-from secrun.pod import exits, timing
+from secrun.pod import exits, readback, timing
+from secrun.pod.readback import Enforced
 from secrun.pod.states import WHOLE, Found, State, walk
 from secrun.record import record
 from secrun.stage1.manifest import PodManifest
@@ -32,6 +33,8 @@ class PodView:
     pid: int | None
     uid_base: int | None
     exit: exits.PodExit | None
+    enforced: Mapping[str, Enforced]
+    """What was read of the apps, by name."""
     measured: Marker | None
     """How far the event log knows the pod; None if it ran unmeasured."""
     timing: tuple[timing.Mark, ...]
@@ -55,6 +58,7 @@ class PodView:
                     "image_id": str(app.image.manifest),
                     "exit_code": end.code if end else None,
                     "error": end.error if end else "",
+                    "enforced": found.to_json() if (found := self.enforced.get(app.name)) else None,
                 }
             )
         return result
@@ -102,11 +106,13 @@ def look(found: Found) -> PodView:
     manifest: PodManifest | None = None
     end: exits.PodExit | None = None
     measured: Marker | None = None
+    enforced: Mapping[str, Enforced] = {}
     marks: tuple[timing.Mark, ...] = ()
     problem = ""
     try:
         manifest = files.read_manifest()
         end = exits.read(files)
+        enforced = readback.read(files)
         measured = marker.read(files)
         marks = timing.read(files)
     except (StateError, ImageError) as error:
@@ -121,6 +127,7 @@ def look(found: Found) -> PodView:
         pid=started[1] if len(started) > 1 and state is State.RUNNING else None,
         uid_base=base[0] if base else None,
         exit=end,
+        enforced=enforced,
         measured=measured,
         timing=marks,
     )

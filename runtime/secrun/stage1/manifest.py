@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self
 from secrun.digest import Digest
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
-from secrun.record import record
+from secrun.record import field, record
+from secrun.stage1.security import AppSecurity
 
 if TYPE_CHECKING:
     from secrun.stage1.machine import Machine
@@ -52,15 +53,29 @@ class Volume:
 
 @record
 class Limits:
-    """Resource limits of an app; None means none. Memory in bytes, CPU in thousandths of a core."""
+    """Resource limits of an app; None means none. Memory in bytes, CPU in thousandths of a core.
+
+    `swap_bytes` is swap alone, -1 without a limit; without a word a limit of memory allows none. Weights are
+    cgroup2's, 1 to 10,000.
+    """
 
     memory_bytes: int | None = None
     cpu_millis: int | None = None
     pids: int | None = None
+    swap_bytes: int | None = None
+    cpu_weight: int | None = None
+    io_weight: int | None = None
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
-        return {"memory_bytes": self.memory_bytes, "cpu_millis": self.cpu_millis, "pids": self.pids}
+        return {
+            "memory_bytes": self.memory_bytes,
+            "cpu_millis": self.cpu_millis,
+            "pids": self.pids,
+            "swap_bytes": self.swap_bytes,
+            "cpu_weight": self.cpu_weight,
+            "io_weight": self.io_weight,
+        }
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -69,6 +84,9 @@ class Limits:
             memory_bytes=fields.optional_integer("memory_bytes"),
             cpu_millis=fields.optional_integer("cpu_millis"),
             pids=fields.optional_integer("pids"),
+            swap_bytes=fields.optional_integer("swap_bytes"),
+            cpu_weight=fields.optional_integer("cpu_weight"),
+            io_weight=fields.optional_integer("io_weight"),
         )
         fields.end()
         return limits
@@ -76,8 +94,15 @@ class Limits:
     @property
     def controllers(self) -> tuple[str, ...]:
         """Return the cgroup2 controllers that these limits need."""
-        wanted = (("memory", self.memory_bytes), ("cpu", self.cpu_millis), ("pids", self.pids))
-        return tuple(name for name, value in wanted if value is not None)
+        wanted = (
+            ("memory", self.memory_bytes),
+            ("memory", self.swap_bytes),
+            ("cpu", self.cpu_millis),
+            ("cpu", self.cpu_weight),
+            ("pids", self.pids),
+            ("io", self.io_weight),
+        )
+        return tuple(dict.fromkeys(name for name, value in wanted if value is not None))
 
 
 @record
@@ -146,6 +171,7 @@ class AppManifest:
     capabilities: tuple[str, ...]
     relaxations: tuple[str, ...]
     bundle: Digest
+    security: AppSecurity = field(default_factory=AppSecurity)
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -169,6 +195,7 @@ class AppManifest:
             "capabilities": list(self.capabilities),
             "relaxations": list(self.relaxations),
             "bundle": str(self.bundle),
+            "security": self.security.to_json(),
         }
 
     @classmethod
@@ -194,6 +221,7 @@ class AppManifest:
             capabilities=fields.texts("capabilities"),
             relaxations=fields.texts("relaxations"),
             bundle=Digest.parse(fields.text("bundle")),
+            security=AppSecurity.from_fields(fields.object("security")),
         )
         fields.end()
         return app
@@ -226,6 +254,10 @@ class PodManifest:
     apps: tuple[AppManifest, ...]
     machine: "Machine | None" = None
     """The pod's virtual machine, if its flavour starts one."""
+    policy: Digest | None = None
+    """The policy files that it was prepared under; None if there were none."""
+    strict_read_back: bool = False
+    """End the pod if the kernel enforces less than was compiled."""
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON that is stored and measured."""
@@ -244,6 +276,8 @@ class PodManifest:
                 "outer_filter": "" if self.outer_filter is None else str(self.outer_filter),
                 "apps": [app.to_json() for app in self.apps],
                 "machine": None if self.machine is None else self.machine.to_json(),
+                "policy": "" if self.policy is None else str(self.policy),
+                "strict_read_back": self.strict_read_back,
             }
         )
 
@@ -267,6 +301,8 @@ class PodManifest:
             outer_filter=Digest.parse(text) if (text := fields.text("outer_filter")) else None,
             apps=tuple(AppManifest.from_fields(item) for item in fields.objects("apps")),
             machine=_machine(fields.optional_object("machine")),
+            policy=Digest.parse(text) if (text := fields.text("policy")) else None,
+            strict_read_back=fields.flag("strict_read_back"),
         )
         fields.end()
         return manifest

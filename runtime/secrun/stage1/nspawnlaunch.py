@@ -5,6 +5,7 @@ however it dies, no mount is left.
 """
 
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.imagebuild import FLAVOUR
 from secrun.stage1.imagemount import mount_image
 from secrun.stage1.imagestore import BuiltImage
-from secrun.stage1.manifest import Network, PodManifest, Volume
+from secrun.stage1.manifest import AppManifest, Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE
@@ -38,6 +39,15 @@ def _volume_binds(app: str, volumes: Sequence[Volume]) -> list[str]:
     return [
         _bind(volume.source, places.volume(app, index), read_only=volume.read_only)
         for index, volume in enumerate(volumes)
+    ]
+
+
+def _device_binds(files: PodFiles, app: AppManifest) -> list[str]:
+    return [
+        _bind(
+            files.device_node(app.name, index), places.device(app.name, index), read_only=False, idmap=False
+        )
+        for index, _ in enumerate(app.security.devices)
     ]
 
 
@@ -62,6 +72,7 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     for app in manifest.apps:
         words.append(_bind(files.image_mount(app.name), places.image(app.name), read_only=True))
         words += _volume_binds(app.name, app.volumes)
+        words += _device_binds(files, app)
     words += ["--boot", "--", f"--unit={units.TARGET}"]
     return tuple(words)
 
@@ -82,6 +93,7 @@ class NspawnLauncher:
         self._enter_private_mounts(host.hierarchy)
         checkpoint.reached("mount-namespace")
         self._mount_images(pod, files)
+        self._make_devices(manifest, files, host.uid_base)
         checkpoint.reached("images-mounted")
         return Launch(
             argv=command_line(manifest, files, host.uid_base),
@@ -120,6 +132,26 @@ class NspawnLauncher:
         # nspawn leaves a propagation folder per machine here; on a tmpfs of the pod's own nothing stays.
         _NSPAWN_RUN.mkdir(parents=True, exist_ok=True)
         call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=1m")
+
+    def _make_devices(self, manifest: PodManifest, files: PodFiles, uid_base: int) -> None:
+        """Make nodes of the pod's own for the host's devices, on a mount that only the pod's processes have.
+
+        The host's owner of a node has no name in the pod; whoever is in the app may open what it was given.
+        """
+        if not any(app.security.devices for app in manifest.apps):
+            return
+        files.devices.mkdir(parents=True, exist_ok=True)
+        self._syscalls.mount("tmpfs", str(files.devices), "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=700,size=1m")
+        for app in manifest.apps:
+            for index, device in enumerate(app.security.devices):
+                found = Path(device.source).stat()
+                kind = stat.S_IFMT(found.st_mode)
+                if kind not in (stat.S_IFCHR, stat.S_IFBLK):
+                    raise HostError(f"{device.source} is no longer a device", code="host-device")
+                node = files.device_node(app.name, index)
+                os.mknod(node, kind | 0o600, found.st_rdev)
+                node.chmod(0o666)
+                os.chown(node, uid_base, uid_base)
 
     def _mount_images(self, pod: PodOnDisk, files: PodFiles) -> None:
         self._mount_stage1(imagestore.load(pod.layout, FLAVOUR, pod.manifest.stage1), files)

@@ -74,6 +74,15 @@ class PodFiles:
         """Mount point of the stage1 image, in the pod's mount namespace only."""
         return self.path / "mnt" / "stage1"
 
+    @property
+    def devices(self) -> Path:
+        """Mount point of the pod's own device nodes, in the pod's mount namespace only."""
+        return self.path / "mnt" / "devices"
+
+    def device_node(self, app: str, index: int) -> Path:
+        """Return the pod's own node for an app's n-th device."""
+        return self.devices / f"{app}-{index}"
+
     def image_mount(self, app: str) -> Path:
         """Mount point of an app's rootfs image, in the pod's mount namespace only."""
         return self.path / "mnt" / "images" / app
@@ -104,6 +113,16 @@ class PodFiles:
     def exit(self) -> Path:
         """How the pod ended."""
         return self.path / "exit.json"
+
+    @property
+    def expected(self) -> Path:
+        """What was compiled for the apps, as the waiter compares it."""
+        return self.path / "expected"
+
+    @property
+    def enforced(self) -> Path:
+        """What the waiter read of the apps."""
+        return self.path / "enforced"
 
     def read_manifest(self) -> PodManifest:
         """Read the manifest; raises StateError if it is absent or damaged."""

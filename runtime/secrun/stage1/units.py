@@ -30,11 +30,13 @@ def program(word: str, cwd: str) -> str:
     return posixpath.join(cwd, word) if "/" in word else word
 
 
-def _shim(app: AppManifest, *, guest: bool) -> str:
+def _shim(app: AppManifest, *, guest: bool, held: bool) -> str:
     words = [places.AGENT, "shim", "--app", app.name, "--lower", places.image(app.name)]
     words += ["--log-max", str(LOG_MAX_BYTES), "--stop-signal", str(app.stop_signal)]
     words += ["--stop-timeout", str(app.stop_timeout_seconds * 1000)]
     words += ["--program", program(app.args[0], app.cwd), "--path", app.search_path]
+    if held:
+        words.append("--hold")
     if app.terminal:
         words.append("--terminal")
     if app.stdin:
@@ -48,9 +50,16 @@ def _shim(app: AppManifest, *, guest: bool) -> str:
 def _limits(app: AppManifest) -> list[str]:
     lines: list[str] = []
     if app.limits.memory_bytes is not None:
-        lines += [f"MemoryMax={app.limits.memory_bytes}", "MemorySwapMax=0"]
+        lines.append(f"MemoryMax={app.limits.memory_bytes}")
+    swap = app.limits.swap_bytes
+    if swap is not None or app.limits.memory_bytes is not None:
+        lines.append(f"MemorySwapMax={'infinity' if swap == -1 else swap or 0}")
     if app.limits.cpu_millis is not None:
         lines.append(f"CPUQuota={app.limits.cpu_millis / 10:g}%")
+    if app.limits.cpu_weight is not None:
+        lines.append(f"CPUWeight={app.limits.cpu_weight}")
+    if app.limits.io_weight is not None:
+        lines.append(f"IOWeight={app.limits.io_weight}")
     if app.limits.pids is not None:
         # The shim is one process of the unit; the app may have all that was promised.
         lines.append(f"TasksMax={app.limits.pids + 1}")
@@ -62,7 +71,7 @@ def _end(*, guest: bool) -> str:
     return "poweroff-force" if guest else "exit-force"
 
 
-def _app_unit_text(app: AppManifest, *, alone: bool, guest: bool) -> str:
+def _app_unit_text(app: AppManifest, *, alone: bool, guest: bool, held: bool) -> str:
     end = _end(guest=guest)
     lines = ["[Unit]", f"Description=app {app.name}", "DefaultDependencies=no", f"FailureAction={end}"]
     if alone:
@@ -75,7 +84,7 @@ def _app_unit_text(app: AppManifest, *, alone: bool, guest: bool) -> str:
         # oneshot: pod-done.service is ordered after the end of every app, not after its start.
         "Type=oneshot",
         "TimeoutStartSec=infinity",
-        f"ExecStart={_shim(app, guest=guest)}",
+        f"ExecStart={_shim(app, guest=guest, held=held)}",
         "KillMode=mixed",
         f"TimeoutStopSec={app.stop_timeout_seconds + 2}",
         "StandardInput=null",
@@ -129,7 +138,10 @@ def render(pod: PodManifest, *, guest: bool = False) -> dict[str, str]:
     The pod ends with its first failing app (FailureAction) or when all apps have ended well.
     """
     alone = len(pod.apps) == 1
-    files = {app_unit(app.name): _app_unit_text(app, alone=alone, guest=guest) for app in pod.apps}
+    held = pod.strict_read_back
+    files = {
+        app_unit(app.name): _app_unit_text(app, alone=alone, guest=guest, held=held) for app in pod.apps
+    }
     files[TARGET] = _target_text(pod)
     if not alone:
         files[DONE] = _done_text(pod, guest=guest)

@@ -39,6 +39,8 @@ class WaiterPlan:
     ready_fd: int | None = None
     timing_fd: int | None = None
     """Takes the marks of secrun.pod.timing."""
+    read_back_fds: tuple[int, int] | None = None
+    """What was compiled, to be read, and where the waiter writes what it found."""
 
     def argv(self) -> list[str]:
         """Return the waiter's command line; pure."""
@@ -48,16 +50,12 @@ class WaiterPlan:
         words += ["--cgroup-procs-fd", str(launch.cgroup_procs_fd)]
         words += ["--cgroup-kill-fd", str(launch.cgroup_kill_fd), "--log-fd", str(self.log_fd)]
         words += ["--stop-timeout", str(self.stop_timeout_seconds * 1000)]
-        if launch.filter_fd is not None:
-            words += ["--seccomp-fd", str(launch.filter_fd)]
+        for option, optional in self._optional():
+            words += [option, str(optional)]
         for fd in (self.lock_fd, *launch.held_fds):
             words += ["--keep-fd", str(fd)]
         for app in self.apps:
             words += ["--app", app]
-        if self.ready_fd is not None:
-            words += ["--ready-fd", str(self.ready_fd)]
-        if self.timing_fd is not None:
-            words += ["--timing-fd", str(self.timing_fd)]
         if self.stdio.foreground:
             words.append("--foreground")
         if self.stdio.stdin_app is not None:
@@ -74,8 +72,19 @@ class WaiterPlan:
         launch = self.launch
         fds = [launch.attach_fd, launch.cgroup_procs_fd, launch.cgroup_kill_fd, *launch.held_fds]
         fds += [self.control_fd, self.log_fd, self.lock_fd]
-        optional = (launch.filter_fd, self.ready_fd, self.timing_fd)
-        return [*fds, *(fd for fd in optional if fd is not None)]
+        return [*fds, *(fd for _, fd in self._optional())]
+
+    def _optional(self) -> list[tuple[str, int]]:
+        """Return the descriptors that not every pod has, with their options."""
+        expected, enforced = self.read_back_fds or (None, None)
+        found = {
+            "--seccomp-fd": self.launch.filter_fd,
+            "--expected-fd": expected,
+            "--enforced-fd": enforced,
+            "--ready-fd": self.ready_fd,
+            "--timing-fd": self.timing_fd,
+        }
+        return [(option, fd) for option, fd in found.items() if fd is not None]
 
 
 def environment(caller: Mapping[str, str], *, filtered: bool) -> dict[str, str]:

@@ -96,7 +96,7 @@ def a_volume_on_ext4_maps_its_owners() -> None:
     volume.mkdir()
     os.chown(volume, 1000, 1000)
     script = "stat -c %u /v; echo hello >/v/file; stat -c %u /v/file"
-    options = (f"--volume={volume}:/v", "--user=1000:1000")
+    options = (f"--volume={volume}:/v:Z", "--user=1000:1000")
     assert run("sh", "-c", script, options=options).split() == ["1000", "1000"]
     made = (volume / "file").stat()
     assert (made.st_uid, made.st_gid, (volume / "file").read_text()) == (1000, 1000, "hello\n")
@@ -122,7 +122,7 @@ def too_many_processes_are_refused() -> str:
     gate.mkdir()
     script = "i=0; while [ $i -lt 20 ]; do sleep 60 & i=$((i+1)); echo child $i; done"
     script = f"while [ ! -e /gate/open ]; do :; done; {{ {script}; }} 2>&1"
-    options = (f"--volume={gate}:/gate", "--pids-limit=10")
+    options = (f"--volume={gate}:/gate:Z", "--pids-limit=10")
     uuid = secrun("run", "-d", *RELAXED, *options, LAYOUT, "--", "sh", "-c", script).strip()
     # The shell and its shim.
     eventually(lambda: in_unit(uuid, "pids.current") == "2", "the end of what started the app")

@@ -97,12 +97,18 @@ APP = (
     _app("-w", "--workdir", metavar="DIR", help="working directory inside the image"),
     _app("--entrypoint", metavar="WORD|JSON", help="replaces the image's entry point"),
     _app("--read-only", kind=Kind.FLAG, help="the root file system cannot be written"),
-    _app("-v", "--volume", kind=Kind.LIST, metavar="HOST:POD[:ro]", help="bind mount with mapped owners"),
+    _app("-v", "--volume", kind=Kind.LIST, metavar="HOST:POD[:ro,z]", help="bind mount with mapped owners; z, Z: label it for all pods, for this one"),
     _app("-m", "--memory", metavar="BYTES[k|m|g]", help="memory limit"),
     _app("--cpus", metavar="NUMBER", help="CPU limit, e.g. 1.5"),
     _app("--pids-limit", kind=Kind.INTEGER, metavar="N", help="limit of processes and threads"),
     _app("--cap-add", kind=Kind.LIST, metavar="CAP", help="grant a capability, a named relaxation"),
     _app("--cap-drop", kind=Kind.LIST, metavar="CAP", help="take a capability away; all: every one"),
+    _app(
+        "--security-opt",
+        kind=Kind.LIST,
+        metavar="OPTION",
+        help="label=disable, label=type:TYPE, label=level:LEVEL: of the whole pod; named relaxations",
+    ),
     _app("--stop-timeout", kind=Kind.INTEGER, metavar="SECONDS", help="from SIGTERM to SIGKILL; default 10"),
 )
 

@@ -89,6 +89,15 @@ def _machine(args: Arguments) -> MachineRequest:
     )
 
 
+def _security_options(args: Arguments) -> tuple[str, ...]:
+    """Return --security-opt of all apps; raises UsageError for one that is not known."""
+    words = tuple(word for app in args.apps for word in app.many("security_opt"))
+    for word in words:
+        if not word.startswith("label="):
+            raise UsageError(f"--security-opt {word[:80]!r} is not known", hint="label=disable, e.g.")
+    return words
+
+
 def _pod(args: Arguments, context: Context) -> PodRequest:
     uuid_file = args.text("uuid_file_save")
     return PodRequest(
@@ -98,6 +107,7 @@ def _pod(args: Arguments, context: Context) -> PodRequest:
         network=Network(args.required("net")),
         flavour=args.required("stage1"),
         machine=_machine(args),
+        label=request.label(_security_options(args)),
         uuid_file=Path(uuid_file).absolute() if uuid_file else None,
     )
 

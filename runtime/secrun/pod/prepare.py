@@ -23,7 +23,7 @@ from secrun.pod.removal import delete
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.states import Folder, LockedPod, create, new_uuid
 from secrun.record import record, replace
-from secrun.stage1 import bundle, flavours
+from secrun.stage1 import bundle, flavours, labels
 from secrun.stage1.bundle import Process
 from secrun.stage1.contract import Draft, Flavour
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
@@ -139,6 +139,8 @@ def _decide(
     processes = {}
     for app in apps:
         bundle.check_volumes(app.request.volumes)
+        for volume in app.request.volumes:
+            labels.check_relabel(volume)
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
     confined = confine.pod(pod.network, [(app.name, app.request, processes[app.name]) for app in apps])
     bundles = {
@@ -163,11 +165,14 @@ def _decide(
     )
     _check(flavour, manifest, pod)
     config = podconfig.contents(manifest, bundles, _etc_files(hostname, pod.network))
-    decided = flavour.decide(Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config))
+    draft = Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config, label=pod.label)
+    decided = flavour.decide(draft)
     files = dict(decided.files)
     if confined.outer_filter is not None:
         files[FILTER_NAME] = confined.outer_filter
-    return _Plan(manifest=replace(manifest, machine=decided.machine), config=config, files=files)
+    manifest = replace(manifest, machine=decided.machine, label=decided.label)
+    labels.check(manifest.label, manifest.relaxations)
+    return _Plan(manifest=manifest, config=config, files=files)
 
 
 def _etc_files(hostname: str, network: Network) -> dict[str, bytes]:
@@ -194,6 +199,7 @@ def _check(flavour: Flavour, manifest: PodManifest, pod: PodRequest) -> None:
 def _relaxations(pod: PodRequest, images: Sequence[StoredImage]) -> tuple[str, ...]:
     """Name what weakens the pod as a whole."""
     found = {"network:host"} if pod.network is Network.HOST else set[str]()
+    found.update(pod.label.relaxations)
     if any(image.admission.bypass for image in images):
         found.add("insecure-options:image")
     return tuple(sorted(found))

@@ -10,7 +10,9 @@ from secrun.errors import UsageError
 from secrun.image.fetch import FetchOptions
 from secrun.record import field, record
 from secrun.stage1.machine import MachineRequest
-from secrun.stage1.manifest import Limits, Network, Volume
+from secrun.stage1.manifest import Limits, Network, Relabel, Volume
+from secrun_policies.errors import PolicyError
+from secrun_policies.labels import LabelRequest, parse_options
 
 # appc AC name, and a file name, a unit name and a crun container name at once.
 _APP_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?\Z")
@@ -64,6 +66,7 @@ class PodRequest:
     network: Network = Network.NONE
     flavour: str = "nspawn"
     machine: MachineRequest = field(default_factory=MachineRequest)
+    label: LabelRequest = field(default_factory=LabelRequest)
     uuid_file: Path | None = None
 
 
@@ -169,10 +172,17 @@ def _split_escaped(text: str) -> list[str]:
 
 
 def volume(text: str) -> Volume:
-    """Parse HOST:POD[:ro|:rw]; the host side must exist; raises UsageError."""
+    """Parse HOST:POD[:ro|rw,z|Z]; the host side must exist; raises UsageError."""
     parts = _split_escaped(unicode_text(text, "volume"))
-    if len(parts) not in (2, 3) or (len(parts) == 3 and parts[2] not in ("ro", "rw")):
-        raise UsageError(f"volume {text!r} is not HOST:POD[:ro]", hint="write \\: for a colon in a path")
+    options = parts[2].split(",") if len(parts) == 3 else []
+    access = [word for word in options if word in ("ro", "rw")]
+    relabel = [word for word in options if word in ("z", "Z")]
+    if len(parts) not in (2, 3) or len(access) + len(relabel) != len(options):
+        raise UsageError(
+            f"volume {text!r} is not HOST:POD[:ro,z]", hint="write \\: for a colon in a path"
+        )
+    if len(access) > 1 or len(relabel) > 1:
+        raise UsageError(f"volume {text!r}: {parts[2]!r} says two things of one kind")
     source = Path(parts[0])
     if not source.is_absolute():
         raise UsageError(f"volume {text!r}: {parts[0]!r} is not an absolute path")
@@ -182,7 +192,20 @@ def volume(text: str) -> Volume:
     if not parts[1].startswith("/"):
         raise UsageError(f"volume {text!r}: {parts[1]!r} is not an absolute path")
     # The resolved path is what gets bound and measured, not a link that may change.
-    return Volume(source=str(source.resolve()), target=target, read_only=parts[2:] == ["ro"])
+    return Volume(
+        source=str(source.resolve()),
+        target=target,
+        read_only=access == ["ro"],
+        relabel=Relabel(relabel[0]) if relabel else Relabel.NONE,
+    )
+
+
+def label(words: Iterable[str]) -> LabelRequest:
+    """Take what --security-opt says of the label; raises UsageError."""
+    try:
+        return parse_options(words)
+    except PolicyError as error:
+        raise UsageError(error.message, hint=error.hint, code=error.code) from error
 
 
 def environment(

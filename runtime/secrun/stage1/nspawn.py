@@ -69,11 +69,13 @@ class NspawnFlavour:
             if controller not in offered
         ]
 
-    def decide(self, draft: "Draft") -> "Decided":  # noqa: ARG002 - the contract
-        """Nothing is added: what the pod sees at /pod is bound from the host."""
+    def decide(self, draft: "Draft") -> "Decided":
+        """Only the label is added: what the pod sees at /pod is bound from the host."""
+        from secrun.stage1 import labels
         from secrun.stage1.contract import Decided
+        from secrun_policies.labels import LabelKind
 
-        return Decided()
+        return Decided(label=labels.decide(LabelKind.CONTAINER, draft.label))
 
     def launch(self, pod: "PodOnDisk", undo: ExitStack) -> "Launch":
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""

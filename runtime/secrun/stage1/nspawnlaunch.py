@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from secrun import checkpoint
+from secrun import checkpoint, selinux
 from secrun.digest import Digest
 from secrun.errors import HostError
+from secrun.files import write_atomic
 from secrun.image import rootfs
-from secrun.stage1 import cgroups, places, units
+from secrun.launch import run
+from secrun.stage1 import cgroups, labels, places, units
 from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.imagebuild import Stage1Image, load_stage1, verify_stage1
 from secrun.stage1.imagemount import mount_image
+from secrun.stage1.labels import Assigned
 from secrun.stage1.manifest import Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
@@ -31,6 +34,7 @@ from secrun.syscalls import (
     MS_SLAVE,
     Syscalls,
 )
+from secrun_policies.labels import OWN_RUN
 
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
 
@@ -49,7 +53,17 @@ def _volume_binds(app: str, volumes: Sequence[Volume]) -> list[str]:
     ]
 
 
-def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple[str, ...]:
+def _labelled(label: Assigned | None) -> list[str]:
+    """Return the options that label what runs inside and what nspawn mounts for it."""
+    if label is None:
+        return []
+    words = [f"--selinux-apifs-context={label.file}"]
+    return [*words, f"--selinux-context={label.process}"] if label.process else words
+
+
+def command_line(
+    manifest: PodManifest, files: PodFiles, uid_base: int, label: Assigned | None = None
+) -> tuple[str, ...]:
     """Return the systemd-nspawn command of a pod; pure."""
     words = [PROGRAM, "--quiet", f"--directory={files.stage1_mount}", "--read-only"]
     words += [f"--private-users={uid_base}:{SIZE}", "--private-users-ownership=map"]
@@ -57,7 +71,7 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     words += [f"--hostname={manifest.hostname}"]
     words += ["--register=no", "--keep-unit", "--console=pipe", "--link-journal=no"]
     words += ["--resolv-conf=off", "--timezone=off"]
-    words += list(manifest.outer_arguments)
+    words += [*manifest.outer_arguments, *_labelled(label)]
     # Power off at once: no unit has to be stopped first, systemd-shutdown sends SIGTERM to every process.
     words.append("--kill-signal=SIGRTMIN+14")
     words.append(f"--setenv=SYSTEMD_UNIT_PATH={places.UNITS}")
@@ -74,6 +88,12 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     return tuple(words)
 
 
+def load_overlay() -> None:
+    """Load the file system that the pod will need: its label lets a pod make the kernel load nothing."""
+    if "\toverlay\n" not in Path("/proc/filesystems").read_text():
+        run(["modprobe", "overlay"])
+
+
 class NspawnLauncher:
     """Takes the steps of a start in order, each through one door to the kernel."""
 
@@ -84,7 +104,9 @@ class NspawnLauncher:
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""
         files = PodFiles(pod.path)
         manifest = pod.manifest
-        uid_range = acquire(manifest.uuid)
+        label = self._label(pod, undo)
+        with selinux.sockets_as("" if label is None else label.runtime):
+            uid_range = acquire(manifest.uuid)
         undo.callback(uid_range.guard.close)
         files.write_uid_base(uid_range.base)
         checkpoint.reached("uid-range")
@@ -94,34 +116,55 @@ class NspawnLauncher:
         undo.callback(lambda: cgroups.destroy(cgroups.host().pod(manifest.uuid)))
         group = cgroups.create(hierarchy, manifest.uuid, controllers)
         checkpoint.reached("cgroup")
-        attach = self._rw_and_host(files, manifest, uid_range.base, undo)
+        attach = self._rw_and_host(files, manifest, uid_range.base, label, undo)
         checkpoint.reached("attach-socket")
         procs = os.open(group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         undo.callback(os.close, procs)
         kill = os.open(group / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
         undo.callback(os.close, kill)
-        self._enter_private_mounts(hierarchy)
+        self._enter_private_mounts(hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
-        self._mount_images(pod, files)
+        self._mount_images(pod, files, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
         return Launch(
-            argv=command_line(manifest, files, uid_range.base),
+            argv=command_line(manifest, files, uid_range.base, label),
             attach_fd=attach.fileno(),
             cgroup_procs_fd=procs,
             cgroup_kill_fd=kill,
-            held_fds=(uid_range.guard.fileno(),),
+            held_fds=(uid_range.guard.fileno(), *(() if label is None else (label.guard_fd,))),
             filter_fd=self._filter(files, manifest, undo),
+            label="" if label is None else label.process,
+            file_label="" if label is None else label.file,
+            runtime_label="" if label is None else label.runtime,
         )
 
     @staticmethod
+    def _label(pod: PodOnDisk, undo: ExitStack) -> Assigned | None:
+        """Give the pod categories of its own, where it has a label; raises HostError if it lacks one."""
+        manifest = pod.manifest
+        labels.check(manifest.label, manifest.relaxations)
+        if manifest.label is None:
+            return None
+        load_overlay()
+        label = labels.assign(pod.layout, manifest.uuid, manifest.label)
+        undo.callback(os.close, label.guard_fd)
+        labels.label_volumes([volume for app in manifest.apps for volume in app.volumes], label)
+        return label
+
+    @staticmethod
     def _rw_and_host(
-        files: PodFiles, manifest: PodManifest, uid_base: int, undo: ExitStack
+        files: PodFiles, manifest: PodManifest, uid_base: int, label: Assigned | None, undo: ExitStack
     ) -> socket.socket:
-        """Give the pod its writable folder and a socket that it may connect to."""
+        """Give the pod its writable folder and a socket that it may connect to, labelled as its own."""
         files.make_writable(tuple(app.name for app in manifest.apps), uid_base)
-        listener = files.listen(files.attach_socket)
+        with selinux.sockets_as("" if label is None else label.runtime):
+            listener = files.listen(files.attach_socket)
         undo.callback(listener.close)
         os.chown(files.attach_socket, uid_base, uid_base)
+        if label is not None:
+            write_atomic(files.label, f"{label.process}\n".encode(), durable=False)
+            for path in (files.config, files.rw, files.host):
+                labels.label_tree(path, label.file)
         return listener
 
     @staticmethod
@@ -146,7 +189,7 @@ class NspawnLauncher:
         os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
-    def _enter_private_mounts(self, hierarchy: cgroups.Hierarchy) -> None:
+    def _enter_private_mounts(self, hierarchy: cgroups.Hierarchy, runtime_label: str) -> None:
         call = self._syscalls
         call.unshare(CLONE_NEWNS)
         # Slave, not private: a volume that the operator unmounts on the host must not be pinned by pods.
@@ -156,10 +199,11 @@ class NspawnLauncher:
             call.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", flags)
         # nspawn leaves a propagation folder per machine here; on a tmpfs of the pod's own nothing stays.
         _NSPAWN_RUN.mkdir(parents=True, exist_ok=True)
-        call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=1m")
+        data = "mode=700,size=1m" + (f',context="{OWN_RUN}"' if runtime_label else "")
+        call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
 
-    def _mount_images(self, pod: PodOnDisk, files: PodFiles) -> None:
-        self._mount_stage1(load_stage1(pod.layout, pod.manifest.stage1), files)
+    def _mount_images(self, pod: PodOnDisk, files: PodFiles, label: str) -> None:
+        self._mount_stage1(load_stage1(pod.layout, pod.manifest.stage1), files, label)
         for app in pod.manifest.apps:
             image = rootfs.load(pod.layout, app.image.rootfs)
             if image is None or image.verity_root != app.image.verity_root:
@@ -171,9 +215,9 @@ class NspawnLauncher:
             rootfs.verify_file(image)
             target = files.image_mount(app.name)
             target.mkdir(parents=True, exist_ok=True)
-            mount_image(self._syscalls, image.path, target, MS_NOSUID)
+            mount_image(self._syscalls, image.path, target, MS_NOSUID, label=label)
 
-    def _mount_stage1(self, image: Stage1Image, files: PodFiles) -> None:
+    def _mount_stage1(self, image: Stage1Image, files: PodFiles, label: str) -> None:
         verify_stage1(image)
         files.stage1_mount.mkdir(parents=True, exist_ok=True)
-        mount_image(self._syscalls, image.path, files.stage1_mount)
+        mount_image(self._syscalls, image.path, files.stage1_mount, label=label)

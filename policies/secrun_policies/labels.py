@@ -12,7 +12,6 @@ from typing import NamedTuple
 from secrun_policies.errors import PolicyError, near
 
 _CODE = "policy-label"
-PREFIX = "label="
 # Names of policy types are C identifiers with dots (checkpolicy's scanner).
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,127}\Z")
 _LEVEL = re.compile(r"s\d{1,2}(:c\d{1,4}(,c\d{1,4}){0,7})?\Z")
@@ -104,11 +103,6 @@ def merge(requests: Iterable[LabelRequest]) -> LabelRequest:
     if result.disable and (result.type or result.level):
         raise PolicyError("label=disable leaves nothing for label=type or label=level", code=_CODE)
     return result
-
-
-def parse_options(words: Iterable[str]) -> LabelRequest:
-    """Take every `label=...` of --security-opt and leave the other words alone; raises PolicyError."""
-    return merge(parse_option(word.removeprefix(PREFIX)) for word in words if word.startswith(PREFIX))
 
 
 def parse_assignments(text: str) -> dict[str, str]:

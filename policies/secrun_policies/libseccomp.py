@@ -22,6 +22,12 @@ def _binding() -> "ModuleType":
     return module
 
 
+def knows(name: str) -> bool:
+    """Tell whether the installed libseccomp knows a call of this name, of whatever architecture."""
+    seccomp = _binding()
+    return bool(seccomp.resolve_syscall(seccomp.Arch(), name) != -1)
+
+
 def validate_with_libseccomp(profile: SeccompProfile) -> None:
     """Raise PolicyError if the installed libseccomp does not know a syscall that `profile` names.
 

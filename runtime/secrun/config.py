@@ -36,16 +36,17 @@ def _main_file(places: Sequence[Path]) -> Iterator[Path]:
             return
 
 
-def _drop_ins(places: Sequence[Path]) -> Iterator[Path]:
+def drop_ins(places: Sequence[Path], name: str) -> Iterator[Path]:
+    """Yield the TOML files of the folders `name` in order; of one name the first place counts."""
     found: dict[str, Path] = {}
     for place in places:
-        folder = place / f"{FILE_NAME}.d"
+        folder = place / name
         names = os.listdir(folder) if folder.is_dir() else []
-        for name in names:
-            if name.endswith(".toml"):
-                found.setdefault(name, folder / name)
-    for name in sorted(found):
-        yield found[name]
+        for file in names:
+            if file.endswith(".toml"):
+                found.setdefault(file, folder / file)
+    for file in sorted(found):
+        yield found[file]
 
 
 def _read(path: Path) -> Tree:
@@ -86,7 +87,7 @@ def load(
 
     Raises UsageError for a file that cannot be read or understood, and for a key that is not one of `keys`.
     """
-    paths = [file] if file is not None else [*_main_file(places), *_drop_ins(places)]
+    paths = [file] if file is not None else [*_main_file(places), *drop_ins(places, f"{FILE_NAME}.d")]
     found: dict[str, Setting] = {}
     for path in paths:
         for key, value in _flatten(_read(path), path):

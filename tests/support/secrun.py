@@ -22,6 +22,17 @@ class Result:
     err: str
 
 
+# The same program, which looks for its files below another folder than /etc/secrun.
+_ELSEWHERE = """
+import sys
+from pathlib import Path
+from secrun import config
+config.PLACES = (Path({place!r}),)
+from secrun.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrun:
     """The command line with a fixed `--root` and `--run-root`."""
@@ -32,10 +43,15 @@ class Secrun:
     """A busybox image in this root."""
     options: tuple[str, ...] = ()
     """Options before every verb."""
+    place: Path | None = None
+    """Stands for /etc/secrun and its like."""
 
     def argv(self, *words: str | os.PathLike[str]) -> list[str]:
+        program = (
+            ("-m", "secrun") if self.place is None else ("-c", _ELSEWHERE.format(place=str(self.place)))
+        )
         return [
-            *(sys.executable, "-P", "-m", "secrun", "--root", str(self.root)),
+            *(sys.executable, "-P", *program, "--root", str(self.root)),
             *("--run-root", str(self.run_root)),
             *self.options,
             *(os.fspath(word) for word in words),

@@ -152,7 +152,7 @@ def test_a_bundle_shares_the_pods_namespaces_and_shows_its_etc():
         process=process,
         network=Network.NONE,
         read_only=True,
-        volumes=(Volume(source="/s", target="/t", read_only=True),),
+        extras=bundle.Extras(volumes=(Volume(source="/s", target="/t", read_only=True),)),
         process_confinement={"noNewPrivileges": True},
         linux_confinement={"maskedPaths": ["/proc/kcore"]},
     )
@@ -176,13 +176,13 @@ def test_the_confinement_cannot_be_overwritten_by_the_process():
 @pytest.mark.parametrize("target", ["relative", "/", "/proc", "/a/../b", "/dev/"])
 def test_volume_targets_that_would_break_the_app_are_refused(target):
     with pytest.raises(UsageError):
-        bundle.check_volumes([Volume(source="/s", target=target, read_only=False)])
+        bundle.check_targets(bundle.Extras(volumes=(Volume(source="/s", target=target, read_only=False),)))
 
 
 def test_one_target_twice_is_refused():
     volume = Volume(source="/s", target="/t", read_only=False)
     with pytest.raises(UsageError, match="two volumes"):
-        bundle.check_volumes([volume, volume])
+        bundle.check_targets(bundle.Extras(volumes=(volume, volume)))
 
 
 @given(st.text(), st.lists(st.tuples(st.integers(0, 1 << 31), st.integers(0, 1 << 31)), max_size=3))

@@ -76,7 +76,7 @@ def test_version_loads_only_what_is_allowed():
 
 def test_the_overview_loads_no_parser_and_no_dataclasses():
     tables = {
-        f"secrun.cli.options_{name}" for name in ("attest", "serve", "verifier")
+        f"secrun.cli.options_{name}" for name in ("attest", "policy", "security", "serve", "verifier")
     }  # the overview names every verb
     assert loaded_by("--help") - VERSION - SHARED - STANDARD - tables == set()
 

@@ -2,8 +2,9 @@
 
 import importlib
 
-from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, pull
-from secrun.cli.table import Kind, Option, Positional, Scope, Verb
+from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, app_option, pull
+from secrun.cli.options_security import SECURITY
+from secrun.cli.table import Kind, Option, Positional, Verb
 from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
 
 # Families of verbs with tables of their own: most starts of secrun need none of them.
@@ -14,12 +15,11 @@ FAMILIES = {
         "secrun.cli.options_serve:SERVE_VERBS",
     ),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
+    "policy": ("secrun.cli.options_policy:POLICY_VERBS",),
 }
 
 
-def _app(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = "") -> Option:  # noqa: A002 - argparse's word
-    return Option(flags=flags, help=help, kind=kind, metavar=metavar, scope=Scope.APP)
-
+_app = app_option
 
 UUID = Positional(name="uuid", help="the pod's UUID or a unique prefix of it")
 UUIDS = Positional(name="uuid", help="UUIDs or unique prefixes", count="+")
@@ -101,15 +101,13 @@ APP = (
     _app("-m", "--memory", metavar="BYTES[k|m|g]", help="memory limit"),
     _app("--cpus", metavar="NUMBER", help="CPU limit, e.g. 1.5"),
     _app("--pids-limit", kind=Kind.INTEGER, metavar="N", help="limit of processes and threads"),
-    _app("--cap-add", kind=Kind.LIST, metavar="CAP", help="grant a capability, a named relaxation"),
-    _app("--cap-drop", kind=Kind.LIST, metavar="CAP", help="take a capability away; all: every one"),
-    _app(
-        "--security-opt",
-        kind=Kind.LIST,
-        metavar="OPTION",
-        help="label=disable, label=type:TYPE, label=level:LEVEL: of the whole pod; named relaxations",
-    ),
     _app("--stop-timeout", kind=Kind.INTEGER, metavar="SECONDS", help="from SIGTERM to SIGKILL; default 10"),
+    *SECURITY,
+)
+
+STREAMS = (
+    Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="the app may read standard input"),
+    Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
 )
 
 _RUN_ONLY = (
@@ -137,8 +135,7 @@ VERBS: tuple[Verb, ...] = (
         summary="Do all of run but the start; prints the UUID",
         handler="secrun.cli.pods:prepare",
         options=(
-            Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="the app may read standard input"),
-            Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
+            *STREAMS,
             *POD,
             pull("missing"),
             *IMAGE,

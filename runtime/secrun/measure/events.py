@@ -36,6 +36,9 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
             "image": str(app.image.manifest),
             "tree": str(app.image.tree),
             "relaxations": list(app.relaxations),
+            "profile": app.security.profile,
+            "confinement": "" if app.security.confinement is None else str(app.security.confinement),
+            "seccomp": "" if app.security.seccomp_digest is None else str(app.security.seccomp_digest),
         }
         for app in manifest.apps
     ]
@@ -48,6 +51,7 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
             "tree": str(manifest.stage1_tree),
         },
         "relaxations": list(manifest.relaxations),
+        "policy": "" if manifest.policy is None else str(manifest.policy),
         "apps": apps,
     }
 

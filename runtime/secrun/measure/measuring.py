@@ -201,9 +201,15 @@ class Measuring:
             self._warn(f"warning: {error.message}")
         journal.note(self._layout, option=self._bypass, what=Operation.POD_GC.value, subject=pod)
 
-    def denied(self, subject: str, error: SecrunError) -> None:
-        """Measure that something was refused; a failure to do so is told to the log later."""
-        fields: JsonObject = {"what": "image", "subject": subject[:500], "code": error.code}
+    def denied(self, subject: str, error: SecrunError, *, what: str = "image") -> None:
+        """Measure that something was refused; a failure to do so is told to the log later.
+
+        `what` says what was refused: `image` (by the trust policy), `policy` (a pod, by a rule), `enter`.
+        """
+        fields: JsonObject = {"what": what, "subject": subject[:500], "code": error.code}
+        if what != "image":
+            # The rule and its file: what the trust policy says may quote a whole signature.
+            fields["why"] = error.message[:1000]
         try:
             if self._settings.mode is not Mode.OFF:
                 with self._open("the denial is not measured", attentive=True) as log:

@@ -8,11 +8,12 @@ import struct
 from pathlib import Path
 from typing import NoReturn
 
-from secrun.errors import HostError, StateError, UsageError
+from secrun.errors import DeniedError, HostError, StateError, UsageError
 from secrun.image import rootfs
 from secrun.jsonio import JsonObject, parse_object
 from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
+from secrun.pod import policy
 from secrun.pod.inside import open_path
 from secrun.pod.process import resolve_user
 from secrun.pod.request import USUAL_TERMINAL, terminal_size
@@ -121,7 +122,13 @@ def enter(layout: Layout, text: str, request: EnterRequest, measuring: Measuring
     if found.state is not State.RUNNING:
         raise StateError(f"pod {found.uuid} is {found.state}, expected running", code="state-not-running")
     files = PodFiles(found.path)
-    app = _choose(files.read_manifest(), request.app)
+    manifest = files.read_manifest()
+    app = _choose(manifest, request.app)
+    try:
+        policy.hold_entry(layout, manifest, app.name)
+    except DeniedError as error:
+        measuring.denied(found.uuid, error, what="enter")
+        raise
     if request.terminal and not os.isatty(0):
         raise HostError(
             "-t needs a terminal on standard input", hint="leave out -t", code="host-no-terminal"

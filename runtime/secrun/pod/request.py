@@ -8,11 +8,10 @@ from pathlib import Path
 
 from secrun.errors import UsageError
 from secrun.image.fetch import FetchOptions
+from secrun.pod.security import SecurityRequest
 from secrun.record import field, record
 from secrun.stage1.machine import MachineRequest
 from secrun.stage1.manifest import Limits, Network, Relabel, Volume
-from secrun_policies.errors import PolicyError
-from secrun_policies.labels import LabelRequest, parse_options
 
 # appc AC name, and a file name, a unit name and a crun container name at once.
 _APP_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?\Z")
@@ -51,8 +50,7 @@ class AppRequest:
     stdin: bool = False
     volumes: tuple[Volume, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    cap_add: tuple[str, ...] = ()
-    cap_drop: tuple[str, ...] = ()
+    security: SecurityRequest = field(default_factory=SecurityRequest)
     stop_timeout_seconds: int = DEFAULT_STOP_TIMEOUT_SECONDS
 
 
@@ -66,7 +64,6 @@ class PodRequest:
     network: Network = Network.NONE
     flavour: str = "nspawn"
     machine: MachineRequest = field(default_factory=MachineRequest)
-    label: LabelRequest = field(default_factory=LabelRequest)
     uuid_file: Path | None = None
 
 
@@ -198,14 +195,6 @@ def volume(text: str) -> Volume:
         read_only=access == ["ro"],
         relabel=Relabel(relabel[0]) if relabel else Relabel.NONE,
     )
-
-
-def label(words: Iterable[str]) -> LabelRequest:
-    """Take what --security-opt says of the label; raises UsageError."""
-    try:
-        return parse_options(words)
-    except PolicyError as error:
-        raise UsageError(error.message, hint=error.hint, code=error.code) from error
 
 
 def environment(

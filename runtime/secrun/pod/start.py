@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from typing import NoReturn
 
 from secrun import checkpoint, selinux
-from secrun.errors import HostError, StateError
+from secrun.errors import DeniedError, HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
-from secrun.pod import exits, podconfig
+from secrun.pod import exits, podconfig, policy
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
 from secrun.record import record
@@ -50,6 +50,11 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
     files = PodFiles(pod.path)
     manifest = files.read_manifest()
     podconfig.check(files, manifest)
+    try:
+        policy.hold_again(pod.layout, manifest)
+    except DeniedError as error:
+        options.measuring.denied(pod.uuid, error, what="policy")
+        raise
     stdio = _stdio(manifest, options)
     flavour = flavours.load(manifest.flavour)
     agent = agent_path()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self
 from secrun.digest import Digest
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
-from secrun.record import record
+from secrun.record import field, record
+from secrun.stage1.security import AppSecurity
 
 if TYPE_CHECKING:
     from secrun.stage1.label import Label
@@ -73,15 +74,29 @@ class Volume:
 
 @record
 class Limits:
-    """Resource limits of an app; None means none. Memory in bytes, CPU in thousandths of a core."""
+    """Resource limits of an app; None means none. Memory in bytes, CPU in thousandths of a core.
+
+    `swap_bytes` is swap alone, -1 without a limit; without a word a limit of memory allows none. Weights are
+    cgroup2's, 1 to 10,000.
+    """
 
     memory_bytes: int | None = None
     cpu_millis: int | None = None
     pids: int | None = None
+    swap_bytes: int | None = None
+    cpu_weight: int | None = None
+    io_weight: int | None = None
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
-        return {"memory_bytes": self.memory_bytes, "cpu_millis": self.cpu_millis, "pids": self.pids}
+        return {
+            "memory_bytes": self.memory_bytes,
+            "cpu_millis": self.cpu_millis,
+            "pids": self.pids,
+            "swap_bytes": self.swap_bytes,
+            "cpu_weight": self.cpu_weight,
+            "io_weight": self.io_weight,
+        }
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -90,6 +105,9 @@ class Limits:
             memory_bytes=fields.optional_integer("memory_bytes"),
             cpu_millis=fields.optional_integer("cpu_millis"),
             pids=fields.optional_integer("pids"),
+            swap_bytes=fields.optional_integer("swap_bytes"),
+            cpu_weight=fields.optional_integer("cpu_weight"),
+            io_weight=fields.optional_integer("io_weight"),
         )
         fields.end()
         return limits
@@ -97,8 +115,15 @@ class Limits:
     @property
     def controllers(self) -> tuple[str, ...]:
         """Return the cgroup2 controllers that these limits need."""
-        wanted = (("memory", self.memory_bytes), ("cpu", self.cpu_millis), ("pids", self.pids))
-        return tuple(name for name, value in wanted if value is not None)
+        wanted = (
+            ("memory", self.memory_bytes),
+            ("memory", self.swap_bytes),
+            ("cpu", self.cpu_millis),
+            ("cpu", self.cpu_weight),
+            ("pids", self.pids),
+            ("io", self.io_weight),
+        )
+        return tuple(dict.fromkeys(name for name, value in wanted if value is not None))
 
 
 @record
@@ -167,6 +192,7 @@ class AppManifest:
     capabilities: tuple[str, ...]
     relaxations: tuple[str, ...]
     bundle: Digest
+    security: AppSecurity = field(default_factory=AppSecurity)
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -190,6 +216,7 @@ class AppManifest:
             "capabilities": list(self.capabilities),
             "relaxations": list(self.relaxations),
             "bundle": str(self.bundle),
+            "security": self.security.to_json(),
         }
 
     @classmethod
@@ -215,6 +242,7 @@ class AppManifest:
             capabilities=fields.texts("capabilities"),
             relaxations=fields.texts("relaxations"),
             bundle=Digest.parse(fields.text("bundle")),
+            security=AppSecurity.from_fields(fields.object("security")),
         )
         fields.end()
         return app
@@ -257,6 +285,10 @@ class PodManifest:
     """The pod's virtual machine, if its flavour starts one."""
     label: "Label | None" = None
     """The pod's SELinux label, where the kernel has SELinux."""
+    policy: Digest | None = None
+    """The policy files that it was prepared under; None if there were none."""
+    strict_read_back: bool = False
+    """End the pod if the kernel enforces less than was compiled."""
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON that is stored and measured."""
@@ -276,6 +308,8 @@ class PodManifest:
                 "apps": [app.to_json() for app in self.apps],
                 "machine": None if self.machine is None else self.machine.to_json(),
                 "label": None if self.label is None else self.label.to_json(),
+                "policy": "" if self.policy is None else str(self.policy),
+                "strict_read_back": self.strict_read_back,
             }
         )
 
@@ -300,6 +334,8 @@ class PodManifest:
             apps=tuple(AppManifest.from_fields(item) for item in fields.objects("apps")),
             machine=_machine(fields.optional_object("machine")),
             label=_label(fields.optional_object("label")),
+            policy=Digest.parse(text) if (text := fields.text("policy")) else None,
+            strict_read_back=fields.flag("strict_read_back"),
         )
         fields.end()
         return manifest

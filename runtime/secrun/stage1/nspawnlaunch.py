@@ -6,6 +6,7 @@ however it dies, no mount is left.
 
 import os
 import socket
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +22,7 @@ from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.imagebuild import Stage1Image, load_stage1, verify_stage1
 from secrun.stage1.imagemount import mount_image
 from secrun.stage1.labels import Assigned
-from secrun.stage1.manifest import Network, PodManifest, Volume
+from secrun.stage1.manifest import AppManifest, Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE, acquire
@@ -61,6 +62,15 @@ def _labelled(label: Assigned | None) -> list[str]:
     return [*words, f"--selinux-context={label.process}"] if label.process else words
 
 
+def _device_binds(files: PodFiles, app: AppManifest) -> list[str]:
+    return [
+        _bind(
+            files.device_node(app.name, index), places.device(app.name, index), read_only=False, idmap=False
+        )
+        for index, _ in enumerate(app.security.devices)
+    ]
+
+
 def command_line(
     manifest: PodManifest, files: PodFiles, uid_base: int, label: Assigned | None = None
 ) -> tuple[str, ...]:
@@ -84,6 +94,7 @@ def command_line(
     for app in manifest.apps:
         words.append(_bind(files.image_mount(app.name), places.image(app.name), read_only=True))
         words += _volume_binds(app.name, app.volumes)
+        words += _device_binds(files, app)
     words += ["--boot", "--", f"--unit={units.TARGET}"]
     return tuple(words)
 
@@ -125,6 +136,7 @@ class NspawnLauncher:
         self._enter_private_mounts(hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
         self._mount_images(pod, files, "" if label is None else label.file)
+        self._make_devices(manifest, files, uid_range.base, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
         return Launch(
             argv=command_line(manifest, files, uid_range.base, label),
@@ -201,6 +213,27 @@ class NspawnLauncher:
         _NSPAWN_RUN.mkdir(parents=True, exist_ok=True)
         data = "mode=700,size=1m" + (f',context="{OWN_RUN}"' if runtime_label else "")
         call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
+
+    def _make_devices(self, manifest: PodManifest, files: PodFiles, uid_base: int, label: str) -> None:
+        """Make nodes of the pod's own for the host's devices, on a mount that only the pod's processes have.
+
+        The host's owner of a node has no name in the pod; whoever is in the app may open what it was given.
+        """
+        if not any(app.security.devices for app in manifest.apps):
+            return
+        files.devices.mkdir(parents=True, exist_ok=True)
+        data = "mode=700,size=1m" + (f',context="{label}"' if label else "")
+        self._syscalls.mount("tmpfs", str(files.devices), "tmpfs", MS_NOSUID | MS_NOEXEC, data)
+        for app in manifest.apps:
+            for index, device in enumerate(app.security.devices):
+                found = Path(device.source).stat()
+                kind = stat.S_IFMT(found.st_mode)
+                if kind not in (stat.S_IFCHR, stat.S_IFBLK):
+                    raise HostError(f"{device.source} is no longer a device", code="host-device")
+                node = files.device_node(app.name, index)
+                os.mknod(node, kind | 0o600, found.st_rdev)
+                node.chmod(0o666)
+                os.chown(node, uid_base, uid_base)
 
     def _mount_images(self, pod: PodOnDisk, files: PodFiles, label: str) -> None:
         self._mount_stage1(load_stage1(pod.layout, pod.manifest.stage1), files, label)

@@ -69,6 +69,15 @@ class PodFiles:
         """Mount point of the stage1 image, in the pod's mount namespace only."""
         return self.path / "mnt" / "stage1"
 
+    @property
+    def devices(self) -> Path:
+        """Mount point of the pod's own device nodes, in the pod's mount namespace only."""
+        return self.path / "mnt" / "devices"
+
+    def device_node(self, app: str, index: int) -> Path:
+        """Return the pod's own node for an app's n-th device."""
+        return self.devices / f"{app}-{index}"
+
     def image_mount(self, app: str) -> Path:
         """Mount point of an app's rootfs image, in the pod's mount namespace only."""
         return self.path / "mnt" / "images" / app

@@ -44,9 +44,16 @@ def _shim(app: AppManifest) -> str:
 def _limits(app: AppManifest) -> list[str]:
     lines: list[str] = []
     if app.limits.memory_bytes is not None:
-        lines += [f"MemoryMax={app.limits.memory_bytes}", "MemorySwapMax=0"]
+        lines.append(f"MemoryMax={app.limits.memory_bytes}")
+    swap = app.limits.swap_bytes
+    if swap is not None or app.limits.memory_bytes is not None:
+        lines.append(f"MemorySwapMax={'infinity' if swap == -1 else swap or 0}")
     if app.limits.cpu_millis is not None:
         lines.append(f"CPUQuota={app.limits.cpu_millis / 10:g}%")
+    if app.limits.cpu_weight is not None:
+        lines.append(f"CPUWeight={app.limits.cpu_weight}")
+    if app.limits.io_weight is not None:
+        lines.append(f"IOWeight={app.limits.io_weight}")
     if app.limits.pids is not None:
         # The shim is one process of the unit; the app may have all that was promised.
         lines.append(f"TasksMax={app.limits.pids + 1}")

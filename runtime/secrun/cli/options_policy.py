@@ -1,0 +1,35 @@
+"""The verbs on profiles and rules."""
+
+from secrun.cli.options import APP, POD, STREAMS, UUID
+from secrun.cli.options_common import FORMAT, IMAGE, pull
+from secrun.cli.table import Verb
+
+POLICY_VERBS = (
+    Verb(
+        words=("policy", "show"),
+        summary="Show the policy in force: its files, profiles and rules",
+        handler="secrun.cli.policy:show",
+        options=(FORMAT,),
+    ),
+    Verb(
+        words=("policy", "explain"),
+        summary="Tell what confines each app of a pod, what was relaxed, and which rules are about it",
+        handler="secrun.cli.policy:explain",
+        positionals=(UUID,),
+        options=(FORMAT,),
+    ),
+    Verb(
+        words=("policy", "check"),
+        summary="Tell whether a pod would be allowed, and prepare nothing; exits 120 if not",
+        handler="secrun.cli.policy:check",
+        options=(*STREAMS, *POD, pull("missing"), *IMAGE, *APP),
+        takes_apps=True,
+        examples=("secrun policy check --net=host docker://registry.example/app:1 --cap-add NET_ADMIN",),
+    ),
+    Verb(
+        words=("policy", "test"),
+        summary="Try the [[test]] tables of the policy files",
+        handler="secrun.cli.policy:test",
+        options=(FORMAT,),
+    ),
+)

@@ -171,10 +171,9 @@ def choose(kind: LabelKind, asked: LabelRequest, host: HostContexts) -> Contexts
     runtime = OWN_RUNTIME if host.defined(OWN_RUNTIME) else ""
     own = Contexts(process=OWN_PROCESS, file=OWN_FILE) if kind is LabelKind.CONTAINER else None
     for found in (_named(kind, host), own):
-        if found is None or not host.defined(found.process) or not host.defined(found.file):
-            continue
-        found = found._replace(runtime=runtime if kind is LabelKind.CONTAINER else "")
-        return _asked_for(asked, found, host)
+        if found is not None and host.defined(found.process) and host.defined(found.file):
+            of_secrun = runtime if kind is LabelKind.CONTAINER else ""
+            return _asked_for(asked, found._replace(runtime=of_secrun), host)
     return None
 
 

@@ -50,9 +50,7 @@ def label(apps: Sequence[AppRequest]) -> LabelRequest:
     A privileged app has none, as with podman: what it may touch is not its own.
     """
     try:
-        asked = labels.merge(
-            labels.parse_option(word) for app in apps for word in app.security.labels
-        )
+        asked = labels.merge(labels.parse_option(word) for app in apps for word in app.security.labels)
         if any(app.security.privileged for app in apps):
             return labels.merge((asked, LabelRequest(disable=True)))
     except PolicyError as error:

@@ -29,8 +29,8 @@ from secrun.stage1.contract import Draft, Flavour
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
 from secrun.stage1.podfiles import FILTER_NAME, PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
-from secrun_policies.labels import LabelRequest
 from secrun_policies import rules
+from secrun_policies.labels import LabelRequest
 from secrun_policies.rules import PolicySet, ReadBack
 
 
@@ -243,9 +243,7 @@ def _check(flavour: Flavour, manifest: PodManifest, pod: PodRequest) -> None:
         raise HostError(f"{problem.subject} {problem.text}", hint=problem.hint, code="host-refused")
 
 
-def _relaxations(
-    pod: PodRequest, label: LabelRequest, images: Sequence[StoredImage]
-) -> tuple[str, ...]:
+def _relaxations(pod: PodRequest, label: LabelRequest, images: Sequence[StoredImage]) -> tuple[str, ...]:
     """Name what weakens the pod as a whole."""
     found = {"network:host"} if pod.network is Network.HOST else set[str]()
     found.update(label.relaxations)

@@ -175,9 +175,7 @@ def volume(text: str) -> Volume:
     access = [word for word in options if word in ("ro", "rw")]
     relabel = [word for word in options if word in ("z", "Z")]
     if len(parts) not in (2, 3) or len(access) + len(relabel) != len(options):
-        raise UsageError(
-            f"volume {text!r} is not HOST:POD[:ro,z]", hint="write \\: for a colon in a path"
-        )
+        raise UsageError(f"volume {text!r} is not HOST:POD[:ro,z]", hint="write \\: for a colon in a path")
     if len(access) > 1 or len(relabel) > 1:
         raise UsageError(f"volume {text!r}: {parts[2]!r} says two things of one kind")
     source = Path(parts[0])

@@ -1,4 +1,4 @@
-"""The SELinux label of a pod as its manifest has it: decided when it is prepared, completed when it starts."""
+"""The SELinux label of a pod as its manifest has it: decided at its preparation, completed at its start."""
 
 from typing import TYPE_CHECKING, Self
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @record
 class Label:
-    """Contexts without the pair of categories, which the pod gets when it starts, unless `level` is fixed."""
+    """Contexts without the pair of categories, which a pod gets when it starts unless `level` is fixed."""
 
     process: str
     """Of everything inside the pod; empty leaves it in the caller's (label=disable on some policies)."""

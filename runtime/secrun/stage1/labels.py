@@ -1,8 +1,8 @@
 """Label a pod: decide with the host's policy, take categories of its own, label what it is given.
 
-The pair of categories is what keeps one pod from another under a policy of one type for all. It comes from a
-registry of locked files below the run root: a file is locked as long as a process of its pod lives, so a pair
-is never shared by two live pods, and nothing has to be cleaned after a crash.
+The pair of categories is what keeps one pod from another under a policy of one type for all. It comes from
+a registry of locked files below the run root: a file is locked as long as a process of its pod lives, so a
+pair is never shared by two live pods, and nothing has to be cleaned after a crash.
 """
 
 import os
@@ -34,7 +34,7 @@ from secrun_policies.labels import (
 
 # So many taken pairs in a row cannot be chance.
 _ATTEMPTS = 4096
-# Labelling these would label the host itself; podman refuses them likewise (selinux.CheckLabel of go-selinux).
+# Labelling these would label the host itself; podman refuses them likewise (go-selinux).
 _NEVER = frozenset(
     Path(text)
     for text in (
@@ -72,7 +72,7 @@ _MAX_DEPTH = 256
 
 @record
 class Assigned:
-    """The label of a pod that starts: whole contexts, and the lock of its categories, owned by the caller."""
+    """The label of a pod that starts: whole contexts, and its categories' lock, owned by the caller."""
 
     process: str
     file: str
@@ -104,18 +104,16 @@ def decide(kind: LabelKind, asked: LabelRequest) -> Label | None:
     if found is None:
         if mode is Mode.ENFORCING and not asked.disable:
             raise HostError(
-                f"the kernel enforces the SELinux policy {selinux.policy_name()!r}, which has no type for pods",
+                f"SELinux is enforced, and its policy {selinux.policy_name()!r} has no type for pods",
                 hint="secrun policy install selinux",
                 code="host-selinux",
             )
         return None
-    return Label(
-        process=found.process, file=found.file, runtime=found.runtime, level=asked.level or ""
-    )
+    return Label(process=found.process, file=found.file, runtime=found.runtime, level=asked.level or "")
 
 
 def check(label: Label | None, relaxations: Sequence[str]) -> None:
-    """Raise HostError if a pod would start without a label where the kernel enforces, or cannot get its own."""
+    """Raise HostError if a pod would start unlabelled where the kernel enforces, or cannot get its label."""
     mode = selinux.mode()
     if label is None and mode is Mode.ENFORCING and "label:disable" not in relaxations:
         raise HostError(

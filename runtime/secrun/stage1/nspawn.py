@@ -3,6 +3,7 @@
 What only a start needs lies in nspawnlaunch, so that the end of a pod does not load it.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -85,5 +86,12 @@ class NspawnFlavour:
         return NspawnLauncher(LinuxSyscalls()).launch(pod, undo)
 
     def cleanup(self, uuid: str) -> None:
-        """Kill and remove the pod's cgroup; all else ends with the pod's processes."""
+        """Kill and remove the pod's cgroup; all else ends with the pod's processes.
+
+        But a start that was killed between two calls may have left a device.
+        """
         cgroups.destroy(cgroups.host().pod(uuid))
+        if any(name.startswith("dm-") for name in os.listdir("/sys/block")):
+            from secrun.stage1.devicemapper import remove_left
+
+            remove_left(uuid)

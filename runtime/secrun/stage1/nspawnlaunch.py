@@ -16,11 +16,14 @@ from secrun.digest import Digest
 from secrun.errors import HostError
 from secrun.files import write_atomic
 from secrun.image import rootfs
+from secrun.image.rootfs import RootfsImage
 from secrun.launch import run
-from secrun.stage1 import cgroups, labels, places, units
+from secrun.record import record
+from secrun.stage1 import cgroups, devicemapper, labels, places, units
 from secrun.stage1.contract import Launch, PodOnDisk
+from secrun.stage1.devicemapper import DeviceMapper, VerityTable
 from secrun.stage1.imagebuild import Stage1Image, load_stage1, verify_stage1
-from secrun.stage1.imagemount import mount_image
+from secrun.stage1.imagemount import mount_image, mount_verified
 from secrun.stage1.labels import Assigned
 from secrun.stage1.manifest import AppManifest, Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
@@ -135,7 +138,7 @@ class NspawnLauncher:
         undo.callback(os.close, kill)
         self._enter_private_mounts(hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
-        self._mount_images(pod, files, "" if label is None else label.file)
+        self._mount_images(pod, files, "" if label is None else label.file, undo)
         self._make_devices(manifest, files, uid_range.base, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
         return Launch(
@@ -235,9 +238,14 @@ class NspawnLauncher:
                 node.chmod(0o666)
                 os.chown(node, uid_base, uid_base)
 
-    def _mount_images(self, pod: PodOnDisk, files: PodFiles, label: str) -> None:
-        self._mount_stage1(load_stage1(pod.layout, pod.manifest.stage1), files, label)
-        for app in pod.manifest.apps:
+    def _mount_images(self, pod: PodOnDisk, files: PodFiles, label: str, undo: ExitStack) -> None:
+        """Mount stage1 and every app's image; where the kernel checks blocks, nobody reads them before."""
+        mapper = devicemapper.open_mapper()
+        if mapper is not None:
+            undo.callback(mapper.close)
+        mounts = _Mounts(call=self._syscalls, uuid=pod.manifest.uuid, mapper=mapper, label=label)
+        mounts.stage1(load_stage1(pod.layout, pod.manifest.stage1), files.stage1_mount)
+        for number, app in enumerate(pod.manifest.apps, 1):
             image = rootfs.load(pod.layout, app.image.rootfs)
             if image is None or image.verity_root != app.image.verity_root:
                 raise HostError(
@@ -245,12 +253,37 @@ class NspawnLauncher:
                     hint="fetch the image and prepare the pod again",
                     code="image-rootfs-changed",
                 )
-            rootfs.verify_file(image)
-            target = files.image_mount(app.name)
-            target.mkdir(parents=True, exist_ok=True)
-            mount_image(self._syscalls, image.path, target, MS_NOSUID, label=label)
+            mounts.app(number, image, files.image_mount(app.name))
 
-    def _mount_stage1(self, image: Stage1Image, files: PodFiles, label: str) -> None:
-        verify_stage1(image)
-        files.stage1_mount.mkdir(parents=True, exist_ok=True)
-        mount_image(self._syscalls, image.path, files.stage1_mount, label=label)
+
+@record
+class _Mounts:
+    """Mounts the images of one pod, each checked in one of two ways."""
+
+    call: Syscalls
+    uuid: str
+    mapper: DeviceMapper | None
+    """None where the kernel has no dm-verity: the whole file is read and checked first."""
+    label: str
+
+    def stage1(self, image: Stage1Image, target: Path) -> None:
+        if self.mapper is None:
+            verify_stage1(image)
+        verity = VerityTable(data_size=image.data_size, root=image.verity_root, salt=image.verity_salt)
+        self._mount(0, image.path, verity, target, 0)
+
+    def app(self, number: int, image: RootfsImage, target: Path) -> None:
+        if self.mapper is None:
+            rootfs.verify_file(image)
+        verity = VerityTable(data_size=image.data_size, root=image.verity_root, salt=image.verity_salt)
+        self._mount(number, image.path, verity, target, MS_NOSUID)
+
+    def _mount(self, number: int, path: Path, verity: VerityTable, target: Path, flags: int) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        if self.mapper is None:
+            mount_image(self.call, path, target, flags, label=self.label)
+            return
+        name = devicemapper.name_of(self.uuid, number)
+        mount_verified(
+            self.call, path, target, flags, mapper=self.mapper, name=name, verity=verity, label=self.label
+        )

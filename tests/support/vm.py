@@ -32,7 +32,7 @@ PACKAGES = (
     # The judge of what is measured.
     "tpm2-tools",
     *("systemd-sysv", "udev", "dbus", "kmod", "linux-image-cloud-amd64"),
-    *("selinux-policy-default", "policycoreutils", "semodule-utils", "auditd"),
+    *("selinux-policy-default", "policycoreutils", "auditd", "dmsetup"),
 )
 DISK_BYTES = 3 << 30
 MEMORY_MIB = 2048

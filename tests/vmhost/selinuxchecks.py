@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from vmhost.kit import (
-    CGROUPS,
     IDLE,
     LAYOUT,
     RELAXED,
@@ -21,6 +20,7 @@ from vmhost.kit import (
     after_the_power_cut,
     check,
     eventually,
+    group,
     note,
     noted,
     nothing_remains,
@@ -59,7 +59,7 @@ def unexpected() -> list[str]:
 
 
 def processes(uuid: str) -> list[int]:
-    files = (CGROUPS / uuid).rglob("cgroup.procs")
+    files = group(uuid).rglob("cgroup.procs")
     return [int(word) for file in files for word in file.read_text().split()]
 
 

@@ -63,20 +63,26 @@ def processes(uuid: str) -> list[int]:
     return [int(word) for file in files for word in file.read_text().split()]
 
 
-def contexts(uuid: str) -> set[str]:
-    """Return the contexts of all that runs inside a pod."""
-    found = set()
+def inside(uuid: str) -> list[tuple[int, str, str]]:
+    """Return PID, name and context of all that runs inside a pod and is still there."""
+    found = []
     for pid in processes(uuid):
-        comm = Path(f"/proc/{pid}/comm").read_text().strip()
-        if comm != "systemd-nspawn":
-            found.add(Path(f"/proc/{pid}/attr/current").read_text().rstrip("\0\n"))
+        try:
+            comm, context = (Path(f"/proc/{pid}/{name}").read_text() for name in ("comm", "attr/current"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the idle app's sleep
+        if comm != "systemd-nspawn\n":
+            found.append((pid, comm.strip(), context.rstrip("\0\n")))
     return found
+
+
+def contexts(uuid: str) -> set[str]:
+    return {context for _, _, context in inside(uuid)}
 
 
 def app(uuid: str) -> int:
     """Return the PID of the app of a pod that idles."""
-    (pid,) = (pid for pid in processes(uuid) if Path(f"/proc/{pid}/comm").read_text() == "sh\n")
-    return pid
+    return min(pid for pid, comm, _ in inside(uuid) if comm == "sh")
 
 
 def detached(*options: str) -> str:

@@ -48,9 +48,14 @@ LEFT_OUT = (
 )
 
 GUEST_FOLDER = "opt/secrun-test"
+SHELL_WORD = "secrun.shell"
 # Ends with the test, however it ends: the machine is switched off by its failure too.
+PAYLOAD = """ExecStartPre=/bin/tar -C / -xf /dev/vdb
+ExecStartPre=/sbin/restorecon -R /usr/local/lib/python3.11/dist-packages/secrun
+"""
 UNIT = f"""[Unit]
 Description=tests of secrun
+ConditionKernelCommandLine=!{SHELL_WORD}
 After=systemd-user-sessions.service
 SuccessAction=poweroff-force
 FailureAction=poweroff-force
@@ -58,16 +63,31 @@ FailureAction=poweroff-force
 [Service]
 Type=oneshot
 WorkingDirectory=-/{GUEST_FOLDER}
-ExecStartPre=/bin/tar -C / -xf /dev/vdb
-ExecStartPre=/sbin/restorecon -R /usr/local/lib/python3.11/dist-packages/secrun
-ExecStart=/usr/bin/python3 -B -m vmhost.guest /dev/ttyS1
+{PAYLOAD}ExecStart=/usr/bin/python3 -B -m vmhost.guest /dev/ttyS1
 StandardOutput=journal+console
 StandardError=journal+console
+"""
+# A shell of root's, logged in as people are, on the same machine with the same things in it.
+SHELL = f"""[Unit]
+Description=shell on the console
+ConditionKernelCommandLine={SHELL_WORD}
+After=systemd-user-sessions.service
+Conflicts=serial-getty@ttyS0.service
+Before=serial-getty@ttyS0.service
+SuccessAction=poweroff-force
+FailureAction=poweroff-force
+
+[Service]
+Type=idle
+{PAYLOAD}ExecStart=/sbin/agetty --autologin root --noclear --keep-baud 115200 ttyS0 linux
+TTYPath=/dev/ttyS0
+TTYReset=yes
 """
 FILES = {
     "etc/fstab": "/dev/vda / ext4 defaults 0 1\n",
     "etc/hostname": "vmhost\n",
     "etc/systemd/system/secrun-test.service": UNIT,
+    "etc/systemd/system/secrun-shell.service": SHELL,
     "etc/selinux/config": "SELINUX=enforcing\nSELINUXTYPE=default\n",
     "usr/local/bin/secrun": '#!/bin/sh\nexec /usr/bin/python3 -P -m secrun "$@"\n',
 }
@@ -170,7 +190,8 @@ def _furnish(tree: Path) -> None:
         (units / name).symlink_to("/dev/null")
     wants = units / "multi-user.target.wants"
     wants.mkdir(exist_ok=True)
-    (wants / "secrun-test.service").symlink_to("../secrun-test.service")
+    for name in ("secrun-test.service", "secrun-shell.service"):
+        (wants / name).symlink_to(f"../{name}")
 
 
 def _needed(name: str, extra: str = "") -> Iterator[str]:
@@ -233,21 +254,7 @@ def boot(machine: Machine, given: Boot, folder: Path) -> list[dict[str, object]]
     """
     folder.mkdir()
     console, results = folder / "console.log", folder / "results.jsonl"
-    kernel = ["root=/dev/vda", "rw", "console=ttyS0", "panic=-1", "quiet", "systemd.show_status=false"]
-    # No denial may be lost, neither before auditd runs nor in a burst.
-    kernel += ["security=selinux", "selinux=1", "enforcing=1", "audit=1", "audit_backlog_limit=8192"]
-    argv = [
-        *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        # Emulated, the system management mode does not come back from a sleep.
-        *("-machine", "q35,smm=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
-        *("-m", str(MEMORY_MIB), "-kernel", str(machine.kernel), "-initrd", str(machine.initrd)),
-        *("-append", " ".join([*kernel, *given.words])),
-        *("-drive", f"file={given.disk},format=raw,if=virtio,cache=unsafe"),
-        *("-drive", f"file={given.payload},format=raw,if=virtio,readonly=on"),
-        *("-chardev", f"socket,id=chip,path={given.tpm.control}"),
-        *("-tpmdev", "emulator,id=tpm0,chardev=chip", "-device", "tpm-crb,tpmdev=tpm0"),
-        *("-serial", f"file:{console}", "-serial", f"file:{results}"),
-    ]
+    argv = _command(machine, given, f"file:{console}", f"file:{results}")
     given.tpm.start_as_chip()
     try:
         done = subprocess.run(
@@ -264,3 +271,31 @@ def boot(machine: Machine, given: Boot, folder: Path) -> list[dict[str, object]]
         said = console.read_text(errors="replace")[-6000:] if console.exists() else ""
         raise RuntimeError(f"the machine did not finish ({end}); its console:\n{said}")
     return reports[:-1]
+
+
+def shell(machine: Machine, given: Boot) -> None:
+    """Boot the machine with its console on this terminal, where root is logged in, until it is off."""
+    given.tpm.start_as_chip()
+    try:
+        subprocess.run(_command(machine, given, "mon:stdio"), check=False)
+    finally:
+        given.tpm.stop()
+
+
+def _command(machine: Machine, given: Boot, *serials: str) -> list[str]:
+    """Return QEMU's command line; the first serial line is the console."""
+    kernel = ["root=/dev/vda", "rw", "console=ttyS0", "panic=-1", "quiet", "systemd.show_status=false"]
+    # No denial may be lost, neither before auditd runs nor in a burst.
+    kernel += ["security=selinux", "selinux=1", "enforcing=1", "audit=1", "audit_backlog_limit=8192"]
+    return [
+        *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        # Emulated, the system management mode does not come back from a sleep.
+        *("-machine", "q35,smm=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
+        *("-m", str(MEMORY_MIB), "-kernel", str(machine.kernel), "-initrd", str(machine.initrd)),
+        *("-append", " ".join([*kernel, *given.words])),
+        *("-drive", f"file={given.disk},format=raw,if=virtio,cache=unsafe"),
+        *("-drive", f"file={given.payload},format=raw,if=virtio,readonly=on"),
+        *("-chardev", f"socket,id=chip,path={given.tpm.control}"),
+        *("-tpmdev", "emulator,id=tpm0,chardev=chip", "-device", "tpm-crb,tpmdev=tpm0"),
+        *(word for serial in serials for word in ("-serial", serial)),
+    ]

@@ -11,7 +11,6 @@ import pytest
 
 from secrun.errors import HostError
 from secrun.stage1 import systemdscope
-from secrun.syscalls import LinuxSyscalls
 
 UNIT = "secrun-0a1b.scope"
 
@@ -93,7 +92,7 @@ def test_the_call_says_what_systemd_reads():
         "Description": "secrun pod 0a1b",
         "Slice": "machine.slice",
         "CollectMode": "inactive-or-failed",
-        "Delegate": 1,
+        "DelegateControllers": ["cpu", "io", "memory", "pids"],
         "PIDs": [4711],
     }
     assert body.at == body_size
@@ -158,23 +157,27 @@ def test_what_is_no_answer_is_an_error(answers: tuple[bytes, ...], said: str):
 
 def test_a_placeholder_goes_when_the_group_has_a_process(tmp_path: Path):
     (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    placeholder = systemdscope.Placeholder(LinuxSyscalls())
+    placeholder = systemdscope.Placeholder()
     assert os.waitpid(placeholder.pid, os.WNOHANG) == (0, 0)
     placeholder.release(tmp_path)
     assert os.waitpid(placeholder.pid, 0) == (placeholder.pid, 0)
 
 
 def test_a_placeholder_goes_when_it_is_not_needed():
-    placeholder = systemdscope.Placeholder(LinuxSyscalls())
+    placeholder = systemdscope.Placeholder()
     placeholder.end()
     assert os.waitpid(placeholder.pid, 0) == (placeholder.pid, 0)
 
 
-def test_a_placeholder_dies_with_whoever_made_it():
+@pytest.mark.parametrize("when", ["released", "waiting"])
+def test_a_placeholder_goes_with_whoever_made_it(tmp_path: Path, when: str):
+    (tmp_path / "cgroup.events").write_text("populated 0\n")
     read_fd, write_fd = os.pipe()
     child = os.fork()
     if child == 0:
-        placeholder = systemdscope.Placeholder(LinuxSyscalls())
+        placeholder = systemdscope.Placeholder()
+        if when == "released":
+            placeholder.release(tmp_path)
         os.write(write_fd, f"{placeholder.pid}\n".encode())
         signal.pause()
     number = int(os.read(read_fd, 20))

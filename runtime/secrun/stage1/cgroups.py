@@ -88,9 +88,8 @@ def create(hierarchy: Hierarchy, uuid: str, controllers: Sequence[str]) -> Path:
     group = hierarchy.pod(uuid)
     if hierarchy.pure and systemd_manages():
         from secrun.stage1 import systemdscope  # only where systemd is PID 1
-        from secrun.syscalls import LinuxSyscalls
 
-        scope, placeholder = systemdscope.start(hierarchy.mount, uuid, LinuxSyscalls())
+        scope, placeholder = systemdscope.start(hierarchy.mount, uuid)
         _enable(scope, controllers)
         group.mkdir()
         placeholder.release(group)

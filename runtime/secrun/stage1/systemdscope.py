@@ -7,7 +7,6 @@ call needs no library (D-Bus specification, "Message Protocol").
 
 import os
 import select
-import signal
 import socket
 import struct
 import time
@@ -16,9 +15,10 @@ from pathlib import Path
 
 from secrun.errors import HostError
 from secrun.stage1.cgroups import SLICE, scope_name
-from secrun.syscalls import Syscalls
 
 _PRIVATE = "/run/systemd/private"
+# Those that limits of apps need; each that is handed down costs at every fork and switch.
+_CONTROLLERS = ("cpu", "io", "memory", "pids")
 # What the manager answers to this call has some hundred bytes.
 _MAX_REPLY = 64 * 1024
 _SECONDS = 30.0
@@ -68,9 +68,14 @@ def _properties(writer: _Writer, description: str, pid: int) -> None:
         writer.signature("s")
         writer.text(value)
     writer.align(8)
-    writer.text("Delegate")
-    writer.signature("b")
-    writer.number(1)
+    writer.text("DelegateControllers")
+    writer.signature("as")
+
+    def controllers() -> None:
+        for name in _CONTROLLERS:
+            writer.text(name)
+
+    writer.array(4, controllers)
     writer.align(8)
     writer.text("PIDs")
     writer.signature("au")
@@ -152,17 +157,17 @@ def _ask(connection: socket.socket, message: bytes) -> None:
 class Placeholder:
     """A child that keeps a scope from being empty until the pod's first process is there.
 
-    It dies with this process, and is reaped by it or by the waiter that this process becomes.
+    It goes with this process too, and is reaped by it or by the waiter that this process becomes.
     """
 
-    def __init__(self, call: Syscalls) -> None:
+    def __init__(self) -> None:
         gate, self._word = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 os.close(self._word)
-                call.parent_death_signal(signal.SIGKILL)
-                _stay(gate)
+                _stay(gate, os.pidfd_open(parent))
             finally:
                 os._exit(0)
         os.close(gate)
@@ -177,16 +182,20 @@ class Placeholder:
         os.close(self._word)
 
 
-def _stay(gate: int) -> None:
-    """Wait for the name of a group, then for a process in it (cgroups(7), cgroup.events)."""
+def _stay(gate: int, parent: int) -> None:
+    """Wait for the name of a group, then for a process in it (cgroups(7), cgroup.events), or for an end.
+
+    No parent death signal: the parent is somebody else by then, whom SELinux need not let send one.
+    """
     group = os.read(gate, 4096)
     if not group:
         return
     events = os.open(os.path.join(group, b"cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
     poller = select.poll()
     poller.register(events, select.POLLPRI)
+    poller.register(parent, select.POLLIN)
     while b"populated 1" not in os.pread(events, 4096, 0):
-        if not poller.poll(_SECONDS * 1000):
+        if parent in {fd for fd, _ in poller.poll()}:
             return
 
 
@@ -206,10 +215,10 @@ def _holds(group: Path, pid: int) -> bool:
         return False
 
 
-def start(mount: Path, uuid: str, call: Syscalls) -> tuple[Path, Placeholder]:
+def start(mount: Path, uuid: str) -> tuple[Path, Placeholder]:
     """Make a pod's scope; return its group, in which only a subgroup has a process. Raises HostError."""
     group = mount / SLICE / scope_name(uuid)
-    placeholder = Placeholder(call)
+    placeholder = Placeholder()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_SECONDS)

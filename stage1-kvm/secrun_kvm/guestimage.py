@@ -197,21 +197,13 @@ def _write(origin: _Origin, release: str, order: "tuple[Module, ...]", folder: P
             for node in nodes
         ),
     )
-    return replace(base.manifest, flavour=FLAVOUR, digest=_identity(base, guest), guest=guest)
+    return replace(base.manifest, flavour=FLAVOUR, digest=_digest(base, guest), guest=guest)
 
 
-def _identity(base: BuiltImage, guest: "Guest") -> Digest:
-    return Digest.of(
-        canonical(
-            {
-                "recipe": RECIPE_VERSION,
-                "tree_digest": str(base.manifest.tree_digest),
-                "verity_root": base.manifest.verity_root,
-                "kernel": guest.kernel.sha256,
-                "initrd": guest.initrd.sha256,
-            }
-        )
-    )
+def _digest(base: BuiltImage, guest: "Guest") -> Digest:
+    from secrun.stage1.imagerecord import identity
+
+    return identity(RECIPE_VERSION, base.manifest.tree_digest, base.manifest.verity_root, guest)
 
 
 _KINDS = {0o040000: "dir", 0o020000: "char", 0o100000: "file"}

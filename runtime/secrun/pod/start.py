@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NoReturn
 
-from secrun import checkpoint
+from secrun import checkpoint, selinux
 from secrun.errors import DeniedError, HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
@@ -66,10 +66,13 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         checkpoint.reached("run-folder")
         write_atomic(files.started, f"{time.time_ns()} {os.getpid()}\n".encode(), durable=False)
         launch = flavour.launch(PodOnDisk(layout=pod.layout, path=pod.path, manifest=manifest), undo)
-        control = files.listen(files.control_socket)
+        with selinux.sockets_as(launch.runtime_label):
+            control = files.listen(files.control_socket)
         undo.callback(control.close)
         log_fd = os.open(files.stage1_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         undo.callback(os.close, log_fd)
+        if launch.file_label:
+            selinux.label_fd(log_fd, launch.file_label)
         read_back = _read_back(files, manifest, undo)
         plan = waiter.WaiterPlan(
             agent=agent,
@@ -85,7 +88,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             read_back_fds=read_back,
         )
         # Everything that runs is in place and checked, nothing of it runs yet.
-        options.measuring.starting(files, manifest)
+        options.measuring.starting(files, manifest, label=launch.label)
         checkpoint.reached("before-waiter")
         plan = replace(plan, timing_fd=timing.append(files, checkpoint.marks or ()))
         if options.detach:

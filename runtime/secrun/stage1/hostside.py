@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from secrun import checkpoint
+from secrun import checkpoint, selinux
 from secrun.errors import HostError
+from secrun.files import write_atomic
 from secrun.image import rootfs
 from secrun.image.rootfs import RootfsImage
 from secrun.paths import Layout
 from secrun.record import row
-from secrun.stage1 import cgroups
+from secrun.stage1 import cgroups, labels
+from secrun.stage1.labels import Assigned
 from secrun.stage1.manifest import AppManifest, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import acquire
@@ -30,9 +32,16 @@ class HostSide:
     kill_fd: int
 
 
-def take(files: PodFiles, manifest: PodManifest, controllers: Sequence[str], undo: ExitStack) -> HostSide:
+def take(
+    files: PodFiles,
+    manifest: PodManifest,
+    controllers: Sequence[str],
+    undo: ExitStack,
+    label: Assigned | None = None,
+) -> HostSide:
     """Lock a uid range and make the pod's control group with `controllers`; raises HostError."""
-    uid_range = acquire(manifest.uuid)
+    with selinux.sockets_as("" if label is None else label.runtime):
+        uid_range = acquire(manifest.uuid)
     undo.callback(uid_range.guard.close)
     files.write_uid_base(uid_range.base)
     checkpoint.reached("uid-range")
@@ -48,12 +57,22 @@ def take(files: PodFiles, manifest: PodManifest, controllers: Sequence[str], und
     return HostSide(uid_range.base, uid_range.guard.fileno(), hierarchy, group, procs, kill)
 
 
-def writable(files: PodFiles, manifest: PodManifest, owner: int, undo: ExitStack) -> int:
-    """Give the pod its writable folder and a socket that `owner` may connect to; return that socket."""
+def writable(
+    files: PodFiles, manifest: PodManifest, owner: int, undo: ExitStack, label: Assigned | None = None
+) -> int:
+    """Give the pod its writable folder and a socket that `owner` may connect to; return that socket.
+
+    Both are labelled as the pod's own.
+    """
     files.make_writable(tuple(app.name for app in manifest.apps), owner)
-    listener = files.listen(files.attach_socket)
+    with selinux.sockets_as("" if label is None else label.runtime):
+        listener = files.listen(files.attach_socket)
     undo.callback(listener.close)
     os.chown(files.attach_socket, owner, owner)
+    if label is not None:
+        write_atomic(files.label, f"{label.process}\n".encode(), durable=False)
+        for path in (files.config, files.rw, files.host):
+            labels.label_tree(path, label.file)
     checkpoint.reached("attach-socket")
     return listener.fileno()
 

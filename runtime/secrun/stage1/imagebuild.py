@@ -15,7 +15,7 @@ from secrun.jsonio import canonical
 from secrun.paths import Layout
 from secrun.stage1 import content
 from secrun.stage1.agent import agent_path
-from secrun.stage1.imagerecord import IMAGE_NAME, ImageFile, Manifest
+from secrun.stage1.imagerecord import IMAGE_NAME, ImageFile, Manifest, identity
 from secrun.stage1.imagestore import BuiltImage, Plan, Recipe, ensure
 
 FLAVOUR = "nspawn"
@@ -65,7 +65,7 @@ def _write(what: content.Contents, folder: Path) -> Manifest:
         file_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return Manifest(
         flavour=FLAVOUR,
-        digest=_identity(packed),
+        digest=identity(content.RECIPE_VERSION, packed.tree_digest, packed.verity_root),
         recipe=content.RECIPE_VERSION,
         secrun_version=__version__,
         tree_digest=packed.tree_digest,
@@ -75,18 +75,6 @@ def _write(what: content.Contents, folder: Path) -> Manifest:
         file_size=packed.file_size,
         file_sha256=file_sha256,
         files=_described(what, tree, packed),
-    )
-
-
-def _identity(packed: PackedImage) -> Digest:
-    return Digest.of(
-        canonical(
-            {
-                "recipe": content.RECIPE_VERSION,
-                "tree_digest": str(packed.tree_digest),
-                "verity_root": packed.verity_root,
-            }
-        )
     )
 
 

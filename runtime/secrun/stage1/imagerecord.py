@@ -203,6 +203,14 @@ def _guest(fields: Fields) -> Guest:
     return result
 
 
+def identity(recipe: int, tree_digest: Digest, verity_root: str, guest: Guest | None = None) -> Digest:
+    """Return the digest by which an image is called and measured: it binds every byte that is executed."""
+    named: JsonObject = {"recipe": recipe, "tree_digest": str(tree_digest), "verity_root": verity_root}
+    if guest is not None:
+        named |= {"kernel": guest.kernel.sha256, "initrd": guest.initrd.sha256}
+    return Digest.of(canonical(named))
+
+
 def parse_manifest(data: bytes, *, what: str) -> Manifest:
     """Read a manifest that secrun wrote; raises SecrunError if it did not."""
     fields = Fields.document(data, what=what, limit=MAX_RECORD_BYTES, schema=SCHEMA)

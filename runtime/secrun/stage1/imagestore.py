@@ -22,6 +22,7 @@ from secrun.stage1.imagerecord import (
     Manifest,
     encode_inputs,
     fingerprint,
+    identity,
     manifest_json,
     parse_inputs,
     parse_manifest,
@@ -114,6 +115,12 @@ def load(layout: Layout, flavour: str, digest: Digest) -> BuiltImage:
     if manifest.digest != digest or manifest.flavour != flavour:
         raise StateError(
             f"{folder / _MANIFEST} describes {manifest.digest} of flavour {manifest.flavour[:40]!r}",
+            hint=f"remove {folder}; it will be built again",
+            code="state-corrupt",
+        )
+    if identity(manifest.recipe, manifest.tree_digest, manifest.verity_root, manifest.guest) != digest:
+        raise StateError(
+            f"{folder / _MANIFEST} describes another image than {digest}",
             hint=f"remove {folder}; it will be built again",
             code="state-corrupt",
         )

@@ -14,16 +14,23 @@ from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import HostError
 from secrun.image import rootfs
-from secrun.stage1 import cgroups, hostside, imagestore, places, units
+from secrun.image.rootfs import RootfsImage
+from secrun.launch import run
+from secrun.record import record
+from secrun.stage1 import devicemapper, hostside, imagestore, labels, places, units
+from secrun.stage1.cgroups import Hierarchy
 from secrun.stage1.contract import Launch, PodOnDisk
+from secrun.stage1.devicemapper import DeviceMapper, VerityTable
 from secrun.stage1.imagebuild import FLAVOUR
-from secrun.stage1.imagemount import mount_image
+from secrun.stage1.imagemount import mount_image, mount_verified
 from secrun.stage1.imagestore import BuiltImage
+from secrun.stage1.labels import Assigned
 from secrun.stage1.manifest import AppManifest, Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE
 from secrun.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, Syscalls
+from secrun_policies.labels import OWN_RUN
 
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
 
@@ -42,6 +49,14 @@ def _volume_binds(app: str, volumes: Sequence[Volume]) -> list[str]:
     ]
 
 
+def _labelled(label: Assigned | None) -> list[str]:
+    """Return the options that label what runs inside and what nspawn mounts for it."""
+    if label is None:
+        return []
+    words = [f"--selinux-apifs-context={label.file}"]
+    return [*words, f"--selinux-context={label.process}"] if label.process else words
+
+
 def _device_binds(files: PodFiles, app: AppManifest) -> list[str]:
     return [
         _bind(
@@ -51,7 +66,9 @@ def _device_binds(files: PodFiles, app: AppManifest) -> list[str]:
     ]
 
 
-def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple[str, ...]:
+def command_line(
+    manifest: PodManifest, files: PodFiles, uid_base: int, label: Assigned | None = None
+) -> tuple[str, ...]:
     """Return the systemd-nspawn command of a pod; pure."""
     words = [PROGRAM, "--quiet", f"--directory={files.stage1_mount}", "--read-only"]
     words += [f"--private-users={uid_base}:{SIZE}", "--private-users-ownership=map"]
@@ -59,7 +76,7 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     words += [f"--hostname={manifest.hostname}"]
     words += ["--register=no", "--keep-unit", "--console=pipe", "--link-journal=no"]
     words += ["--resolv-conf=off", "--timezone=off"]
-    words += list(manifest.outer_arguments)
+    words += [*manifest.outer_arguments, *_labelled(label)]
     # Power off at once: no unit has to be stopped first, systemd-shutdown sends SIGTERM to every process.
     words.append("--kill-signal=SIGRTMIN+14")
     words.append(f"--setenv=SYSTEMD_UNIT_PATH={places.UNITS}")
@@ -77,6 +94,12 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     return tuple(words)
 
 
+def load_overlay() -> None:
+    """Load the file system that the pod will need: its label lets a pod make the kernel load nothing."""
+    if "\toverlay\n" not in Path("/proc/filesystems").read_text():
+        run(["modprobe", "overlay"])
+
+
 class NspawnLauncher:
     """Takes the steps of a start in order, each through one door to the kernel."""
 
@@ -87,22 +110,39 @@ class NspawnLauncher:
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""
         files = PodFiles(pod.path)
         manifest = pod.manifest
+        label = self._label(pod, undo)
         controllers = sorted({name for app in manifest.apps for name in app.limits.controllers})
-        host = hostside.take(files, manifest, controllers, undo)
-        attach = hostside.writable(files, manifest, host.uid_base, undo)
-        self._enter_private_mounts(host.hierarchy)
+        host = hostside.take(files, manifest, controllers, undo, label)
+        attach = hostside.writable(files, manifest, host.uid_base, undo, label)
+        self._enter_private_mounts(host.hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
-        self._mount_images(pod, files)
-        self._make_devices(manifest, files, host.uid_base)
+        self._mount_images(pod, files, "" if label is None else label.file, undo)
+        self._make_devices(manifest, files, host.uid_base, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
         return Launch(
-            argv=command_line(manifest, files, host.uid_base),
+            argv=command_line(manifest, files, host.uid_base, label),
             attach_fd=attach,
             cgroup_procs_fd=host.procs_fd,
             cgroup_kill_fd=host.kill_fd,
-            held_fds=(host.guard_fd,),
+            held_fds=(host.guard_fd, *(() if label is None else (label.guard_fd,))),
             filter_fd=self._filter(files, manifest, undo),
+            label="" if label is None else label.process,
+            file_label="" if label is None else label.file,
+            runtime_label="" if label is None else label.runtime,
         )
+
+    @staticmethod
+    def _label(pod: PodOnDisk, undo: ExitStack) -> Assigned | None:
+        """Give the pod categories of its own, where it has a label; raises HostError if it lacks one."""
+        manifest = pod.manifest
+        labels.check(manifest.label, manifest.relaxations)
+        if manifest.label is None:
+            return None
+        load_overlay()
+        label = labels.assign(pod.layout, manifest.uuid, manifest.label)
+        undo.callback(os.close, label.guard_fd)
+        labels.label_volumes([volume for app in manifest.apps for volume in app.volumes], label)
+        return label
 
     @staticmethod
     def _filter(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> int | None:
@@ -126,14 +166,15 @@ class NspawnLauncher:
         os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
-    def _enter_private_mounts(self, hierarchy: cgroups.Hierarchy) -> None:
+    def _enter_private_mounts(self, hierarchy: Hierarchy, runtime_label: str) -> None:
         call = self._syscalls
         hostside.private_mounts(call, hierarchy)
         # nspawn leaves a propagation folder per machine here; on a tmpfs of the pod's own nothing stays.
         _NSPAWN_RUN.mkdir(parents=True, exist_ok=True)
-        call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=1m")
+        data = "mode=700,size=1m" + (f',context="{OWN_RUN}"' if runtime_label else "")
+        call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
 
-    def _make_devices(self, manifest: PodManifest, files: PodFiles, uid_base: int) -> None:
+    def _make_devices(self, manifest: PodManifest, files: PodFiles, uid_base: int, label: str) -> None:
         """Make nodes of the pod's own for the host's devices, on a mount that only the pod's processes have.
 
         The host's owner of a node has no name in the pod; whoever is in the app may open what it was given.
@@ -141,7 +182,8 @@ class NspawnLauncher:
         if not any(app.security.devices for app in manifest.apps):
             return
         files.devices.mkdir(parents=True, exist_ok=True)
-        self._syscalls.mount("tmpfs", str(files.devices), "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=700,size=1m")
+        data = "mode=700,size=1m" + (f',context="{label}"' if label else "")
+        self._syscalls.mount("tmpfs", str(files.devices), "tmpfs", MS_NOSUID | MS_NOEXEC, data)
         for app in manifest.apps:
             for index, device in enumerate(app.security.devices):
                 found = Path(device.source).stat()
@@ -153,16 +195,47 @@ class NspawnLauncher:
                 node.chmod(0o666)
                 os.chown(node, uid_base, uid_base)
 
-    def _mount_images(self, pod: PodOnDisk, files: PodFiles) -> None:
-        self._mount_stage1(imagestore.load(pod.layout, FLAVOUR, pod.manifest.stage1), files)
-        for app in pod.manifest.apps:
+    def _mount_images(self, pod: PodOnDisk, files: PodFiles, label: str, undo: ExitStack) -> None:
+        """Mount stage1 and every app's image; where the kernel checks blocks, nobody reads them before."""
+        mapper = devicemapper.open_mapper()
+        if mapper is not None:
+            undo.callback(mapper.close)
+        mounts = _Mounts(call=self._syscalls, uuid=pod.manifest.uuid, mapper=mapper, label=label)
+        mounts.stage1(imagestore.load(pod.layout, FLAVOUR, pod.manifest.stage1), files.stage1_mount)
+        for number, app in enumerate(pod.manifest.apps, 1):
             image = hostside.load_rootfs(pod.layout, pod.manifest, app)
-            rootfs.verify_file(image)
-            target = files.image_mount(app.name)
-            target.mkdir(parents=True, exist_ok=True)
-            mount_image(self._syscalls, image.path, target, MS_NOSUID)
+            mounts.app(number, image, files.image_mount(app.name))
 
-    def _mount_stage1(self, image: BuiltImage, files: PodFiles) -> None:
-        imagestore.verify(image)
-        files.stage1_mount.mkdir(parents=True, exist_ok=True)
-        mount_image(self._syscalls, image.path, files.stage1_mount)
+
+@record
+class _Mounts:
+    """Mounts the images of one pod, each checked in one of two ways."""
+
+    call: Syscalls
+    uuid: str
+    mapper: DeviceMapper | None
+    """None where the kernel has no dm-verity: the whole file is read and checked first."""
+    label: str
+
+    def stage1(self, image: BuiltImage, target: Path) -> None:
+        if self.mapper is None:
+            imagestore.verify(image)
+        known = image.manifest
+        verity = VerityTable(data_size=known.data_size, root=known.verity_root, salt=known.verity_salt)
+        self._mount(0, image.path, verity, target, 0)
+
+    def app(self, number: int, image: RootfsImage, target: Path) -> None:
+        if self.mapper is None:
+            rootfs.verify_file(image)
+        verity = VerityTable(data_size=image.data_size, root=image.verity_root, salt=image.verity_salt)
+        self._mount(number, image.path, verity, target, MS_NOSUID)
+
+    def _mount(self, number: int, path: Path, verity: VerityTable, target: Path, flags: int) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        if self.mapper is None:
+            mount_image(self.call, path, target, flags, label=self.label)
+            return
+        name = devicemapper.name_of(self.uuid, number)
+        mount_verified(
+            self.call, path, target, flags, mapper=self.mapper, name=name, verity=verity, label=self.label
+        )

@@ -40,7 +40,7 @@ enum Token {
     Waiter(u16),
     Clients(u16),
     Lane(u16),
-    Rest(usize),
+    Rest,
 }
 
 /// How the end of a socket of QEMU's stands.
@@ -208,8 +208,8 @@ impl Bridge {
             End::Open(console) => poller.add(console, libc::POLLIN, Token::Console),
             End::Gone => (),
         }
-        for (index, rest) in self.rests.iter().enumerate() {
-            poller.add(rest, libc::POLLOUT, Token::Rest(index));
+        for rest in &self.rests {
+            poller.add(rest, libc::POLLOUT, Token::Rest);
         }
         let room = match &self.link {
             End::Expected(listener) => return poller.add(listener, libc::POLLIN, Token::LinkListener),
@@ -268,7 +268,7 @@ impl Bridge {
             self.until = Some(now + OFF_TIME);
         }
         let gone = matches!(self.link, End::Gone) && matches!(self.console, End::Gone);
-        if !(self.status.is_some() && gone) && !passed(self.until) {
+        if (self.status.is_none() || !gone) && !passed(self.until) {
             return Ok(false);
         }
         if !self.bye {
@@ -352,14 +352,11 @@ impl Bridge {
     }
 
     fn hear(&mut self) {
+        use io::ErrorKind::{Interrupted, WouldBlock};
         if let End::Open(console) = &mut self.console {
             match console.read(&mut self.scratch[..]) {
                 Ok(count @ 1..) => self.said.push(&self.scratch[..count], &mut show),
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
-                {
-                    ()
-                }
+                Err(error) if error.kind() == WouldBlock || error.kind() == Interrupted => (),
                 _ => self.console = End::Gone,
             }
         }

@@ -22,9 +22,9 @@ use crate::sys::{self, Poller, Status};
 const MAX_CLIENTS: usize = 32;
 /// Marks that a guest may send.
 const MAX_MARKS: usize = 64;
-/// After BYE, or after it has said that it is lost, a guest gets this long to power off.
+/// After BYE a guest gets this long to power off.
 const OFF_TIME: Duration = Duration::from_millis(500);
-/// What a machine said before its end comes within this time after it.
+/// What a machine said before its end comes within this time after it; one that is lost ends within it.
 const REST_TIME: Duration = Duration::from_secs(1);
 /// While the pod is being stopped, a waiter gets this long to read what is there.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
@@ -95,6 +95,8 @@ pub(crate) struct Bridge {
     ready: bool,
     marks: usize,
     bye: bool,
+    /// Nothing is left to do but to let readers read.
+    over: bool,
     /// SIGTERM has come; and the guest was told.
     stopping: bool,
     told: bool,
@@ -131,6 +133,7 @@ impl Bridge {
             ready: false,
             marks: 0,
             bye: false,
+            over: false,
             stopping: false,
             told: false,
             machine: 0,
@@ -251,7 +254,8 @@ impl Bridge {
                 self.rests.extend(self.attaches.remove(&channel).and_then(Attach::finish));
             }
             if link.flush().is_err() {
-                self.link_gone();
+                // It hears nothing any more; what it has said is still read to its end.
+                link.out.clear();
             }
         }
         self.rests.retain_mut(|rest| rest.flush().is_ok() && !rest.out.is_empty());
@@ -264,11 +268,11 @@ impl Bridge {
         if passed(self.ready_by) {
             return Err(self.because("the guest was not ready in time".into()));
         }
-        if self.said.is_lost() && self.until.is_none() && !self.bye {
-            self.until = Some(now + OFF_TIME);
+        if self.said.is_lost() && !self.bye {
+            self.set_until(REST_TIME);
         }
-        let gone = matches!(self.link, End::Gone) && matches!(self.console, End::Gone);
-        if (self.status.is_none() || !gone) && !passed(self.until) {
+        let gone = matches!((&self.link, &self.console), (End::Gone, End::Gone));
+        if !self.over && (self.status.is_none() || !gone) && !passed(self.until) {
             return Ok(false);
         }
         if !self.bye {
@@ -280,6 +284,8 @@ impl Bridge {
             }));
         }
         // The machine may go; those who still read what it said are waited for, unless the pod is to stop.
+        self.over = true;
+        self.until = None;
         for (_, attach) in std::mem::take(&mut self.attaches) {
             self.rests.extend(attach.finish().filter(|rest| !rest.out.is_empty()));
         }
@@ -329,7 +335,9 @@ impl Bridge {
     }
 
     fn set_until(&mut self, time: Duration) {
-        self.until.get_or_insert(Instant::now() + time);
+        if !self.over {
+            self.until.get_or_insert(Instant::now() + time);
+        }
     }
 
     // --- QEMU's two sockets

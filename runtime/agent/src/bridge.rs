@@ -79,6 +79,7 @@ pub(crate) struct Bridge {
     pub signals: OwnedFd,
     /// The waiter: without it nobody kills what is left.
     parent: OwnedFd,
+    orphaned: bool,
     kill: Option<File>,
     pub timing: Timing,
     seed: [u8; 64],
@@ -119,6 +120,7 @@ impl Bridge {
         Bridge {
             signals: means.signals,
             parent: means.parent,
+            orphaned: false,
             kill: means.kill,
             timing: means.timing,
             seed: means.seed,
@@ -164,6 +166,10 @@ impl Bridge {
             attach.finish();
         }
         self.said.finish(&mut show);
+        if let (true, Some(kill)) = (self.orphaned, &mut self.kill) {
+            // Nobody else ends the machine now. It ends this process too.
+            let _ = kill.write_all(b"1");
+        }
         result
     }
 
@@ -178,7 +184,10 @@ impl Bridge {
             let beyond_output = events & !libc::POLLOUT != 0;
             match token {
                 Token::Signal => self.take_signals()?,
-                Token::Parent => return Err(self.orphaned()),
+                Token::Parent => {
+                    self.orphaned = true;
+                    return Err("the pod's waiter has died".into());
+                }
                 Token::LinkListener => self.accept_link()?,
                 Token::ConsoleListener => self.accept_console()?,
                 Token::Link if beyond_output => self.receive().map_err(|Violation(text)| {
@@ -298,16 +307,6 @@ impl Bridge {
     /// The console's reason, if it has one, else what was seen from outside.
     fn because(&self, seen: String) -> String {
         self.said.cause().unwrap_or(seen)
-    }
-
-    /// The waiter has died: nobody else ends the machine now.
-    fn orphaned(&mut self) -> String {
-        if let Some(kill) = &mut self.kill {
-            self.said.finish(&mut show);
-            // It ends this process too.
-            let _ = kill.write_all(b"1");
-        }
-        "the pod's waiter has died".into()
     }
 
     fn take_signals(&mut self) -> Result<(), String> {

@@ -13,7 +13,7 @@ from secrun.record import record
 from secrun.stage1 import flavours
 from secrun.stage1.machine import Accelerator, CommandLine
 from secrun_attest.errors import FormatError
-from secrun_attest.fields import FieldError, Fields, as_text, parse_json
+from secrun_attest.fields import FieldError, Fields, parse_json
 
 if TYPE_CHECKING:
     from secrun.stage1.imagerecord import Manifest
@@ -142,7 +142,6 @@ def _command_line_json(line: CommandLine) -> JsonObject:
     return {
         "accelerator": str(line.accelerator),
         "model": line.model,
-        "options": [*line.options],
         "text": line.text,
     }
 
@@ -234,7 +233,6 @@ def _command_lines(fields: Fields) -> tuple[CommandLine, ...]:
         line = CommandLine(
             accelerator=Accelerator(accelerator),
             model=inner.text("model", limit=40),
-            options=tuple(as_text(word, inner.what) for word in inner.items("options", limit=_MAX_ENTRIES)),
             text=inner.text("text"),
         )
         inner.done()

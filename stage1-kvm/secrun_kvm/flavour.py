@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from secrun.paths import Layout
     from secrun.stage1.contract import Decided, Draft, Launch, PodOnDisk, Problem, Stage1Identity
-    from secrun.stage1.machine import MachineRequest
+    from secrun.stage1.machine import CommandLine, MachineRequest
     from secrun.stage1.manifest import PodManifest
     from secrun_kvm.guestimage import GuestImage
 
@@ -59,6 +59,13 @@ class KvmFlavour:
         from secrun_kvm.decide import decided
 
         return decided(draft)
+
+    def command_lines(self) -> "Sequence[CommandLine]":
+        """Return what kernels of this architecture are given, by accelerator and machine type."""
+        from secrun_kvm.launch import this_architecture
+        from secrun_kvm.machines import command_lines
+
+        return command_lines(this_architecture())
 
     def launch(self, pod: "PodOnDisk", undo: ExitStack) -> "Launch":
         """Lock a uid range, make the cgroup, bring what QEMU may open together in one folder."""

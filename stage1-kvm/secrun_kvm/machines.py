@@ -1,8 +1,9 @@
 """What is fixed about a machine by its type: pure, the same on every host, so that it can be predicted."""
 
+import itertools
 from collections.abc import Sequence
 
-from secrun.stage1.machine import Accelerator
+from secrun.stage1.machine import Accelerator, CommandLine
 from secrun.stage1.manifest import AppManifest
 from secrun_kvm.spec import Architecture, Model
 
@@ -64,6 +65,17 @@ def model(architecture: Architecture, accelerator: Accelerator, *, vtpm: bool, d
         return Model.VIRT
     small = devices + _FIXED_DEVICES <= _MICROVM_DEVICES
     return Model.MICROVM if accelerator is Accelerator.KVM and small and not vtpm else Model.Q35
+
+
+def command_lines(architecture: Architecture) -> tuple[CommandLine, ...]:
+    """Return every command line that `decide` may choose, for those who predict what is measured."""
+    found: dict[tuple[Accelerator, Model], CommandLine] = {}
+    for accelerator in Accelerator:
+        for vtpm, devices in itertools.product((False, True), (0, _MICROVM_DEVICES)):
+            kind = model(architecture, accelerator, vtpm=vtpm, devices=devices)
+            line = CommandLine(accelerator=accelerator, model=kind, text=command_line(kind))
+            found.setdefault((accelerator, kind), line)
+    return tuple(found.values())
 
 
 def command_line(machine: Model) -> str:

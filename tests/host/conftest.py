@@ -90,6 +90,21 @@ def secrun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secrun]:
     command("attest", "stop", "--force")
 
 
+@pytest.fixture(scope="session")
+def guests(secrun: Secrun) -> Secrun:
+    """The same root, with pods in virtual machines that are emulated."""
+    secrun("stage1", "build", "kvm")
+    options = (*secrun.pod_options, "--stage1=kvm", "--accel=tcg")
+    return dataclasses.replace(secrun, flavour="kvm", pod_options=options)
+
+
+@pytest.fixture(scope="session", params=["nspawn", "kvm"])
+def pods(request: pytest.FixtureRequest) -> Secrun:
+    """What a user meets is the same, whatever isolates a pod."""
+    made: Secrun = request.getfixturevalue("secrun" if request.param == "nspawn" else "guests")
+    return made
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
     with hosted(tmp_path) as made:

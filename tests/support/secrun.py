@@ -32,6 +32,9 @@ class Secrun:
     """A busybox image in this root."""
     options: tuple[str, ...] = ()
     """Options before every verb."""
+    flavour: str = "nspawn"
+    pod_options: tuple[str, ...] = ("--pull=never", "--insecure-options=image")
+    """Options of every pod."""
 
     def argv(self, *words: str | os.PathLike[str]) -> list[str]:
         return [
@@ -69,15 +72,22 @@ class Secrun:
         self, *words: str, options: tuple[str, ...] = (), code: int | None = 0, stdin: str = ""
     ) -> Result:
         """Run `words` in a busybox pod that is removed afterwards."""
-        relaxed = ("--pull=never", "--insecure-options=image")
-        return self("run", "--rm", *relaxed, *options, self.image, "--", *words, code=code, stdin=stdin)
+        before = ("run", "--rm", *self.pod_options, *options)
+        return self(*before, self.image, "--", *words, code=code, stdin=stdin)
+
+    def kept(self, *apps: str, code: int | None = 0, stdin: str = "") -> tuple[str, Result]:
+        """Run a pod, given by its apps as on the command line, that stays; return its UUID too."""
+        saved = self.root / f"uuid-{time.monotonic_ns()}"
+        result = self("run", *self.pod_options, "--uuid-file-save", saved, *apps, code=code, stdin=stdin)
+        return saved.read_text().strip(), result
+
+    def prepare(self, *words: str, options: tuple[str, ...] = ()) -> str:
+        """Prepare a busybox pod; return its UUID."""
+        return self("prepare", *self.pod_options, *options, self.image, "--", *words).out.strip()
 
     def detach(self, *words: str, options: tuple[str, ...] = ()) -> str:
         """Start a busybox pod in the background; return its UUID."""
-        started = self(
-            "run", "-d", "--pull=never", "--insecure-options=image", *options, self.image, "--", *words
-        )
-        return started.out.strip()
+        return self("run", "-d", *self.pod_options, *options, self.image, "--", *words).out.strip()
 
     def status(self, uuid: str) -> dict[str, object]:
         return json.loads(self("status", "--format=json", uuid).out)

@@ -331,7 +331,7 @@ def test_several_predictions_make_one_policy(desk):
 
 
 def guest_prediction(**changes):
-    line = {"model": "q35", "options": [], "text": "quiet"}
+    line = {"model": "q35", "text": "quiet"}
     guest = {
         "flavour": "kvm",
         "digest": sha("stage1"),
@@ -342,7 +342,7 @@ def guest_prediction(**changes):
         "initrd": sha("initrd"),
         "command_lines": [
             line | {"accelerator": "kvm"},
-            line | {"accelerator": "kvm", "options": ["--vtpm"], "text": "quiet tpm"},
+            line | {"accelerator": "kvm", "model": "microvm", "text": "quiet tpm"},
             line | {"accelerator": "tcg", "text": "quiet slow"},
         ],
     }

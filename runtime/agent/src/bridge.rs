@@ -314,7 +314,7 @@ impl Bridge {
         while let Ok(Some((pid, status))) = sys::reap() {
             if pid == self.machine {
                 self.status = Some(status);
-                self.timing.mark("host", "ended", now_ns());
+                self.timing.mark("host", "ended", sys::monotonic_ns());
                 self.set_until(REST_TIME);
             }
         }
@@ -395,7 +395,7 @@ impl Bridge {
             Item::Hello { version: VERSION } if !self.ready => {
                 self.ready = true;
                 self.ready_by = None;
-                self.timing.mark("host", "ready", now_ns());
+                self.timing.mark("host", "ready", sys::monotonic_ns());
                 encode(&Item::Clock { ns: now_ns() }, link.out.tail());
                 encode(&Item::Reseed(&self.seed), link.out.tail());
                 self.seed.fill(0);
@@ -410,7 +410,7 @@ impl Bridge {
             }
             Item::Bye => {
                 self.bye = true;
-                self.timing.mark("host", "bye", now_ns());
+                self.timing.mark("host", "bye", sys::monotonic_ns());
                 self.set_until(OFF_TIME);
             }
             // As many as apps: each shim comes once.

@@ -13,7 +13,6 @@ use crate::args::Words;
 use crate::attach::App;
 use crate::bridge::{Bridge, Means, Timing};
 use crate::log::MIN_LIMIT;
-use crate::report::now_ns;
 use crate::starter;
 use crate::sys::{self, host};
 
@@ -135,9 +134,9 @@ fn start(options: &Options) -> Result<Bridge, String> {
         seed,
     };
     let mut bridge = Bridge::new(means);
-    bridge.timing.mark("host", "starter", now_ns());
+    bridge.timing.mark("host", "starter", sys::monotonic_ns());
     let machine = starter::run(&options.starter, options.ready_timeout, &bridge.signals)?;
-    bridge.timing.mark("host", "machine", now_ns());
+    bridge.timing.mark("host", "machine", sys::monotonic_ns());
     host::drop_privileges(own).map_err(|error| format!("cannot give up root: {error}"))?;
     bridge.expect(machine, options.ready_timeout);
     Ok(bridge)

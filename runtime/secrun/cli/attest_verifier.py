@@ -157,8 +157,7 @@ def predict(args: Arguments, context: Context) -> int:
         if stage1.kernel is not None:
             context.out.write(f"  kernel   {stage1.kernel}\n  initrd   {stage1.initrd}\n")
         for line in stage1.command_lines:
-            machine = " ".join((line.accelerator, line.model, *line.options))
-            context.out.write(f"  cmdline  {machine}: {line.text}\n")
+            context.out.write(f"  cmdline  {line.accelerator} {line.model}: {line.text}\n")
     for image in found.images:
         context.out.write(
             f"image    {image.reference} {image.platform}\n  manifest {image.manifest}\n"

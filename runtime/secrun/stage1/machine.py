@@ -50,14 +50,10 @@ class MachineRequest:
 
 @record
 class CommandLine:
-    """What a flavour gives to the kernels of such machines, but for the last word, which is each pod's own.
-
-    `options` are those of the command line that make it another one.
-    """
+    """What the kernels of such machines are given, but for the last word, which is each pod's own."""
 
     accelerator: Accelerator
     model: str
-    options: tuple[str, ...]
     text: str
 
 

@@ -10,8 +10,10 @@ from secrun.image.fetch import FetchOptions, ensure_image
 from secrun.jsonio import JsonObject
 from secrun.paths import Layout
 from secrun.record import record
+from secrun.stage1 import flavours
+from secrun.stage1.machine import Accelerator, CommandLine
 from secrun_attest.errors import FormatError
-from secrun_attest.fields import Fields, parse_json
+from secrun_attest.fields import FieldError, Fields, as_text, parse_json
 
 if TYPE_CHECKING:
     from secrun.stage1.imagerecord import Manifest
@@ -49,6 +51,7 @@ class PredictedStage1:
     file: Digest
     kernel: Digest | None = None
     initrd: Digest | None = None
+    command_lines: tuple[CommandLine, ...] = ()
 
 
 @record
@@ -87,6 +90,7 @@ def _stage1(manifest: "Manifest") -> PredictedStage1:
         file=Digest("sha256", manifest.file_sha256),
         kernel=Digest("sha256", guest.kernel.sha256) if guest else None,
         initrd=Digest("sha256", guest.initrd.sha256) if guest else None,
+        command_lines=tuple(flavours.load(manifest.flavour).command_lines()) if guest else (),
     )
 
 
@@ -129,7 +133,18 @@ def _stage1_json(stage1: PredictedStage1) -> JsonObject:
         found["kernel"] = str(stage1.kernel)
     if stage1.initrd is not None:
         found["initrd"] = str(stage1.initrd)
+    if stage1.command_lines:
+        found["command_lines"] = [_command_line_json(item) for item in stage1.command_lines]
     return found
+
+
+def _command_line_json(line: CommandLine) -> JsonObject:
+    return {
+        "accelerator": str(line.accelerator),
+        "model": line.model,
+        "options": [*line.options],
+        "text": line.text,
+    }
 
 
 def to_json(prediction: Prediction) -> JsonObject:
@@ -203,9 +218,28 @@ def _parse_stage1(fields: Fields) -> PredictedStage1:
         file=_digest(fields, "file"),
         kernel=_digest(fields, "kernel") if fields.has("kernel") else None,
         initrd=_digest(fields, "initrd") if fields.has("initrd") else None,
+        command_lines=_command_lines(fields) if fields.has("command_lines") else (),
     )
     fields.done()
     return stage1
+
+
+def _command_lines(fields: Fields) -> tuple[CommandLine, ...]:
+    found = []
+    for item in fields.items("command_lines", limit=_MAX_ENTRIES):
+        inner = Fields(item, f"{fields.what}.command_lines")
+        accelerator = inner.text("accelerator", limit=40)
+        if accelerator not in tuple(Accelerator):
+            raise FieldError(f"{inner.what} has the accelerator {accelerator!r}, expected kvm or tcg")
+        line = CommandLine(
+            accelerator=Accelerator(accelerator),
+            model=inner.text("model", limit=40),
+            options=tuple(as_text(word, inner.what) for word in inner.items("options", limit=_MAX_ENTRIES)),
+            text=inner.text("text"),
+        )
+        inner.done()
+        found.append(line)
+    return tuple(found)
 
 
 def _parse_image(fields: Fields) -> PredictedImage:

@@ -396,7 +396,10 @@ impl Shim {
         };
         self.log.iter_mut().for_each(Log::finish);
         self.listener = None;
-        context(write_record(&self.keep, status, failure.as_ref(), self.started_ns), "exit record")?;
+        // Where the host keeps the log, it keeps the record too: a full disk of the guest's must not hide the exit.
+        if self.log.is_some() {
+            context(write_record(&self.keep, status, failure.as_ref(), self.started_ns), "exit record")?;
+        }
         self.finish_session(APP, status, failure);
         self.kill_at = None;
         self.flush_until = Some(Instant::now() + FLUSH_TIME);

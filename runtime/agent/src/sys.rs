@@ -34,6 +34,14 @@ fn c_string(text: &[u8]) -> io::Result<CString> {
     CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
+/// Nanoseconds of CLOCK_MONOTONIC, to compare with those of other processes of this host.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime fills one timespec; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// Take over a descriptor that the parent handed down by number.
 pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl only reads the number; it fails if the descriptor is not open.

@@ -30,6 +30,7 @@ struct Options {
     seccomp: Option<RawFd>,
     log: Option<RawFd>,
     ready: Option<RawFd>,
+    timing: Option<RawFd>,
     keep: Vec<RawFd>,
     apps: Vec<String>,
     foreground: bool,
@@ -53,6 +54,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--seccomp-fd" => options.seccomp = Some(words.fd()?),
             "--log-fd" => options.log = Some(words.fd()?),
             "--ready-fd" => options.ready = Some(words.fd()?),
+            "--timing-fd" => options.timing = Some(words.fd()?),
             "--keep-fd" => options.keep.push(words.fd()?),
             "--app" => options.apps.push(words.value()?),
             "--foreground" => options.foreground = true,
@@ -115,6 +117,8 @@ struct Waiter {
     control: Option<UnixListener>,
     kill: Option<File>,
     ready: Option<File>,
+    /// Takes lines `host NAME NS`: when, by CLOCK_MONOTONIC, what was reached.
+    timing: Option<File>,
     controls: Vec<UnixStream>,
     station: Station,
     remotes: Vec<Remote>,
@@ -173,7 +177,8 @@ impl Waiter {
     fn start(options: Options) -> std::io::Result<Self> {
         let named =
             [options.attach, options.control, options.procs, options.kill, options.log, options.ready];
-        let mut fds: Vec<RawFd> = named.into_iter().chain([options.seccomp]).flatten().collect();
+        let more = [options.seccomp, options.timing];
+        let mut fds: Vec<RawFd> = named.into_iter().chain(more).flatten().collect();
         fds.extend(&options.keep);
         sys::keep_only(&fds)?;
         use libc::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
@@ -187,7 +192,8 @@ impl Waiter {
         };
         let attach = sys::inherited(options.attach.unwrap_or(-1)).and_then(listener)?;
         let control = open(options.control)?.map(listener).transpose()?;
-        let (kill, ready) = (open(options.kill)?.map(File::from), open(options.ready)?.map(File::from));
+        let file = |fd: Option<RawFd>| open(fd).map(|fd| fd.map(File::from));
+        let (kill, ready, timing) = (file(options.kill)?, file(options.ready)?, file(options.timing)?);
         let station = Station::new(options.tty, options.stdin_app.is_some())?;
         let mut command = Command::new(&options.stage1[0]);
         command.args(&options.stage1[1..]).stdin(Stdio::null());
@@ -201,6 +207,7 @@ impl Waiter {
             control,
             kill,
             ready,
+            timing,
             controls: Vec::new(),
             station,
             remotes: Vec::new(),
@@ -357,6 +364,7 @@ impl Waiter {
     }
 
     fn stage1_ended(&mut self, status: Status) {
+        self.mark("stage1-ended");
         self.status = Some(status);
         self.kill_at = None;
         self.rest_until = Some(Instant::now() + REST_TIME);
@@ -418,6 +426,22 @@ impl Waiter {
         }
     }
 
+    /// Only apps that were expected get as far as to be named here.
+    fn mark_app(&mut self, what: &str, index: usize) {
+        let app = self.remotes[index].app.as_deref().unwrap_or_default();
+        let name = format!("{what}:{app}");
+        self.mark(&name);
+    }
+
+    fn mark(&mut self, name: &str) {
+        // One write each: others append to the same file.
+        let line = format!("host {name} {}\n", sys::monotonic_ns());
+        if let Some(Err(error)) = self.timing.as_mut().map(|file| file.write_all(line.as_bytes())) {
+            eprintln!("secrun: timing: {error}");
+            self.timing = None;
+        }
+    }
+
     fn tell_ready(&mut self, word: &[u8]) {
         if let Some(mut ready) = self.ready.take() {
             // Nobody may be left to be told.
@@ -476,11 +500,17 @@ impl Waiter {
                 open = Err(format!("an app {app:?} is not expected"));
             }
         }
-        let remote = &mut self.remotes[index];
-        if remote.started && !was_started {
+        let remote = &self.remotes[index];
+        let started = remote.started && !was_started;
+        let ended = remote.end.is_some() && !had_ended;
+        if started {
             self.started += 1;
+            self.mark_app("started", index);
         }
-        self.ended += usize::from(remote.end.is_some() && !had_ended);
+        if ended {
+            self.ended += 1;
+            self.mark_app("ended", index);
+        }
         if self.started == self.options.apps.len() {
             self.tell_ready(b"ready\n");
         }

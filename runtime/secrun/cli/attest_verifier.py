@@ -156,6 +156,9 @@ def predict(args: Arguments, context: Context) -> int:
         context.out.write(f"stage1   {stage1.flavour} {stage1.digest}\n  tree     {stage1.tree}\n")
         if stage1.kernel is not None:
             context.out.write(f"  kernel   {stage1.kernel}\n  initrd   {stage1.initrd}\n")
+        for line in stage1.command_lines:
+            machine = " ".join((line.accelerator, line.model, *line.options))
+            context.out.write(f"  cmdline  {machine}: {line.text}\n")
     for image in found.images:
         context.out.write(
             f"image    {image.reference} {image.platform}\n  manifest {image.manifest}\n"

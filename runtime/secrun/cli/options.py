@@ -109,6 +109,7 @@ APP = (
 _RUN_ONLY = (
     Option(flags=("-d", "--detach"), kind=Kind.FLAG, help="print the UUID and leave the pod running"),
     Option(flags=("--rm",), kind=Kind.FLAG, help="remove the pod when it has exited"),
+    Option(flags=("--timing",), kind=Kind.FLAG, help="tell in the end when each step was reached"),
     Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="connect standard input to the app"),
     Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
 )
@@ -146,7 +147,7 @@ VERBS: tuple[Verb, ...] = (
         summary="Start a prepared pod and wait for its end",
         handler="secrun.cli.pods:run_prepared",
         positionals=(UUID,),
-        options=_RUN_ONLY[:2],
+        options=_RUN_ONLY[:3],
         needs_root=True,
     ),
     Verb(

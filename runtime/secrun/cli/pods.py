@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from secrun import checkpoint
 from secrun.cli import finish as finishing
 from secrun.cli.attestoptions import measuring
 from secrun.cli.guard import each
@@ -103,9 +104,12 @@ def _pod(args: Arguments, context: Context) -> PodRequest:
 
 
 def _start_options(args: Arguments, measures: Measuring) -> StartOptions:
-    detach, remove = args.flag("detach"), args.flag("rm")
+    detach, remove, timing = args.flag("detach"), args.flag("rm"), args.flag("timing")
+    if timing and detach:
+        raise UsageError("--timing needs the foreground", hint="secrun status --format=json tells it too")
+    checkpoint.keep()
     return StartOptions(
-        finish=lambda pod: finishing.command(pod, remove=remove, quiet=detach),
+        finish=lambda pod: finishing.command(pod, remove=remove, quiet=detach, timing=timing),
         measuring=measures,
         detach=detach,
         remove=remove,

@@ -4,7 +4,8 @@ import hashlib
 
 from secrun.digest import Digest
 from secrun.jsonio import canonical
-from secrun.stage1.manifest import ImageIdentity, PodManifest
+from secrun.stage1.machine import Machine
+from secrun.stage1.manifest import AppManifest, ImageIdentity, PodManifest
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.record import Operation
 
@@ -36,6 +37,7 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
             "image": str(app.image.manifest),
             "tree": str(app.image.tree),
             "relaxations": list(app.relaxations),
+            **_enforced(manifest, app),
         }
         for app in manifest.apps
     ]
@@ -49,6 +51,28 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
         },
         "relaxations": list(manifest.relaxations),
         "apps": apps,
+        **({} if manifest.machine is None else {"machine": _machine(manifest.machine)}),
+    }
+
+
+def _enforced(manifest: PodManifest, app: AppManifest) -> JsonObject:
+    """Return the root hash that the pod's own kernel holds the app to; of other pods ImageAdmit tells."""
+    return {} if manifest.machine is None else {"verity_root": app.image.verity_root}
+
+
+def _machine(machine: Machine) -> JsonObject:
+    return {
+        "accelerator": str(machine.accelerator),
+        "model": machine.model,
+        "vcpus": machine.vcpus,
+        "memory_bytes": machine.memory_bytes,
+        "storage_bytes": machine.storage_bytes,
+        "vtpm": machine.vtpm,
+        "kernel": str(machine.kernel),
+        "initrd": str(machine.initrd),
+        "command_line": machine.command_line,
+        "pod_root": machine.pod_root,
+        "pod_blocks": machine.pod_blocks,
     }
 
 

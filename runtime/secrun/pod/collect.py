@@ -135,9 +135,9 @@ def _sweep_one(pod: LockedPod, plan: GcPlan, measuring: Measuring) -> Outcome:
 
 def flavour_cleanup(pod: LockedPod) -> None:
     """Free host resources of a pod in any state; a pod that names no flavour never had any."""
-    name = PodFiles(pod.path).read_flavour()
-    if name is not None:
-        flavours.load(name).cleanup(pod.uuid)
+    written = PodFiles(pod.path).read_flavour()
+    if written is not None:
+        flavours.recall(written).cleanup(pod.uuid)
 
 
 def sweep(layout: Layout, plan: GcPlan, measuring: Measuring) -> Iterator[Outcome]:

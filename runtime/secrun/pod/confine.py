@@ -8,9 +8,9 @@ from secrun.pod.request import AppRequest
 from secrun.record import record
 from secrun.stage1.bundle import Process
 from secrun.stage1.manifest import Network
-from secrun_policies.confine import AppFacts, Confinement, PodFacts, compile_pod
+from secrun_policies.confine import AppFacts, Confinement, HostFacts, PodFacts, compile_pod
 from secrun_policies.errors import PolicyError
-from secrun_policies.host import read_host
+from secrun_policies.host import read_guest, read_host
 from secrun_policies.libseccomp import compile_bpf
 from secrun_policies.oci import to_oci
 from secrun_policies.outer import NetworkMode
@@ -59,19 +59,30 @@ def _confined(app: Confinement) -> ConfinedApp:
     )
 
 
-def pod(network: Network, apps: Sequence[tuple[str, AppRequest, Process]]) -> ConfinedPod:
-    """Compile the confinement of a pod; raises UsageError for what cannot be enforced."""
+def _enforcer(guest_kernel: str | None) -> HostFacts:
+    """Return what the kernel under the apps can enforce: this host's, or that of a guest."""
+    return read_host() if guest_kernel is None else read_guest(guest_kernel)
+
+
+def pod(
+    network: Network, apps: Sequence[tuple[str, AppRequest, Process]], guest_kernel: str | None = None
+) -> ConfinedPod:
+    """Compile the confinement of a pod; raises UsageError for what cannot be enforced.
+
+    With a kernel of its own a pod has no outer filter nor arguments: a machine is around it.
+    """
     facts = PodFacts(
         network=NetworkMode(network.value),
         apps=tuple(_facts(name, request, process) for name, request, process in apps),
     )
     try:
-        compiled = compile_pod(facts, read_host())
-        outer_filter = compile_bpf(compiled.outer_filter) if compiled.outer_filter else None
+        compiled = compile_pod(facts, _enforcer(guest_kernel))
+        outer = compiled.outer_filter if guest_kernel is None else None
+        outer_filter = compile_bpf(outer) if outer else None
     except PolicyError as error:
         raise UsageError(error.message, hint=error.hint, code=error.code) from error
     return ConfinedPod(
         apps={app.app: _confined(app) for app in compiled.apps},
-        outer_arguments=compiled.nspawn_arguments,
+        outer_arguments=compiled.nspawn_arguments if guest_kernel is None else (),
         outer_filter=outer_filter,
     )

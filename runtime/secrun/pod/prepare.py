@@ -140,11 +140,13 @@ def _decide(
     for app in apps:
         bundle.check_volumes(app.request.volumes)
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
-    confined = confine.pod(pod.network, [(app.name, app.request, processes[app.name]) for app in apps])
+    stage1 = flavour.ensure_image(layout)
+    confined = confine.pod(
+        pod.network, [(app.name, app.request, processes[app.name]) for app in apps], stage1.kernel
+    )
     bundles = {
         app.name: _bundle(app, processes[app.name], pod.network, confined.apps[app.name]) for app in apps
     }
-    stage1 = flavour.ensure_image(layout)
     manifest = PodManifest(
         uuid=uuid,
         hostname=hostname,
@@ -162,7 +164,8 @@ def _decide(
         ),
     )
     _check(flavour, manifest, pod)
-    config = podconfig.contents(manifest, bundles, _etc_files(hostname, pod.network))
+    etc = _etc_files(hostname, pod.network)
+    config = podconfig.contents(manifest, bundles, etc, guest=stage1.kernel is not None)
     decided = flavour.decide(Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config))
     files = dict(decided.files)
     if confined.outer_filter is not None:
@@ -220,7 +223,7 @@ def prepared(
         checkpoint.reached("preparing")
         try:
             files = PodFiles(locked.path)
-            write_atomic(files.flavour, f"{flavour.name}\n".encode())
+            write_atomic(files.flavour, flavours.note(flavour).encode())
             _write(files, plan)
             if lasting:
                 fsync_tree(files.path)

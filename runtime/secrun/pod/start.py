@@ -10,10 +10,10 @@ from secrun import checkpoint
 from secrun.errors import HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
-from secrun.pod import exits, podconfig
+from secrun.pod import exits, podconfig, timing
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
-from secrun.record import record
+from secrun.record import record, replace
 from secrun.stage1 import flavours, waiter
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import PodOnDisk
@@ -79,6 +79,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         # Everything that runs is in place and checked, nothing of it runs yet.
         options.measuring.starting(files, manifest)
         checkpoint.reached("before-waiter")
+        plan = replace(plan, timing_fd=timing.append(files, checkpoint.marks or ()))
         if options.detach:
             _silence()
         waiter.replace_process(plan)

@@ -10,7 +10,7 @@ from secrun.locks import is_missing
 from secrun.measure import marker
 from secrun.measure.marker import Marker
 from secrun.paths import Layout
-from secrun.pod import exits
+from secrun.pod import exits, timing
 from secrun.pod.states import WHOLE, Found, State, walk
 from secrun.record import record
 from secrun.stage1.manifest import PodManifest
@@ -34,6 +34,7 @@ class PodView:
     exit: exits.PodExit | None
     measured: Marker | None
     """How far the event log knows the pod; None if it ran unmeasured."""
+    timing: tuple[timing.Mark, ...]
 
     @property
     def created_ns(self) -> int:
@@ -83,6 +84,7 @@ class PodView:
             "stage1": self.manifest.flavour if self.manifest else None,
             "relaxations": list(self.manifest.relaxations) if self.manifest else [],
             "apps": [*self._apps()],
+            "timing": [mark.to_json() for mark in self.timing],
         }
 
 
@@ -100,11 +102,13 @@ def look(found: Found) -> PodView:
     manifest: PodManifest | None = None
     end: exits.PodExit | None = None
     measured: Marker | None = None
+    marks: tuple[timing.Mark, ...] = ()
     problem = ""
     try:
         manifest = files.read_manifest()
         end = exits.read(files)
         measured = marker.read(files)
+        marks = timing.read(files)
     except (StateError, ImageError) as error:
         problem = error.message if state in WHOLE else ""
     started, base = _numbers(files.started), _numbers(files.uid_base)
@@ -118,6 +122,7 @@ def look(found: Found) -> PodView:
         uid_base=base[0] if base else None,
         exit=end,
         measured=measured,
+        timing=marks,
     )
 
 

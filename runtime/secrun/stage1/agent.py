@@ -1,4 +1,4 @@
-"""Where our own static programs are that run inside a stage1: secrun-agent, and a guest's secrun-stage0."""
+"""Where our own static programs are that run inside a stage1: the agent, and the init of a guest."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from secrun.digest import Digest
 from secrun.paths import Layout
 from secrun.record import field, record
-from secrun.stage1.machine import Machine, MachineRequest
+from secrun.stage1.machine import CommandLine, Machine, MachineRequest
 from secrun.stage1.manifest import PodManifest
 
 
@@ -32,6 +32,8 @@ class Stage1Identity:
 
     digest: Digest
     tree: Digest
+    kernel: str | None = None
+    """The release (uname(2)) of the guest's own kernel, if the flavour boots one."""
 
 
 @record
@@ -101,6 +103,9 @@ class Flavour(Protocol):
 
     def decide(self, draft: Draft) -> Decided:
         """Decide what is the flavour's own of a pod that is not refused; changes nothing on the host."""
+
+    def command_lines(self) -> Sequence[CommandLine]:
+        """Return every kernel command line that `decide` may choose, for verifiers; pure."""
 
     def launch(self, pod: PodOnDisk, undo: ExitStack) -> Launch:
         """Make everything that the pod needs on the host, pushing each undo before the next step."""

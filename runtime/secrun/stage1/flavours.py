@@ -23,3 +23,28 @@ def load(name: str) -> "Flavour":
         known = ", ".join(sorted({"nspawn", *found.names}))
         raise UsageError(f"unknown stage1 flavour {name!r}", hint=f"installed: {known}")
     return cast("Flavour", found[name].load()())
+
+
+def note(flavour: "Flavour") -> str:
+    """Return how a pod remembers its flavour: the name, and where its code is.
+
+    The process that concludes a pod sees no installed package's entry points, and has no time for them.
+    """
+    kind = type(flavour)
+    return f"{flavour.name} {kind.__module__}:{kind.__qualname__}\n"
+
+
+def recall(written: str) -> "Flavour":
+    """Return the flavour that `note` described; raises UsageError if it is gone."""
+    name, _, place = written.strip().partition(" ")
+    module, _, attribute = place.partition(":")
+    if not place:
+        return load(name)
+    from importlib import import_module
+
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError):
+        # It has moved since: another version of it may be installed.
+        return load(name)
+    return cast("Flavour", found())

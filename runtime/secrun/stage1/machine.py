@@ -49,6 +49,19 @@ class MachineRequest:
 
 
 @record
+class CommandLine:
+    """What a flavour gives to the kernels of such machines, but for the last word, which is each pod's own.
+
+    `options` are those of the command line that make it another one.
+    """
+
+    accelerator: Accelerator
+    model: str
+    options: tuple[str, ...]
+    text: str
+
+
+@record
 class Machine:
     """The machine of one pod; sizes in bytes."""
 

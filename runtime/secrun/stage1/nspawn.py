@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from secrun.paths import Layout
     from secrun.stage1.contract import Decided, Draft, Launch, PodOnDisk, Problem, Stage1Identity
-    from secrun.stage1.machine import MachineRequest
+    from secrun.stage1.machine import CommandLine, MachineRequest
     from secrun.stage1.manifest import PodManifest
 
 PROGRAM = "/usr/bin/systemd-nspawn"
@@ -50,6 +50,10 @@ class NspawnFlavour:
                 code="usage-stage1",
             )
         return self.ensure_image(layout)
+
+    def command_lines(self) -> "Sequence[CommandLine]":
+        """Return none: pods run on the host's kernel."""
+        return ()
 
     def refuse(self, manifest: "PodManifest", asked: "MachineRequest") -> "Sequence[Problem]":
         """Limits need their controllers in cgroup2, and there is no machine to say anything about."""

@@ -5,7 +5,6 @@ however it dies, no mount is left.
 """
 
 import os
-import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,7 @@ from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import HostError
 from secrun.image import rootfs
-from secrun.stage1 import cgroups, imagestore, places, units
+from secrun.stage1 import cgroups, hostside, imagestore, places, units
 from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.imagebuild import FLAVOUR
 from secrun.stage1.imagemount import mount_image
@@ -22,16 +21,8 @@ from secrun.stage1.imagestore import BuiltImage
 from secrun.stage1.manifest import Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
-from secrun.stage1.uidrange import SIZE, acquire
-from secrun.syscalls import (
-    CLONE_NEWNS,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
-    MS_REC,
-    MS_SLAVE,
-    Syscalls,
-)
+from secrun.stage1.uidrange import SIZE
+from secrun.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, Syscalls
 
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
 
@@ -85,45 +76,21 @@ class NspawnLauncher:
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""
         files = PodFiles(pod.path)
         manifest = pod.manifest
-        uid_range = acquire(manifest.uuid)
-        undo.callback(uid_range.guard.close)
-        files.write_uid_base(uid_range.base)
-        checkpoint.reached("uid-range")
-        hierarchy = cgroups.host()
         controllers = sorted({name for app in manifest.apps for name in app.limits.controllers})
-        # Looked up again when it is undone: by then the pod's own mounts may cover the host's path.
-        undo.callback(lambda: cgroups.destroy(cgroups.host().pod(manifest.uuid)))
-        group = cgroups.create(hierarchy, manifest.uuid, controllers)
-        checkpoint.reached("cgroup")
-        attach = self._rw_and_host(files, manifest, uid_range.base, undo)
-        checkpoint.reached("attach-socket")
-        procs = os.open(group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        undo.callback(os.close, procs)
-        kill = os.open(group / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
-        undo.callback(os.close, kill)
-        self._enter_private_mounts(hierarchy)
+        host = hostside.take(files, manifest, controllers, undo)
+        attach = hostside.writable(files, manifest, host.uid_base, undo)
+        self._enter_private_mounts(host.hierarchy)
         checkpoint.reached("mount-namespace")
         self._mount_images(pod, files)
         checkpoint.reached("images-mounted")
         return Launch(
-            argv=command_line(manifest, files, uid_range.base),
-            attach_fd=attach.fileno(),
-            cgroup_procs_fd=procs,
-            cgroup_kill_fd=kill,
-            held_fds=(uid_range.guard.fileno(),),
+            argv=command_line(manifest, files, host.uid_base),
+            attach_fd=attach,
+            cgroup_procs_fd=host.procs_fd,
+            cgroup_kill_fd=host.kill_fd,
+            held_fds=(host.guard_fd,),
             filter_fd=self._filter(files, manifest, undo),
         )
-
-    @staticmethod
-    def _rw_and_host(
-        files: PodFiles, manifest: PodManifest, uid_base: int, undo: ExitStack
-    ) -> socket.socket:
-        """Give the pod its writable folder and a socket that it may connect to."""
-        files.make_writable(tuple(app.name for app in manifest.apps), uid_base)
-        listener = files.listen(files.attach_socket)
-        undo.callback(listener.close)
-        os.chown(files.attach_socket, uid_base, uid_base)
-        return listener
 
     @staticmethod
     def _filter(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> int | None:
@@ -149,12 +116,7 @@ class NspawnLauncher:
 
     def _enter_private_mounts(self, hierarchy: cgroups.Hierarchy) -> None:
         call = self._syscalls
-        call.unshare(CLONE_NEWNS)
-        # Slave, not private: a volume that the operator unmounts on the host must not be pinned by pods.
-        call.mount("", "/", "", MS_REC | MS_SLAVE)
-        if not hierarchy.pure:
-            flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-            call.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", flags)
+        hostside.private_mounts(call, hierarchy)
         # nspawn leaves a propagation folder per machine here; on a tmpfs of the pod's own nothing stays.
         _NSPAWN_RUN.mkdir(parents=True, exist_ok=True)
         call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=1m")
@@ -162,13 +124,7 @@ class NspawnLauncher:
     def _mount_images(self, pod: PodOnDisk, files: PodFiles) -> None:
         self._mount_stage1(imagestore.load(pod.layout, FLAVOUR, pod.manifest.stage1), files)
         for app in pod.manifest.apps:
-            image = rootfs.load(pod.layout, app.image.rootfs)
-            if image is None or image.verity_root != app.image.verity_root:
-                raise HostError(
-                    f"pod {pod.manifest.uuid}: the rootfs image of app {app.name} is gone or was changed",
-                    hint="fetch the image and prepare the pod again",
-                    code="image-rootfs-changed",
-                )
+            image = hostside.load_rootfs(pod.layout, pod.manifest, app)
             rootfs.verify_file(image)
             target = files.image_mount(app.name)
             target.mkdir(parents=True, exist_ok=True)

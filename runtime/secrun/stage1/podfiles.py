@@ -65,6 +65,11 @@ class PodFiles:
         return self.path / "stage1.log"
 
     @property
+    def timing(self) -> Path:
+        """When which step was reached: lines `SIDE NAME NS` that several processes append."""
+        return self.path / "timing"
+
+    @property
     def stage1_mount(self) -> Path:
         """Mount point of the stage1 image, in the pod's mount namespace only."""
         return self.path / "mnt" / "stage1"
@@ -85,13 +90,13 @@ class PodFiles:
 
     @property
     def flavour(self) -> Path:
-        """Name of the flavour, on its own so that cleaning up never depends on a whole manifest."""
+        """Which flavour, on its own so that cleaning up never depends on a whole manifest."""
         return self.path / "flavour"
 
     def read_flavour(self) -> str | None:
-        """Return the flavour's name, or None for a pod that came to an end before it had one."""
+        """Return what `flavours.note` wrote, or None for a pod that came to an end before it had one."""
         try:
-            return self.flavour.read_text("utf-8").strip()
+            return self.flavour.read_text("utf-8")
         except FileNotFoundError:
             return None
 

@@ -37,6 +37,8 @@ class WaiterPlan:
     stop_timeout_seconds: int
     finish: tuple[str, ...]
     ready_fd: int | None = None
+    timing_fd: int | None = None
+    """Takes the marks of secrun.pod.timing."""
 
     def argv(self) -> list[str]:
         """Return the waiter's command line; pure."""
@@ -54,6 +56,8 @@ class WaiterPlan:
             words += ["--app", app]
         if self.ready_fd is not None:
             words += ["--ready-fd", str(self.ready_fd)]
+        if self.timing_fd is not None:
+            words += ["--timing-fd", str(self.timing_fd)]
         if self.stdio.foreground:
             words.append("--foreground")
         if self.stdio.stdin_app is not None:
@@ -70,9 +74,8 @@ class WaiterPlan:
         launch = self.launch
         fds = [launch.attach_fd, launch.cgroup_procs_fd, launch.cgroup_kill_fd, *launch.held_fds]
         fds += [self.control_fd, self.log_fd, self.lock_fd]
-        if launch.filter_fd is not None:
-            fds.append(launch.filter_fd)
-        return fds if self.ready_fd is None else [*fds, self.ready_fd]
+        optional = (launch.filter_fd, self.ready_fd, self.timing_fd)
+        return [*fds, *(fd for fd in optional if fd is not None)]
 
 
 def environment(caller: Mapping[str, str], *, filtered: bool) -> dict[str, str]:

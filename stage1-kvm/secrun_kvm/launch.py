@@ -82,6 +82,7 @@ def bridge_command(
     words += ["--uid", str(uid), "--gid", str(uid)]
     words += ["--ready-timeout", str(_READY_MILLIS[machine.accelerator])]
     words += ["--log-max", str(LOG_MAX_BYTES), "--cgroup-kill", str(kill)]
+    words += ["--timing", str(files.timing)]
     for index, app in enumerate(manifest.apps):
         words += ["--image", f"{podimage.app_serial(index)}={app.name}"]
     return (*words, "--", *starter)
@@ -172,7 +173,7 @@ class KvmLauncher:
             gid=group,
             shares=tuple(Share(tag=tag, socket=root.share_socket(tag)) for tag in shares),
             tpm=root.tpm_socket if machine.vtpm else None,
-            firmware=probe.FIRMWARE if machine.model == Model.Q35 else None,
+            firmware=_firmware(machine),
         )
         return spec, shares
 
@@ -185,6 +186,8 @@ class KvmLauncher:
                 hint="remove the pod and prepare it again",
                 code="host-pod-image-changed",
             )
+        # QEMU reads it as a user of its own; the folder around it is root's alone.
+        image.chmod(0o644)
         paths = {podimage.STAGE1_SERIAL: guest.stage1, podimage.POD_SERIAL: image}
         for index, app in enumerate(pod.manifest.apps):
             rootfs = hostside.load_rootfs(pod.layout, pod.manifest, app)
@@ -249,6 +252,11 @@ def starter_command() -> tuple[str, ...]:
     """Return the command that starts a machine, without its arguments."""
     folder = probe.binding()
     return interpreter_command("secrun_kvm.starter", more=() if folder is None else (folder,))
+
+
+def _firmware(machine: Machine) -> Path | None:
+    """Return the firmware; only QEMU's own choice starts a TPM and leaves a log of what it measured."""
+    return probe.FIRMWARE if machine.model == Model.Q35 and not machine.vtpm else None
 
 
 def _checked_guest(pod: PodOnDisk, machine: Machine) -> GuestImage:

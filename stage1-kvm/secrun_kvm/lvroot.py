@@ -144,11 +144,12 @@ def kvm_group() -> int:
 
 def make(root: Root, text: str) -> None:
     """Make the folders and settings of a new libvirt root."""
-    root.path.mkdir(mode=0o755)
-    # QEMU and its helpers search it; the folder above is root's alone.
-    root.path.chmod(0o755)
+    root.path.mkdir()
     for name in ("etc", "disk", "share", CACHE):
         (root.path / name).mkdir(parents=True)
+    # QEMU and its helpers search them, whatever the caller's umask; the folder above is root's alone.
+    for base, _, _ in os.walk(root.path):
+        os.chmod(base, 0o755)  # noqa: S103 - searching is all that others may do
     (root.path / "etc/qemu.conf").write_text(text)
     fd = os.open(root.no_device, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
     os.close(fd)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from secrun.errors import SecrunError
 from secrun.launch import BASE_ENVIRONMENT
-from secrun.record import replace
 from secrun.stage1.agent import stage0_path
 from secrun.stage1.contract import Problem
 from secrun_kvm import accel, kernel, lvroot, modules
@@ -108,5 +107,4 @@ def problems() -> Sequence[Problem]:
         text = "has no guests: they need x86_64 or aarch64"
         return [Problem(subject=os.uname().machine, text=text)]
     found = [*_libvirt(architecture), *_guest(), *_optional()]
-    # Pods that ask for emulation run without.
-    return found + [replace(item, fatal=False) for item in accel.missing(accel.read(architecture))]
+    return [*found, *accel.missing(accel.read(architecture))]

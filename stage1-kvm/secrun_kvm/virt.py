@@ -39,6 +39,8 @@ def _refused(error: Exception) -> NoReturn:
 
 def _open(root: "Root") -> _Connection:
     """Open the embedded driver; raises HostError."""
+    # QEMU has to get to its own folders below the root, whatever the umask of whoever runs the pod.
+    os.umask(0o022)
     # libvirt prints its version and complaints of no consequence; errors come as exceptions.
     os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
     try:

@@ -35,7 +35,16 @@ def seeds() -> list[bytes]:
         "base /secrun/modules.d/virtio.ko\npci /secrun/modules.d/virtio_pci.ko\n",
         "secrun-guest 1\nhostname h\nuuid 01234567-89ab-cdef-0123-456789abcdef\nscratch\ntpm\n" + more,
     ]
+    kinds = (*range(0x41, 0x44), *range(0x51, 0x54))
+    link = b"".join(pack(kind, bytes(size)) for kind in kinds for size in (0, 2, 8, 32))
+    channel = (
+        pack(0x61, b"\x01\x00\x01") + pack(0x62, b"\x01\x00" + hello) + pack(0x63, b"\x01\x00\x00\x01\0\0")
+    )
+    console = b"secrun-stage0: 254:0 is disk a\r\n[1] device-mapper: verity: 254:0: block 3 is corrupted\r\n"
     return [
+        link,
+        channel + pack(0x64, b"\x01\x00"),
+        console + b"Kernel panic - not syncing: x\r\n",
         *(table.encode() for table in tables),
         *frames,
         hello,

@@ -10,6 +10,7 @@ import pytest
 
 from host.agent_host import Host, Terminal, hosted, opened_terminal
 from host.agent_kit import Stage
+from host.agent_vm_kit import Guest, Vm, hosted_vm
 from support.images import busybox_image
 from support.leaks import Footprint, footprint, leaks_since
 from support.secrun import Secrun
@@ -93,6 +94,17 @@ def secrun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secrun]:
 def host(tmp_path: Path) -> Iterator[Host]:
     with hosted(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def vm() -> Iterator[Vm]:
+    with hosted_vm() as made:
+        yield made
+
+
+@pytest.fixture
+def guest(vm: Vm) -> Guest:
+    return Guest(vm)
 
 
 @pytest.fixture

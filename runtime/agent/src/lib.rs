@@ -6,6 +6,7 @@
 
 pub mod args;
 mod attach;
+mod bridge;
 pub mod client;
 pub mod conn;
 pub mod console;

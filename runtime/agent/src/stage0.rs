@@ -4,9 +4,9 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::{chroot, DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{chroot, DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::io::AsRawFd;
 use std::path::Path;
 use std::thread::sleep;
@@ -20,6 +20,7 @@ use crate::table::{self, Group, Guest, Module, Verity, Volume};
 
 /// Where the root of stage1 is put together.
 const ROOT: &str = "/sysroot";
+const TPM: &str = "/dev/tpmrm0";
 const SYSTEMD: &str = "/usr/lib/systemd/systemd";
 /// A disk that has not come after this long will not come.
 const DISK_TIME: Duration = Duration::from_secs(10);
@@ -80,6 +81,10 @@ fn boot() -> Told<Infallible> {
         if guest.needs(group) {
             load(&modules, group)?;
         }
+    }
+    if guest.tpm {
+        // The pod's own TPM: what its apps may do with it is said by whether they see it, not by who they are.
+        told(fs::set_permissions(TPM, Permissions::from_mode(0o666)), TPM)?;
     }
     close_kernel()?;
     disks.mount_apps(&guest)?;

@@ -1,13 +1,13 @@
 //! Starting a virtual machine by another program, which ends when the machine runs and leaves it as a child of this process.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::unix::io::OwnedFd;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::sys::{self, Poller, Status};
-use crate::vm::Options;
 
 /// More than `pid N` and a newline.
 const MAX_SAID: usize = 64;
@@ -15,16 +15,16 @@ const MAX_SAID: usize = 64;
 const MAX_ENDED: usize = 256;
 
 /// Run the starter to its end; returns the process of the machine. `signals` reports SIGTERM and SIGCHLD.
-pub(crate) fn run(options: &Options, signals: &OwnedFd) -> Result<i32, String> {
-    let name = options.starter[0].to_string_lossy();
+pub(crate) fn run(words: &[OsString], timeout: Duration, signals: &OwnedFd) -> Result<i32, String> {
+    let name = words[0].to_string_lossy();
     let failed = |what: &str| format!("the virtual machine could not be started: {name} {what}");
     let (read, write) = sys::pipe().map_err(|error| failed(&error.to_string()))?;
-    let mut command = Command::new(&options.starter[0]);
-    command.args(&options.starter[1..]).stdin(Stdio::null()).stdout(write);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(write);
     let starter = sys::spawn_bound(&mut command, None, None).map_err(|error| failed(&error.to_string()))?;
     // Its copy of the write end must go, or the pipe never ends.
     drop(command);
-    let until = Instant::now() + options.ready_timeout;
+    let until = Instant::now() + timeout;
     let mut ended: Vec<i32> = Vec::new();
     let status = loop {
         let mut poller = Poller::new();
@@ -56,7 +56,10 @@ pub(crate) fn run(options: &Options, signals: &OwnedFd) -> Result<i32, String> {
         Status { signal, .. } => return Err(failed(&format!("was killed by signal {signal}"))),
     }
     let pid = said(read).ok_or_else(|| failed("did not say `pid N`"))?;
-    if ended.contains(&pid) || parent_of(pid) != Some(std::process::id()) {
+    if ended.contains(&pid) {
+        return Err("the virtual machine ended while it was being started".into());
+    }
+    if parent_of(pid) != Some(std::process::id()) {
         return Err(failed(&format!("named process {pid}, which is not a machine that runs")));
     }
     Ok(pid)

@@ -62,6 +62,8 @@ GLOBAL = (
     Option(flags=("--debug",), kind=Kind.FLAG, help="tell each step on stderr"),
 )
 
+_FLAVOUR = Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help="the isolation to use")
+
 POD = (
     Option(flags=("--hostname",), metavar="NAME", help="host name of the pod; default secrun-UUID"),
     Option(
@@ -72,7 +74,7 @@ POD = (
         help="none: loopback only; host: the host's network, a named relaxation",
     ),
     Option(flags=("--uuid-file-save",), metavar="FILE", help="write the UUID before anything can fail"),
-    Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help="the isolation to use"),
+    _FLAVOUR,
     Option(
         flags=("--accel",),
         kind=Kind.CHOICE,
@@ -313,7 +315,7 @@ VERBS: tuple[Verb, ...] = (
         words=("doctor",),
         summary="Tell what this host lacks, and what follows",
         handler="secrun.cli.views:doctor",
-        options=(FORMAT,),
+        options=(_FLAVOUR, FORMAT),
     ),
     Verb(
         words=("version",),

@@ -191,7 +191,7 @@ def doctor(args: Arguments, context: Context) -> int:
     from secrun.cli.attestoptions import attest_settings
     from secrun.pod.doctor import examine
 
-    problems = examine(context.layout, attest_settings(context))
+    problems = examine(context.layout, attest_settings(context), args.required("stage1"))
     if args.text("format") == "json":
         rows: list[JsonValue] = [
             {"subject": item.subject, "problem": item.text, "hint": item.hint, "fatal": item.fatal}

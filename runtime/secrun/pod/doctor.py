@@ -10,6 +10,7 @@ from secrun.launch import BASE_ENVIRONMENT
 from secrun.measure import identity, software
 from secrun.measure.settings import AUTO, DEVICE, SOFTWARE, AttestSettings, Mode
 from secrun.paths import Layout
+from secrun.record import replace
 from secrun.stage1 import cgroups, flavours
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Problem
@@ -90,9 +91,24 @@ def _existing(path: Path) -> Path:
     return next(item for item in (path, *path.parents) if item.exists())
 
 
-def examine(layout: Layout, settings: AttestSettings) -> Sequence[Problem]:
-    """Return every problem found; no problem means that pods run with all that secrun offers."""
-    problems = list(flavours.load("nspawn").probe())
+def _flavours(wanted: str) -> list[Problem]:
+    """Return what the flavour `wanted` lacks, and as notes what the others do; raises UsageError."""
+    problems = list(flavours.load(wanted).probe())
+    for name in (flavours.BUILT_IN, *flavours.others()):
+        if name != wanted:
+            problems += [
+                replace(item, subject=f"--stage1={name}: {item.subject}", fatal=False)
+                for item in flavours.load(name).probe()
+            ]
+    return problems
+
+
+def examine(layout: Layout, settings: AttestSettings, flavour: str) -> Sequence[Problem]:
+    """Return every problem found; no problem means that pods run with all that secrun offers.
+
+    What pods of another flavour than `flavour` would lack is not fatal.
+    """
+    problems = _flavours(flavour)
     if os.geteuid() != 0:
         problems.append(
             Problem(subject="user", text="is not root: pods cannot be started", hint="use sudo", fatal=False)

@@ -68,16 +68,17 @@ def _resolve(
     return tuple(result)
 
 
-def _bundle(app: _Resolved, process: Process, network: Network, confined: ConfinedApp) -> bytes:
+def _bundle(app: _Resolved, process: Process, pod: PodRequest, confined: ConfinedApp) -> bytes:
     """Return the OCI config.json of one app."""
     return canonical(
         bundle.runtime_config(
             app=app.name,
             salt=os.urandom(16).hex(),
             process=process,
-            network=network,
+            network=pod.network,
             read_only=app.request.read_only,
             volumes=app.request.volumes,
+            vtpm=pod.machine.vtpm,
             process_confinement=confined.process,
             linux_confinement=confined.linux,
         )
@@ -144,9 +145,7 @@ def _decide(
     confined = confine.pod(
         pod.network, [(app.name, app.request, processes[app.name]) for app in apps], stage1.kernel
     )
-    bundles = {
-        app.name: _bundle(app, processes[app.name], pod.network, confined.apps[app.name]) for app in apps
-    }
+    bundles = {app.name: _bundle(app, processes[app.name], pod, confined.apps[app.name]) for app in apps}
     manifest = PodManifest(
         uuid=uuid,
         hostname=hostname,

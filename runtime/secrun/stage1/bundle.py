@@ -11,6 +11,7 @@ from secrun.stage1.manifest import Network, Volume
 
 OCI_VERSION = "1.0.2"
 SALT_ANNOTATION = "dev.secrun.salt"
+TPM = "/dev/tpmrm0"
 _TARGET = re.compile(r"/[^\0]*\Z")
 
 
@@ -87,6 +88,11 @@ def _volume_mount(app: str, index: int, volume: Volume) -> JsonObject:
     return _mount(volume.target, "bind", source, "rbind", access, "nosuid", "nodev")
 
 
+def _tpm_mounts() -> list[JsonValue]:
+    """Show the pod's own TPM, by the kernel's resource manager: apps cannot see each other's objects."""
+    return [_mount(TPM, "bind", TPM, "bind", "rw", "nosuid", "noexec")]
+
+
 def check_volumes(volumes: Sequence[Volume]) -> None:
     """Raise UsageError for targets that are no absolute paths or that are used twice."""
     seen: set[str] = set()
@@ -108,6 +114,7 @@ def runtime_config(
     network: Network,
     read_only: bool,
     volumes: Sequence[Volume],
+    vtpm: bool = False,
     process_confinement: Mapping[str, JsonValue],
     linux_confinement: Mapping[str, JsonValue],
 ) -> JsonObject:
@@ -125,6 +132,7 @@ def runtime_config(
             *_base_mounts(network),
             *_etc_mounts(),
             *(_volume_mount(app, index, volume) for index, volume in enumerate(volumes)),
+            *(_tpm_mounts() if vtpm else ()),
         ],
         "linux": {**linux_confinement, "namespaces": namespaces},
         "annotations": {SALT_ANNOTATION: salt},

@@ -8,11 +8,19 @@ if TYPE_CHECKING:
     from secrun.stage1.contract import Flavour
 
 ENTRY_POINT_GROUP = "secrun.stage1"
+BUILT_IN = "nspawn"
+
+
+def others() -> tuple[str, ...]:
+    """Return the names of the installed flavours that are not built in."""
+    from importlib.metadata import entry_points
+
+    return tuple(sorted(entry_points(group=ENTRY_POINT_GROUP).names - {BUILT_IN}))
 
 
 def load(name: str) -> "Flavour":
     """Return the flavour called `name`; raises UsageError if none is installed."""
-    if name == "nspawn":
+    if name == BUILT_IN:
         from secrun.stage1.nspawn import NspawnFlavour
 
         return NspawnFlavour()
@@ -20,7 +28,7 @@ def load(name: str) -> "Flavour":
 
     found = entry_points(group=ENTRY_POINT_GROUP)
     if name not in found.names:
-        known = ", ".join(sorted({"nspawn", *found.names}))
+        known = ", ".join(sorted({BUILT_IN, *found.names}))
         raise UsageError(f"unknown stage1 flavour {name!r}", hint=f"installed: {known}")
     return cast("Flavour", found[name].load()())
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from secrun.errors import SecrunError
 from secrun.launch import leave_running
 from secrun.record import record
+from secrun.syscalls import CLONE_NEWIPC, CLONE_NEWNET, LinuxSyscalls
 from secrun_kvm import virt
 from secrun_kvm.lvroot import Root
 
@@ -64,7 +65,7 @@ def _share(plan: Plan, tag: str) -> None:
     but that folder, and cannot make device nodes.
     """
     with _listening(plan.root.share_socket(tag), plan.uid) as fd:
-        options = f"source={plan.root.share(tag)},sandbox=namespace,xattr,modcaps=-mknod"
+        options = f"source={plan.root.share(tag)},sandbox=namespace,xattr,modcaps=-mknod,log_level=err"
         leave_running([plan.virtiofsd, f"--fd={fd}", "-o", options], pass_fds=[fd], output=_STANDARD_ERROR)
 
 
@@ -81,7 +82,11 @@ def _tpm(plan: Plan) -> None:
 
 
 def start(plan: Plan) -> int:
-    """Start helpers and machine; return the PID of QEMU."""
+    """Start helpers and machine; return the PID of QEMU.
+
+    None of them needs a network, nor what others share in memory.
+    """
+    LinuxSyscalls().unshare(CLONE_NEWNET | CLONE_NEWIPC)
     for tag in plan.tags:
         _share(plan, tag)
     if plan.vtpm:

@@ -408,7 +408,7 @@ impl Bridge {
             _ if !self.ready => return Err(Violation("a frame out of place on the link")),
             // What was on its way is of no use any more.
             _ if self.bye => return Ok(()),
-            Item::Mark { ns, name } if self.marks < MAX_MARKS => {
+            Item::Mark { ns, name } if self.marks < MAX_MARKS && !name.is_empty() => {
                 self.marks += 1;
                 self.timing.mark("guest", name, ns);
             }

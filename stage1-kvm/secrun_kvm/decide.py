@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 from secrun.errors import HostError
+from secrun.record import replace
 from secrun.stage1 import hostside
 from secrun.stage1.contract import Decided, Draft, Problem
 from secrun.stage1.machine import Accelerator, Machine, MachineRequest
@@ -23,6 +24,15 @@ def _accelerator(asked: MachineRequest) -> Accelerator | Sequence[Problem]:
     return accel.choose(asked.accelerator, accel.read(where))
 
 
+def _named(problem: Problem) -> Problem:
+    return replace(problem, subject=f"--stage1=kvm: {problem.subject}")
+
+
+def _machinery() -> list[Problem]:
+    where = accel.architecture()
+    return [] if where is None else [_named(problem) for problem in probe.machinery(where)]
+
+
 def _volumes(manifest: PodManifest) -> list[Problem]:
     sources = {volume.source for app in manifest.apps for volume in app.volumes}
     found = [
@@ -39,7 +49,7 @@ def _volumes(manifest: PodManifest) -> list[Problem]:
 
 def refusals(manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
     """Return which parts of a request cannot be honoured, each with what to do instead."""
-    found = _volumes(manifest)
+    found = [*_machinery(), *_volumes(manifest)]
     if manifest.network is Network.HOST:
         text = "cannot be given to a pod in a virtual machine: its network is its own"
         found.append(Problem(subject="--net=host", text=text, hint="leave it out, or use --stage1=nspawn"))
@@ -54,10 +64,7 @@ def refusals(manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
     ]
     accelerator = _accelerator(asked)
     if not isinstance(accelerator, Accelerator):
-        found += [
-            Problem(subject=f"--stage1=kvm: {item.subject}", text=item.text, hint=item.hint)
-            for item in accelerator
-        ]
+        found += map(_named, accelerator)
     return found
 
 

@@ -39,7 +39,8 @@ def _absent(subject: object, hint: str, *, fatal: bool = True) -> Problem:
     return Problem(subject=str(subject), text="is not installed", hint=hint, fatal=fatal)
 
 
-def _libvirt(architecture: Architecture) -> list[Problem]:
+def machinery(architecture: Architecture) -> Sequence[Problem]:
+    """Return what no machine can be started without; it costs a start next to nothing."""
     found = []
     emulator = lvroot.EMULATORS[architecture]
     package = "qemu-system-x86" if architecture is Architecture.X86_64 else "qemu-system-arm"
@@ -106,5 +107,5 @@ def problems() -> Sequence[Problem]:
     if architecture is None:
         text = "has no guests: they need x86_64 or aarch64"
         return [Problem(subject=os.uname().machine, text=text)]
-    found = [*_libvirt(architecture), *_guest(), *_optional()]
+    found = [*machinery(architecture), *_guest(), *_optional()]
     return [*found, *accel.missing(accel.read(architecture))]

@@ -2,7 +2,7 @@
 
 from secrun.cli.options import APP, POD, STREAMS, UUID
 from secrun.cli.options_common import FORMAT, IMAGE, pull
-from secrun.cli.table import Verb
+from secrun.cli.table import Option, Verb
 
 POLICY_VERBS = (
     Verb(
@@ -25,6 +25,28 @@ POLICY_VERBS = (
         options=(*STREAMS, *POD, pull("missing"), *IMAGE, *APP),
         takes_apps=True,
         examples=("secrun policy check --net=host docker://registry.example/app:1 --cap-add NET_ADMIN",),
+    ),
+    Verb(
+        words=("policy", "record"),
+        summary="Run a workload and write the system call profile of what it really used",
+        description="The pod runs as with secrun run --rm; IMAGE and its arguments come after --.",
+        handler="secrun.cli.policyrecord:record",
+        options=(
+            Option(
+                flags=("-o", "--output"),
+                metavar="FILE",
+                default="seccomp.json",
+                help="the profile, for --security-opt seccomp=FILE; default ./seccomp.json",
+            ),
+            *STREAMS,
+            *POD,
+            pull("missing"),
+            *IMAGE,
+            *APP,
+        ),
+        takes_command=True,
+        needs_root=True,
+        examples=("secrun policy record -o web.json -- registry.example/web:1 serve --once",),
     ),
     Verb(
         words=("policy", "test"),

@@ -33,6 +33,8 @@ class StartOptions:
     measuring: Measuring
     detach: bool = False
     remove: bool = False
+    launched: Callable[[PodFiles], None] | None = None
+    """Called when all is in place and nothing runs yet."""
 
 
 def _stdio(manifest: PodManifest, options: StartOptions) -> waiter.Stdio:
@@ -70,6 +72,8 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         undo.callback(control.close)
         log_fd = os.open(files.stage1_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         undo.callback(os.close, log_fd)
+        if options.launched is not None:
+            options.launched(files)
         read_back = _read_back(files, manifest, undo)
         plan = waiter.WaiterPlan(
             agent=agent,

@@ -1,7 +1,7 @@
 """Record which calls a pod's apps really make: answer the kernel's questions, and remember them.
 
-seccomp_unotify(2): the kernel stops each call that the filter would allow, asks, and goes on. What is refused
-is refused by the filter itself and never asked about. If this process dies, the calls fail.
+seccomp_unotify(2): the kernel stops each call that the filter would allow, asks, and goes on. What is
+refused is refused by the filter itself and never asked about. If this process dies, the calls fail.
 """
 
 import errno

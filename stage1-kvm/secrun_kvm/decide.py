@@ -53,15 +53,6 @@ def refusals(manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
     if manifest.network is Network.HOST:
         text = "cannot be given to a pod in a virtual machine: its network is its own"
         found.append(Problem(subject="--net=host", text=text, hint="leave it out, or use --stage1=nspawn"))
-    found += [
-        Problem(
-            subject=f"--device={device.source}",
-            text="is the host's: a guest has none of it",
-            hint="leave it out",
-        )
-        for app in manifest.apps
-        for device in app.security.devices
-    ]
     accelerator = _accelerator(asked)
     if not isinstance(accelerator, Accelerator):
         found += map(_named, accelerator)

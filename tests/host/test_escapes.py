@@ -231,7 +231,7 @@ def test_exe_write(pods: Secrun, program: Path, things: Things, tmp_path: Path):
             )
             if said := pods("logs", uuid).out:
                 break
-        # Either it never caught the agent, or it did and could not write.
+        # It caught the agent, and what it runs from cannot be written.
         assert said in (
             "exe-write refused EROFS\n",
             "exe-write refused ENOENT\n",

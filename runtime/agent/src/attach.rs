@@ -46,7 +46,7 @@ impl App {
         let log = Log::open(&inside.join("log"), log_max)?;
         host::change_owner(&inside.join("log"), owner)?;
         let waiter = Some(Conn::new(connect(attach)?)?);
-        Ok(App { name: name.into(), folder, log, control: Some(control), waiter })
+        Ok(App { name: name.into(), folder, log, control, waiter })
     }
 
     /// Its name.

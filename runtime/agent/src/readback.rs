@@ -13,6 +13,8 @@ const GROUPS: &str = "/sys/fs/cgroup";
 const MAX_FILE: u64 = 16 << 10;
 /// crun may still be on its way to the app's program; if it stays less confined for so long, that is what holds.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for an app that is held: nothing of it runs meanwhile, and the host may be busy.
+const STRICT_PATIENCE: Duration = Duration::from_secs(20);
 const FIRST_PAUSE: Duration = Duration::from_micros(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 /// The fields of /proc/PID/status that confine (proc(5)).
@@ -150,7 +152,8 @@ fn values(pid: i32, status: &str) -> io::Result<Values> {
 struct Pending {
     app: String,
     shim: i32,
-    until: Instant,
+    /// None while a held app has not come: only its shim's end ends that.
+    until: Option<Instant>,
     last: Option<(i32, Values)>,
 }
 
@@ -189,7 +192,8 @@ impl ReadBack {
     /// Begin to look for the app of a shim.
     pub fn begin(&mut self, app: &str, shim: i32) {
         let (app, now) = (app.to_string(), Instant::now());
-        self.pending.push(Pending { app, shim, until: now + PATIENCE, last: None });
+        let until = if self.expected.strict { None } else { Some(now + PATIENCE) };
+        self.pending.push(Pending { app, shim, until, last: None });
         self.pause = FIRST_PAUSE;
         self.next = now;
     }
@@ -211,11 +215,12 @@ impl ReadBack {
         for mut item in std::mem::take(&mut self.pending) {
             if let Ok(Some((pid, status))) = find(item.shim) {
                 item.last = values(pid, &status).ok().map(|values| (pid, values)).or(item.last);
+                item.until.get_or_insert(now + STRICT_PATIENCE);
             }
             let fits = item.last.as_ref().map_or(false, |(_, values)| {
                 self.tests(&item.app).map_or(false, |tests| differences(tests, values).is_empty())
             });
-            if fits || now >= item.until {
+            if fits || item.until.map_or(false, |until| now >= until) {
                 decided.push(self.decide(item));
             } else {
                 self.pending.push(item);

@@ -207,14 +207,25 @@ def _decide(
         files[FILTER_NAME] = confined.outer_filter
     manifest = replace(manifest, machine=decided.machine, label=decided.label)
     labels.check(manifest.label, manifest.relaxations)
-    if strict and manifest.machine is not None:
+    _check_guest(manifest)
+    policy.hold(known, manifest, {app.name: app.image.config.labels for app in apps})
+    return Plan(manifest=manifest, config=config, files=files)
+
+
+def _check_guest(manifest: PodManifest) -> None:
+    """Raise HostError for what the host's kernel would have to do for a pod that has one of its own."""
+    if manifest.machine is None:
+        return
+    if manifest.strict_read_back:
         raise HostError(
             "what a guest's kernel enforces cannot be read back strictly: its processes are not the host's",
             hint="leave out --profile strict, or the rule that asks for read_back",
             code="host-read-back",
         )
-    policy.hold(known, manifest, {app.name: app.image.config.labels for app in apps})
-    return Plan(manifest=manifest, config=config, files=files)
+    if any(app.security.devices for app in manifest.apps):
+        raise HostError(
+            "a device of the host is not in the guest: --device needs --stage1=nspawn", code="host-device"
+        )
 
 
 def _is_strict(known: PolicySet, apps: Sequence[_Resolved]) -> bool:

@@ -33,6 +33,8 @@ class StartOptions:
     measuring: Measuring
     detach: bool = False
     remove: bool = False
+    launched: Callable[[PodFiles], None] | None = None
+    """Called when all is in place and nothing runs yet."""
 
 
 def _stdio(manifest: PodManifest, options: StartOptions) -> waiter.Stdio:
@@ -73,6 +75,8 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         undo.callback(os.close, log_fd)
         if launch.file_label:
             selinux.label_fd(log_fd, launch.file_label)
+        if options.launched is not None:
+            options.launched(files)
         read_back = _read_back(files, manifest, undo)
         plan = waiter.WaiterPlan(
             agent=agent,

@@ -50,6 +50,11 @@ class PodFiles:
         return self.host / "attach.sock"
 
     @property
+    def seccomp_socket(self) -> Path:
+        """Where the runtime connects with a filter that asks, while calls are recorded."""
+        return self.host / "seccomp.sock"
+
+    @property
     def control_socket(self) -> Path:
         """Where `stop` connects to the waiter; never visible in the pod."""
         return self.path / "control.sock"

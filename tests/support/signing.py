@@ -4,12 +4,14 @@ import base64
 import datetime as dt
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from nacl.secret import SecretBox
 
 from secrun.digest import Digest
 from secrun.trust import cosign, payload
@@ -156,7 +158,12 @@ class Authority:
 
     def __post_init__(self):
         self.root = certificate(
-            self.root_key, authority=True, subject="root", organisation="Roots", start=self.start, end=self.end
+            self.root_key,
+            authority=True,
+            subject="root",
+            organisation="Roots",
+            start=self.start,
+            end=self.end,
         )
         self.certificate = certificate(
             self.key,
@@ -326,7 +333,9 @@ class Sigstore:
         at = int((self.now - 120) * 1000)
         issuer = hashlib.sha256(public_der(self.authority.key)).digest()
         tbs = bare.tbs_certificate_bytes
-        said = b"\0\0" + at.to_bytes(8, "big") + b"\0\1" + issuer + len(tbs).to_bytes(3, "big") + tbs + b"\0\0"
+        said = (
+            b"\0\0" + at.to_bytes(8, "big") + b"\0\1" + issuer + len(tbs).to_bytes(3, "big") + tbs + b"\0\0"
+        )
         signature = signed(self.certificate_log, said)
         log_id = hashlib.sha256(public_der(self.certificate_log)).digest()
         # version, log, time, no extensions, SHA-256 with ECDSA, signature
@@ -453,3 +462,20 @@ def notation(key, leaf, chain, digest=IMAGE, *, algorithm="ES256", protected=Non
         "header": {"x5c": [b64(der(item)) for item in (leaf, *chain)]},
         "signature": b64url(signature),
     }
+
+
+def cosign_box(key, passphrase):
+    """Return a private key as `cosign generate-key-pair` writes it."""
+    der = key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    salt, nonce = os.urandom(32), os.urandom(24)
+    secret = hashlib.scrypt(passphrase, salt=salt, n=32768, r=8, p=1, maxmem=64 << 20, dklen=32)
+    document = {
+        "kdf": {"name": "scrypt", "params": {"N": 32768, "r": 8, "p": 1}, "salt": b64(salt)},
+        "cipher": {"name": "nacl/secretbox", "nonce": b64(nonce)},
+        "ciphertext": b64(SecretBox(secret).encrypt(der, nonce).ciphertext),
+    }
+    body = b64(json.dumps(document).encode())
+    name = "ENCRYPTED COSIGN PRIVATE KEY"
+    return f"-----BEGIN {name}-----\n{body}\n-----END {name}-----\n".encode()

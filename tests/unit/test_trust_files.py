@@ -91,7 +91,10 @@ def test_the_more_specific_of_ring_and_policy_decides_and_the_policy_at_the_same
     assert planned(tmp_path, {"default": ACCEPT}, "other.example/x:1").scope == "default"
 
 
-@pytest.mark.parametrize(("default", "scopes", "by_ring"), [(REJECT, {}, True), (ACCEPT, {}, True), (REJECT, {"": ACCEPT}, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("default", "scopes", "by_ring"),
+    [(REJECT, {}, True), (ACCEPT, {}, True), (REJECT, {"": ACCEPT}, False)],
+)
 def test_keys_for_any_image_stand_where_the_policy_has_only_its_default(tmp_path, default, scopes, by_ring):
     put(tmp_path, "root.d")
     found = planned(tmp_path, {"default": default, "transports": {"docker": scopes}})
@@ -107,14 +110,25 @@ def test_a_ring_that_cannot_be_read_denies(tmp_path):
     assert str(path) in caught.value.message
 
 
-@pytest.mark.parametrize("text", ["r.example", "r.example:5000", "localhost", "r.example/a/b", "docker.io/library/x"])
+@pytest.mark.parametrize(
+    "text", ["r.example", "r.example:5000", "localhost", "r.example/a/b", "docker.io/library/x"]
+)
 def test_a_prefix_is_a_name_in_full(text):
     assert ring.check_prefix(text) == text
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "busybox", "https://r.example/x", "r.example/x:1", "r.example/X", "r.example/../x", "docker.io/x", "/x"],
+    [
+        "",
+        "busybox",
+        "https://r.example/x",
+        "r.example/x:1",
+        "r.example/X",
+        "r.example/../x",
+        "docker.io/x",
+        "/x",
+    ],
 )
 def test_anything_else_is_no_prefix(text):
     with pytest.raises(UsageError) as caught:
@@ -169,7 +183,9 @@ def test_rules_that_are_not_understood_are_refused_as_a_whole(text):
 
 
 def test_the_most_specific_rule_counts(tmp_path):
-    text = "".join(f'[[rule]]\nscope = "{scope}"\n' for scope in ("default", "docker:", "docker:r.example/team"))
+    text = "".join(
+        f'[[rule]]\nscope = "{scope}"\n' for scope in ("default", "docker:", "docker:r.example/team")
+    )
     parsed = tuple(parsed_rules(text))
     context = plans.TrustContext(
         policy=policy.parse(json.dumps({"default": ACCEPT}).encode(), source="/p"),
@@ -336,7 +352,8 @@ def test_short_names_are_aliases_or_in_the_only_registry_to_search():
         '[[registry]]\nlocation = "r.example"\nblocked = "yes"',
         '[[registry]]\nlocation = "r.example"\n[[registry]]\nprefix = "r.example"',
         '[[registry]]\nlocation = "r.example"\n[[registry.mirror]]\ninsecure = true',
-        '[[registry]]\nlocation = "r.example"\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = "m.example"\npull-from-mirror = "tag-only"',
+        ('[[registry]]\nlocation = "r.example"\nmirror-by-digest-only = true\n'
+        '[[registry.mirror]]\nlocation = "m.example"\npull-from-mirror = "tag-only"'),
         'short-name-mode = "never"',
         '[aliases]\n"a" = "b"',
         '[aliases]\n"a" = "r.example/b:1"',
@@ -353,7 +370,9 @@ def test_a_drop_in_replaces_the_table_of_its_prefix(tmp_path, monkeypatch):
     folder = tmp_path / ".config/containers"
     (folder / "registries.conf.d").mkdir(parents=True)
     (folder / "registries.conf").write_text('[[registry]]\nlocation = "r.example"\nblocked = true\n')
-    (folder / "registries.conf.d/b.conf").write_text('[[registry]]\nlocation = "r.example"\ninsecure = true\n')
+    (folder / "registries.conf.d/b.conf").write_text(
+        '[[registry]]\nlocation = "r.example"\ninsecure = true\n'
+    )
     found = registriesconf.load({"HOME": str(tmp_path)})
     assert found.endpoints(parse_reference("r.example/x:1"))[0].insecure
     named = tmp_path / "other.conf"
@@ -381,7 +400,9 @@ docker:
     def section(name):
         return found.section(parse_reference(f"docker://{name}"))
 
-    assert section("r.example/x:1") == lookaside.Section(lookaside="https://s.example/sigs", attachments=True)
+    assert section("r.example/x:1") == lookaside.Section(
+        lookaside="https://s.example/sigs", attachments=True
+    )
     assert section("r.example/team/x:1") == lookaside.Section(lookaside="", attachments=False)
     assert section("other.example/x:1").lookaside == "file:///default"
     empty = lookaside.Lookaside(sections={}).section(parse_reference("docker://r.example/x:1"))
@@ -421,7 +442,7 @@ def test_a_scope_in_two_files_is_an_error(tmp_path):
 def test_signatures_lie_where_containers_signature_says(tmp_path):
     reference = parse_reference("docker://r.example/team/app:1")
     digest = Digest.of(b"x")
-    folder = tmp_path / f"r.example/team/app@sha256={digest.hex}"
+    folder = tmp_path / f"team/app@sha256={digest.hex}"
     folder.mkdir(parents=True)
     (folder / "signature-1").write_bytes(b"one")
     (folder / "signature-2").write_bytes(b"two")
@@ -445,32 +466,9 @@ def test_a_key_is_written_and_read_back(passphrase):
     assert "wrong" not in caught.value.message.replace("passphrase is wrong", "")
 
 
-def cosign_box(key, passphrase):
-    """Return a private key as `cosign generate-key-pair` writes it."""
-    import hashlib
-    import os
-
-    from cryptography.hazmat.primitives import serialization
-    from nacl.secret import SecretBox
-
-    der = key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    salt, nonce = os.urandom(32), os.urandom(24)
-    secret = hashlib.scrypt(passphrase, salt=salt, n=1024, r=8, p=1, maxmem=64 << 20, dklen=32)
-    document = {
-        "kdf": {"name": "scrypt", "params": {"N": 1024, "r": 8, "p": 1}, "salt": signing.b64(salt)},
-        "cipher": {"name": "nacl/secretbox", "nonce": signing.b64(nonce)},
-        "ciphertext": signing.b64(SecretBox(secret).encrypt(der, nonce).ciphertext),
-    }
-    body = signing.b64(json.dumps(document).encode())
-    name = "ENCRYPTED COSIGN PRIVATE KEY"
-    return f"-----BEGIN {name}-----\n{body}\n-----END {name}-----\n".encode()
-
-
 def test_cosigns_own_form_is_read():
     key = signing.new_key()
-    data = cosign_box(key, b"secret")
+    data = signing.cosign_box(key, b"secret")
     found = privatekey.load(data, b"secret", source="k")
     assert found.public_pem == signing.public_pem(key)
     with pytest.raises(UsageError, match="passphrase is wrong"):

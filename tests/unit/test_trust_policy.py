@@ -141,7 +141,11 @@ def test_all_requirements_must_hold():
         {"default": [{"type": "sigstoreSigned", "pki": {"subjectEmail": "a@x"}}]},
         {"default": [{"type": "sigstoreSigned", "pki": {**PKI, "caRootsData": "AAAA"}}]},
         {"default": [{**SIGSTORE[0], "signedIdentity": {"type": "exactReference", "dockerReference": "x"}}]},
-        {"default": [{**SIGSTORE[0], "signedIdentity": {"type": "exactRepository", "dockerRepository": "x:1"}}]},
+        {
+            "default": [
+                {**SIGSTORE[0], "signedIdentity": {"type": "exactRepository", "dockerRepository": "x:1"}}
+            ]
+        },
         {"default": [{**SIGSTORE[0], "signedIdentity": {"type": "remapIdentity", "prefix": "a.example"}}]},
         {"default": [{**SIGSTORE[0], "signedIdentity": {**REMAP, "prefix": "library/busybox"}}]},
         {"default": [{**SIGSTORE[0], "signedIdentity": {**REMAP, "signedPrefix": "a.example/x:1"}}]},

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from secrun.digest import Digest
+from secrun.image.attach import attach
+from secrun.image.manifest import Descriptor
+from secrun.image.target import LayoutTarget
 from support import registry, signing
 from support.images import busybox_image
 from support.secrun import Secrun
@@ -320,6 +324,26 @@ def test_the_whole_circle_needs_no_other_tool(secrun, tmp_path, running, image):
     (key,) = (tmp_path / "root/trust/prefix.d" / running.address).iterdir()
     secrun("trust", "rm", key.name)
     assert secrun("image", "verify", "--policy", path, first, code=120).out.count("reject") > 0
+
+
+def test_bundles_reach_a_registry_that_knows_no_referrers(secrun, tmp_path, running, image):
+    key = signing.new_key()
+    entry = json.loads((tmp_path / "busybox/index.json").read_text())["manifests"][0]
+    digest = Digest.parse(entry["digest"])
+    subject = Descriptor(media_type=entry["mediaType"], digest=digest, size=entry["size"])
+    attached = signing.bundled(Sigstore().bundle(digest, key=key), subject=digest)
+    attach(LayoutTarget(tmp_path / "busybox"), [subject], [attached])
+    reference = running.reference("team/app:1")
+    secrun("image", "copy", "--tls-verify=false", image, reference)
+    path = policy(tmp_path, {"type": "sigstoreSigned", "keyData": b64(signing.public_pem(key))})
+    assert "names no image" in fetch(secrun, reference, path, code=120).err
+    rules = tmp_path / "root/trust/trust.toml"
+    rules.parent.mkdir(parents=True, exist_ok=True)
+    rules.write_text('[[rule]]\nscope = "docker:127.0.0.1"\nbundle-identity = "digest"\n')
+    fetch(secrun, reference, path, code=120)
+    rules.write_text(f'[[rule]]\nscope = "docker:{running.address}"\nbundle-identity = "digest"\n')
+    (found,) = signatures(fetch(secrun, reference, path))
+    assert found["kind"] == "bundle"
 
 
 # Sigstore bundles.

@@ -426,10 +426,10 @@ def pae(said):
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(said), said)
 
 
-def bundled(document, kind=SignatureKind.BUNDLE, origin="referrer 1"):
+def bundled(document, kind=SignatureKind.BUNDLE, origin="referrer 1", subject=IMAGE):
     """Return a candidate that holds a document."""
     data = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return Candidate(kind=kind, subject=IMAGE, payload=data, origin=origin)
+    return Candidate(kind=kind, subject=subject, payload=data, origin=origin)
 
 
 NOTATION_TYPE = "application/vnd.cncf.notary.payload.v1+json"

@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from secrun.digest import Digest
 from secrun.errors import DeniedError
 from secrun.image import copy
+from secrun.image.attach import attach
 from secrun.image.fetch import ensure_image
+from secrun.image.manifest import Descriptor
+from secrun.image.target import LayoutTarget
 from secrun.paths import Layout
 from secrun.trust import privatekey
 from support import signing
@@ -67,6 +71,23 @@ def test_a_copy_takes_the_signatures_along(layout, tmp_path, writer, key, signin
     assert again.digest == done.digest
     other = Layout(root=tmp_path / "root2", run_root=tmp_path / "run2")
     assert ensure_image(other, f"oci:{tmp_path}/third:y", options).admission.signatures
+
+
+def test_bundles_travel_too_and_are_found_in_a_layout(layout, tmp_path, writer, key):
+    options = accepting(tmp_path)
+    (entry,) = json.loads((writer.path / "index.json").read_text())["manifests"]
+    digest = Digest.parse(entry["digest"])
+    subject = Descriptor(media_type=entry["mediaType"], digest=digest, size=entry["size"])
+    found = signing.bundled(signing.Sigstore().bundle(digest, key=key), subject=digest)
+    assert attach(LayoutTarget(writer.path), [subject], [found]) == []
+    layout.trust.mkdir(parents=True)
+    (layout.trust / "trust.toml").write_text('[[rule]]\nscope = "default"\nbundle-identity = "digest"\n')
+    file_policy(options, key, "r.example/app:1")
+    admitted = ensure_image(layout, f"oci:{writer.path}:one", options)
+    assert admitted.admission.signatures[0].kind == "bundle"
+    copy.copy(layout, admitted.manifest_digest.hex, f"oci:{tmp_path}/copy:x", options)
+    again = ensure_image(layout, f"oci:{tmp_path}/copy:x", options)
+    assert again.admission.signatures[0].kind == "bundle"
 
 
 def test_every_image_of_an_index_is_signed_and_copied(layout, tmp_path, writer, key, signing_key):

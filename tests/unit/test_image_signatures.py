@@ -221,6 +221,17 @@ def test_a_decision_that_ran_out_is_made_again(lab, monkeypatch):
         assert len(calls) == expected
 
 
+def test_a_decision_on_an_image_that_was_removed_meanwhile_does_not_bring_it_back(lab):
+    layout, tmp_path, server, image, key = lab
+    sign(server, image, layer(server, key, said(server, image)))
+    ensure_image(layout, name_of(server), demanding(accepting(tmp_path), by_key(key)))
+    store = ImageStore(layout)
+    (entry,) = store.entries()
+    store.remove([entry], in_use=())
+    store.revise(entry, replace(entry, admission="{}"))
+    assert store.entries() == ()
+
+
 def test_an_image_fetched_under_no_demand_says_that_its_signatures_are_unknown(
     layout, tmp_path, server, image, key
 ):

@@ -259,7 +259,7 @@ class RegistryClient:
         if _Origin.of(location) != _Origin.of(start):
             # The login that goes along is for this registry alone.
             raise RegistryError(
-                f"registry {self._registry} wants uploads at another host, {urlsplit(location).netloc[:99]!r}",
+                f"registry {self._registry} wants uploads elsewhere: {urlsplit(location).netloc[:99]!r}",
                 hint="push to a registry that takes uploads itself",
                 code="registry-redirect",
             )

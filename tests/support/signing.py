@@ -4,12 +4,14 @@ import base64
 import datetime as dt
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from nacl.secret import SecretBox
 
 from secrun.digest import Digest
 from secrun.trust import cosign, payload
@@ -424,10 +426,10 @@ def pae(said):
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(said), said)
 
 
-def bundled(document, kind=SignatureKind.BUNDLE, origin="referrer 1"):
+def bundled(document, kind=SignatureKind.BUNDLE, origin="referrer 1", subject=IMAGE):
     """Return a candidate that holds a document."""
     data = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return Candidate(kind=kind, subject=IMAGE, payload=data, origin=origin)
+    return Candidate(kind=kind, subject=subject, payload=data, origin=origin)
 
 
 NOTATION_TYPE = "application/vnd.cncf.notary.payload.v1+json"
@@ -460,3 +462,20 @@ def notation(key, leaf, chain, digest=IMAGE, *, algorithm="ES256", protected=Non
         "header": {"x5c": [b64(der(item)) for item in (leaf, *chain)]},
         "signature": b64url(signature),
     }
+
+
+def cosign_box(key, passphrase):
+    """Return a private key as `cosign generate-key-pair` writes it."""
+    der = key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    salt, nonce = os.urandom(32), os.urandom(24)
+    secret = hashlib.scrypt(passphrase, salt=salt, n=32768, r=8, p=1, maxmem=64 << 20, dklen=32)
+    document = {
+        "kdf": {"name": "scrypt", "params": {"N": 32768, "r": 8, "p": 1}, "salt": b64(salt)},
+        "cipher": {"name": "nacl/secretbox", "nonce": b64(nonce)},
+        "ciphertext": b64(SecretBox(secret).encrypt(der, nonce).ciphertext),
+    }
+    body = b64(json.dumps(document).encode())
+    name = "ENCRYPTED COSIGN PRIVATE KEY"
+    return f"-----BEGIN {name}-----\n{body}\n-----END {name}-----\n".encode()

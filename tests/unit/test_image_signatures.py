@@ -10,12 +10,12 @@ import pytest
 
 from secrun.digest import Digest
 from secrun.errors import DeniedError
-from secrun.image import admit, copy
+from secrun.image import admit
 from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.store import ImageStore
 from secrun.paths import Layout
 from secrun.record import replace
-from secrun.trust import bundle, cosign, judge, privatekey
+from secrun.trust import bundle, cosign, judge
 from support import signing
 from support.hostile import Reply, hostile_server
 from support.images import OCI_INDEX, OCI_MANIFEST
@@ -104,6 +104,11 @@ def image(server, writer):
     return digest
 
 
+@pytest.fixture
+def lab(layout, tmp_path, server, image, key):
+    return layout, tmp_path, server, image, key
+
+
 def name_of(server, tag="1"):
     return f"docker://{server.address}/{NAME}:{tag}"
 
@@ -169,7 +174,8 @@ def test_an_image_admitted_before_needs_no_cryptography(layout, tmp_path, server
 
 
 @pytest.mark.parametrize("change", ["policy", "key", "signatures"])
-def test_what_changed_is_judged_again_without_the_network(layout, tmp_path, server, image, key, change):
+def test_what_changed_is_judged_again_without_the_network(lab, change):
+    layout, tmp_path, server, image, key = lab
     sign(server, image, layer(server, key, said(server, image)))
     options = demanding(accepting(tmp_path), by_key(key))
     ensure_image(layout, name_of(server), options)
@@ -192,7 +198,8 @@ def test_what_changed_is_judged_again_without_the_network(layout, tmp_path, serv
     assert len(server.requests) == before
 
 
-def test_a_decision_that_ran_out_is_made_again(layout, tmp_path, server, image, key, monkeypatch):
+def test_a_decision_that_ran_out_is_made_again(lab, monkeypatch):
+    layout, tmp_path, server, image, key = lab
     sign(server, image, layer(server, key, said(server, image)))
     options = demanding(accepting(tmp_path), by_key(key))
     ensure_image(layout, name_of(server), options)
@@ -214,6 +221,17 @@ def test_a_decision_that_ran_out_is_made_again(layout, tmp_path, server, image, 
         assert len(calls) == expected
 
 
+def test_a_decision_on_an_image_that_was_removed_meanwhile_does_not_bring_it_back(lab):
+    layout, tmp_path, server, image, key = lab
+    sign(server, image, layer(server, key, said(server, image)))
+    ensure_image(layout, name_of(server), demanding(accepting(tmp_path), by_key(key)))
+    store = ImageStore(layout)
+    (entry,) = store.entries()
+    store.remove([entry], in_use=())
+    store.revise(entry, replace(entry, admission="{}"))
+    assert store.entries() == ()
+
+
 def test_an_image_fetched_under_no_demand_says_that_its_signatures_are_unknown(
     layout, tmp_path, server, image, key
 ):
@@ -232,9 +250,8 @@ def test_an_image_fetched_under_no_demand_says_that_its_signatures_are_unknown(
 # A registry that lies.
 
 
-def test_a_tag_that_moves_after_the_first_answer_changes_nothing(
-    layout, tmp_path, server, writer, image, key
-):
+def test_a_tag_that_moves_after_the_first_answer_changes_nothing(lab, writer):
+    layout, tmp_path, server, image, key = lab
     moved = writer.add_image("moved", [OTHER, OTHER], architecture=ARCH)
     sign(server, image, layer(server, key, said(server, image)))
     path = f"/v2/{NAME}/manifests/1"
@@ -250,7 +267,8 @@ def test_a_tag_that_moves_after_the_first_answer_changes_nothing(
     assert ensure_image(layout, name_of(server), options).manifest_digest == image
 
 
-def test_signatures_that_hang_on_another_image_do_not_count(layout, tmp_path, server, writer, image, key):
+def test_signatures_that_hang_on_another_image_do_not_count(lab, writer):
+    layout, tmp_path, server, image, key = lab
     other = Digest.of(b"other")
     sign(server, image, layer(server, key, said(server, other)))
     assert str(other) in refusal(layout, server, demanding(accepting(tmp_path), by_key(key)))
@@ -279,7 +297,8 @@ def test_a_signature_that_is_longer_than_promised_is_cut_off(layout, tmp_path, s
 @pytest.mark.parametrize(
     "body", [b"{", b"[]", b'{"schemaVersion": 2, "layers": 1}', b'{"schemaVersion": 2, "layers": [{}]}']
 )
-def test_a_list_of_signatures_that_is_garbage_refuses_in_words(layout, tmp_path, server, image, key, body):
+def test_a_list_of_signatures_that_is_garbage_refuses_in_words(lab, body):
+    layout, tmp_path, server, image, key = lab
     server.replies[f"/v2/{NAME}/manifests/sha256-{image.hex}.sig"] = [
         Reply(headers={"Content-Type": OCI_MANIFEST}, body=body)
     ]
@@ -328,20 +347,23 @@ def referrers(server, image, *replies):
     ]
 
 
-def test_a_bundle_is_found_by_the_api_of_referrers(layout, tmp_path, server, image, key, by_digest):
+def test_a_bundle_is_found_by_the_api_of_referrers(lab, by_digest):
+    layout, tmp_path, server, image, key = lab
     referrers(server, image, (index(refer(server, image, key)), {}))
     found = ensure_image(layout, name_of(server), demanding(accepting(tmp_path), by_key(key)))
     assert found.admission.signatures[0].kind == "bundle"
     assert found.admission.rule.endswith("trust.toml")
 
 
-def test_a_bundle_is_found_by_the_tag_that_stands_in(layout, tmp_path, server, image, key, by_digest):
+def test_a_bundle_is_found_by_the_tag_that_stands_in(lab, by_digest):
+    layout, tmp_path, server, image, key = lab
     offer(server, f"sha256-{image.hex}", index(refer(server, image, key)), kind=OCI_INDEX)
     found = ensure_image(layout, name_of(server), demanding(accepting(tmp_path), by_key(key)))
     assert found.admission.signatures[0].kind == "bundle"
 
 
-def test_a_list_of_referrers_that_leads_in_a_circle_ends(layout, tmp_path, server, image, key, by_digest):
+def test_a_list_of_referrers_that_leads_in_a_circle_ends(lab, by_digest):
+    layout, tmp_path, server, image, key = lab
     path = f"/v2/{NAME}/referrers/{image}"
     inner = offer(server, f"sha256-{image.hex}", index(), kind=OCI_INDEX)
     referrers(server, image, (index(inner), {"Link": f'<{path}?n=1>; rel="next"'}))
@@ -357,16 +379,16 @@ def test_a_list_of_referrers_that_leads_in_a_circle_ends(layout, tmp_path, serve
     assert len(server.asked(path)) - before == 10
 
 
-def test_pages_of_another_server_are_not_followed(layout, tmp_path, server, image, key, by_digest):
+def test_pages_of_another_server_are_not_followed(lab, by_digest):
+    layout, tmp_path, server, image, key = lab
     with hostile_server() as other:
         referrers(server, image, (index(), {"Link": f'<http://{other.address}/x>; rel="next"'}))
         refusal(layout, server, demanding(accepting(tmp_path), by_key(key)))
         assert other.requests == []
 
 
-def test_a_referrer_that_is_about_something_else_does_not_count(
-    layout, tmp_path, server, image, key, by_digest
-):
+def test_a_referrer_that_is_about_something_else_does_not_count(lab, by_digest):
+    layout, tmp_path, server, image, key = lab
     other = Digest.of(b"other")
     referrers(server, image, (index(refer(server, image, key, subject=other)), {}))
     assert str(other) in refusal(layout, server, demanding(accepting(tmp_path), by_key(key)))
@@ -384,7 +406,8 @@ def test_signatures_in_the_registry_are_not_looked_for_where_that_is_off(
     refusal(layout, server, demanding(accepting(tmp_path), by_key(key)))
 
 
-def test_a_mirror_is_asked_first_and_the_image_keeps_its_name(layout, tmp_path, server, writer, image, key):
+def test_a_mirror_is_asked_first_and_the_image_keeps_its_name(lab, writer):
+    layout, tmp_path, server, image, key = lab
     settings = tmp_path / "home/.config/containers/registries.conf"
     settings.write_text(
         f'[[registry]]\nlocation = "r.example"\n[[registry.mirror]]\nlocation = "{server.address}/gone"\n'
@@ -412,60 +435,6 @@ def test_an_alias_stands_for_a_name_in_full(layout, tmp_path, server, image):
     settings.write_text(f'[aliases]\n"short" = "{server.address}/{NAME}"\n')
     found = ensure_image(layout, "short:1", accepting(tmp_path))
     assert found.reference == name_of(server)
-
-
-# Layouts.
-
-
-@pytest.fixture
-def signing_key(key):
-    return privatekey.SigningKey(key=key)
-
-
-def file_policy(options, key, name):
-    demanding(options, by_key(key, signedIdentity={"type": "exactReference", "dockerReference": name}))
-
-
-def test_an_image_in_a_layout_is_signed_there(layout, tmp_path, writer, key, signing_key):
-    options = accepting(tmp_path)
-    file_policy(options, key, "r.example/app:1")
-    place = copy.destination(f"oci:{writer.path}:one")
-    with pytest.raises(DeniedError):
-        ensure_image(layout, str(place), options)
-    copy.sign(place, signing_key, options, identity="r.example/app:1")
-    copy.sign(place, signing_key, options, identity="r.example/app:1")
-    found = ensure_image(layout, str(place), options)
-    assert found.admission.signatures[0].reference == "r.example/app:1"
-    # The only image of a layout is still that, although its signatures are listed beside it.
-    assert ensure_image(layout, f"oci:{writer.path}", options).manifest_digest == found.manifest_digest
-
-
-def test_a_copy_takes_the_signatures_along(layout, tmp_path, writer, key, signing_key):
-    options = accepting(tmp_path)
-    copy.sign(copy.destination(f"oci:{writer.path}:one"), signing_key, options, identity="r.example/app:1")
-    done = copy.copy(layout, f"oci:{writer.path}:one", f"oci:{tmp_path}/copy:x", options)
-    assert done.notes == ()
-    file_policy(options, key, "r.example/app:1")
-    found = ensure_image(layout, f"oci:{tmp_path}/copy:x", options)
-    assert found.manifest_digest == done.digest
-    # And out of the store again.
-    again = copy.copy(layout, found.manifest_digest.hex, f"oci:{tmp_path}/third:y", options)
-    assert again.digest == done.digest
-    other = Layout(root=tmp_path / "root2", run_root=tmp_path / "run2")
-    assert ensure_image(other, f"oci:{tmp_path}/third:y", options).admission.signatures
-
-
-def test_every_image_of_an_index_is_signed_and_copied(layout, tmp_path, writer, key, signing_key):
-    members = [writer.image_descriptor([OTHER], architecture=name) for name in (ARCH, "s390x")]
-    root = writer.add_index("multi", members)
-    options = accepting(tmp_path)
-    place = copy.destination(f"oci:{writer.path}:multi")
-    signed = copy.sign(place, signing_key, options, identity="r.example/app:1")
-    assert {str(item) for item in signed} == {str(root), *(str(item["digest"]) for item in members)}
-    copy.copy(layout, str(place), f"oci:{tmp_path}/copy:x", options)
-    file_policy(options, key, "r.example/app:1")
-    found = ensure_image(layout, f"oci:{tmp_path}/copy:x", options)
-    assert str(found.manifest_digest) == members[0]["digest"]
 
 
 # The store.

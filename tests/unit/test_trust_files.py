@@ -91,7 +91,10 @@ def test_the_more_specific_of_ring_and_policy_decides_and_the_policy_at_the_same
     assert planned(tmp_path, {"default": ACCEPT}, "other.example/x:1").scope == "default"
 
 
-@pytest.mark.parametrize(("default", "scopes", "by_ring"), [(REJECT, {}, True), (ACCEPT, {}, True), (REJECT, {"": ACCEPT}, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("default", "scopes", "by_ring"),
+    [(REJECT, {}, True), (ACCEPT, {}, True), (REJECT, {"": ACCEPT}, False)],
+)
 def test_keys_for_any_image_stand_where_the_policy_has_only_its_default(tmp_path, default, scopes, by_ring):
     put(tmp_path, "root.d")
     found = planned(tmp_path, {"default": default, "transports": {"docker": scopes}})
@@ -349,7 +352,8 @@ def test_short_names_are_aliases_or_in_the_only_registry_to_search():
         '[[registry]]\nlocation = "r.example"\nblocked = "yes"',
         '[[registry]]\nlocation = "r.example"\n[[registry]]\nprefix = "r.example"',
         '[[registry]]\nlocation = "r.example"\n[[registry.mirror]]\ninsecure = true',
-        '[[registry]]\nlocation = "r.example"\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = "m.example"\npull-from-mirror = "tag-only"',
+        ('[[registry]]\nlocation = "r.example"\nmirror-by-digest-only = true\n'
+        '[[registry.mirror]]\nlocation = "m.example"\npull-from-mirror = "tag-only"'),
         'short-name-mode = "never"',
         '[aliases]\n"a" = "b"',
         '[aliases]\n"a" = "r.example/b:1"',
@@ -438,7 +442,7 @@ def test_a_scope_in_two_files_is_an_error(tmp_path):
 def test_signatures_lie_where_containers_signature_says(tmp_path):
     reference = parse_reference("docker://r.example/team/app:1")
     digest = Digest.of(b"x")
-    folder = tmp_path / f"r.example/team/app@sha256={digest.hex}"
+    folder = tmp_path / f"team/app@sha256={digest.hex}"
     folder.mkdir(parents=True)
     (folder / "signature-1").write_bytes(b"one")
     (folder / "signature-2").write_bytes(b"two")
@@ -462,32 +466,9 @@ def test_a_key_is_written_and_read_back(passphrase):
     assert "wrong" not in caught.value.message.replace("passphrase is wrong", "")
 
 
-def cosign_box(key, passphrase):
-    """Return a private key as `cosign generate-key-pair` writes it."""
-    import hashlib
-    import os
-
-    from cryptography.hazmat.primitives import serialization
-    from nacl.secret import SecretBox
-
-    der = key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    salt, nonce = os.urandom(32), os.urandom(24)
-    secret = hashlib.scrypt(passphrase, salt=salt, n=1024, r=8, p=1, maxmem=64 << 20, dklen=32)
-    document = {
-        "kdf": {"name": "scrypt", "params": {"N": 1024, "r": 8, "p": 1}, "salt": signing.b64(salt)},
-        "cipher": {"name": "nacl/secretbox", "nonce": signing.b64(nonce)},
-        "ciphertext": signing.b64(SecretBox(secret).encrypt(der, nonce).ciphertext),
-    }
-    body = signing.b64(json.dumps(document).encode())
-    name = "ENCRYPTED COSIGN PRIVATE KEY"
-    return f"-----BEGIN {name}-----\n{body}\n-----END {name}-----\n".encode()
-
-
 def test_cosigns_own_form_is_read():
     key = signing.new_key()
-    data = cosign_box(key, b"secret")
+    data = signing.cosign_box(key, b"secret")
     found = privatekey.load(data, b"secret", source="k")
     assert found.public_pem == signing.public_pem(key)
     with pytest.raises(UsageError, match="passphrase is wrong"):

@@ -110,7 +110,7 @@ class Admitter:
         return admission
 
     def _remember(self, entry: Entry, admission: Admission) -> None:
-        self._store.add(replace(entry, admission=canonical(admission.to_json()).decode()))
+        self._store.revise(entry, replace(entry, admission=canonical(admission.to_json()).decode()))
 
 
 def last_admission(entry: Entry) -> Admission | None:

@@ -115,8 +115,7 @@ def load(environ: Mapping[str, str]) -> Lookaside:
 
 def signature_url(base: str, reference: RegistryReference, digest: Digest, number: int) -> str:
     """Return where a signature is: BASE/PATH@ALGORITHM=HEX/signature-N (containers-signature(5))."""
-    host = reference.repository
-    return f"{base.rstrip('/')}/{host}@{digest.algorithm}={digest.hex}/signature-{number}"
+    return f"{base.rstrip('/')}/{reference.path}@{digest.algorithm}={digest.hex}/signature-{number}"
 
 
 def messages(base: str, reference: RegistryReference, digest: Digest, http: HttpClient) -> Iterator[bytes]:

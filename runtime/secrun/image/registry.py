@@ -252,10 +252,17 @@ class RegistryClient:
         if self.exists("blobs", str(digest)):
             return
         what = f"upload of {digest}"
-        answer = self._ask("POST", self._url("blobs", "uploads/"), {"Content-Length": "0"}, what, (202,))
-        location = urljoin(self._url("blobs", "uploads/"), answer.header("location"))
+        start = self._url("blobs", "uploads/")
+        answer = self._ask("POST", start, {"Content-Length": "0"}, what, (202,))
+        location = urljoin(start, answer.header("location"))
         answer.close()
-        self._redirected(self._url("blobs", "uploads/"), location)
+        if _Origin.of(location) != _Origin.of(start):
+            # The login that goes along is for this registry alone.
+            raise RegistryError(
+                f"registry {self._registry} wants uploads elsewhere: {urlsplit(location).netloc[:99]!r}",
+                hint="push to a registry that takes uploads itself",
+                code="registry-redirect",
+            )
         url = f"{location}{'&' if '?' in location else '?'}digest={digest}"
         headers = {"Content-Type": "application/octet-stream"}
         self._ask("PUT", url, headers, what, (201,), upload=upload).close()

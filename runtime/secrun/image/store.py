@@ -234,6 +234,13 @@ class ImageStore:
             others = [old for old in self.entries() if old.key != entry.key]
             self._write([*others, entry])
 
+    def revise(self, old: Entry, new: Entry) -> None:
+        """Replace an entry if it is still as it was: what was removed or fetched meanwhile stays so."""
+        with locks.held(self._lock("images-index")):
+            entries = self.entries()
+            if old in entries:
+                self._write([new if entry == old else entry for entry in entries])
+
     def _write(self, entries: Sequence[Entry]) -> None:
         """Replace index.json; the caller holds its lock, so unfinished ones belong to the dead."""
         for path in self._images.glob(".index.json.*"):

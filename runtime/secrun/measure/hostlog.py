@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from secrun import __version__, policyfiles
+from secrun import __version__, config, policyfiles
 from secrun.digest import Digest
 from secrun.errors import HostError, ImageError, StateError
 from secrun.fields import Fields
@@ -17,7 +17,7 @@ from secrun.measure.identity import HostIdentity
 from secrun.paths import Layout
 from secrun.record import record
 from secrun.selfdigest import fingerprint, runtime_digest
-from secrun.trust.plan import POLICY_PATHS
+from secrun.trust.plan import POLICY_PATHS, RULES_NAME
 from secrun_attest.directtpm import DirectTpm
 from secrun_attest.errors import AttestError
 from secrun_attest.jcs import JsonObject
@@ -261,12 +261,14 @@ def _file_digest(path: Path) -> str:
 
 
 def _ring_digest(layout: Layout) -> str:
-    """Return the digest over names and contents of all trusted keys; empty without any."""
+    """Return the digest over names and contents of all trusted keys and rules; empty without any."""
     found = [
         [os.path.relpath(os.path.join(base, name), layout.trust), _file_digest(Path(base, name))]
         for base, _, names in os.walk(layout.trust)
         for name in names
     ]
+    # Rules of the host's own places decide like those beside the keys.
+    found += [[str(path), _file_digest(path)] for path in config.files(RULES_NAME, config.PLACES)]
     if not found:
         return ""
     lines = canonical([list(pair) for pair in sorted(found)])

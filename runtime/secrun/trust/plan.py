@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # containers-policy.json(5); the second place is where distributions put their default.
 POLICY_PATHS = (Path("/etc/containers/policy.json"), Path("/usr/share/containers/policy.json"))
+# secrun's own rules; their parser is loaded only where there are any.
+RULES_NAME = "trust.toml"
 _REJECT = Requirement(type=RequirementType.REJECT)
 _NOTHING = TrustPolicy(source=NO_POLICY, default=(_REJECT,))
 # A prefix of the ring vouches for names below it; which name a signature is for must still be that image's.
@@ -239,7 +241,7 @@ def _of_ring(keys: Sequence[RingKey]) -> Requirement:
 def load(policy: Path | None, ring: Path, *, places: Sequence[Path] = config.PLACES) -> TrustContext:
     """Read policy, key ring and rules; raises UsageError for what cannot be read or understood."""
     rules: tuple[Rule, ...] = ()
-    if config.files("trust.toml", (ring, *places)):
+    if config.files(RULES_NAME, (ring, *places)):
         from secrun.trust import (
             rules as rules_module,
         )  # most hosts have none, and it loads what they do not need

@@ -14,9 +14,9 @@ from secrun.record import record
 from secrun.tables import Taker
 from secrun.trust import limits, notation
 from secrun.trust.dsse import SIGN_PREDICATE
+from secrun.trust.plan import RULES_NAME
 from secrun.trust.requirement import Material
 
-FILE_NAME = "trust.toml"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGE = re.compile(r"([1-9]\d{0,6})([smhd])\Z")
 _TRANSPORTS = ("docker", "oci", "oci-archive", "docker-archive", "dir")
@@ -188,4 +188,4 @@ def load(ring: Path, places: Sequence[Path] = config.PLACES) -> tuple[Rule, ...]
 
 def files(ring: Path, places: Sequence[Path] = config.PLACES) -> list[Path]:
     """Return the files that rules are read from, in order."""
-    return config.files(FILE_NAME, (ring, *places))
+    return config.files(RULES_NAME, (ring, *places))

@@ -291,6 +291,7 @@ def compile_pod(pod: PodFacts, host: HostFacts) -> PodConfinement:
     names = [app.name for app in pod.apps]
     if len(set(names)) != len(names):
         raise PolicyError("two apps of the pod have one name", code="policy-app")
+    sysctls.agree([app.sysctls for app in pod.apps])
     apps = tuple(compile_app(pod, app, host) for app in pod.apps)
     known = capabilities.of_host(host.last_capability)
     granted = frozenset(name for app in apps for name in app.capabilities.bounding)

@@ -28,6 +28,16 @@ def knows(name: str) -> bool:
     return bool(seccomp.resolve_syscall(seccomp.Arch(), name) != -1)
 
 
+def name_of_number(number: int) -> str | None:
+    """Return the name of a call in this machine's own table; None if the installed libseccomp has none."""
+    seccomp = _binding()
+    try:
+        name = seccomp.resolve_syscall(seccomp.Arch(), number)
+    except ValueError:
+        return None
+    return name.decode("ascii") if isinstance(name, bytes) else str(name)
+
+
 def validate_with_libseccomp(profile: SeccompProfile) -> None:
     """Raise PolicyError if the installed libseccomp does not know a syscall that `profile` names.
 

@@ -314,7 +314,7 @@ def judge_entry(policy: PolicySet, pod: PodView, app: str) -> Denial | None:
     return None
 
 
-def demanded_read_back(policy: PolicySet, pod: PodView) -> ReadBack:
-    """Return how strictly the rules want a pod to be read back."""
-    strict = any(rule.read_back is ReadBack.STRICT and _meant(rule, pod) for rule in policy.rules)
-    return ReadBack.STRICT if strict else pod.read_back
+def demands_strict(policy: PolicySet, images: Iterable[tuple[str, tuple[tuple[str, str], ...]]]) -> bool:
+    """Tell whether a rule wants a pod of these images, references with labels, to be read back strictly."""
+    strict = [rule.select for rule in policy.rules if rule.read_back is ReadBack.STRICT]
+    return any(selects(select, reference, labels) for reference, labels in images for select in strict)

@@ -34,3 +34,14 @@ def check(settings: tuple[tuple[str, str], ...], *, own_network: bool) -> tuple[
                 f"sysctl {name} {whose}", hint="only net.* can be set for a pod", code="policy-sysctl"
             )
     return tuple(sorted(settings))
+
+
+def agree(apps: list[tuple[tuple[str, str], ...]]) -> None:
+    """Raise PolicyError if two apps of a pod want one setting to be different: it is the pod's."""
+    known: dict[str, str] = {}
+    for name, value in (item for settings in apps for item in settings):
+        if known.setdefault(name, value) != value:
+            raise PolicyError(
+                f"sysctl {name} is {known[name]} for one app and {value} for another, and they share it",
+                code="policy-sysctl",
+            )

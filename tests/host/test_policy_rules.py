@@ -1,6 +1,7 @@
 """Policy files on a real host: profiles that apply themselves, rules that no option relaxes."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,7 +84,11 @@ def test_a_denied_pod_is_measured_with_its_rule_and_so_is_the_policy(secrun: Sec
         uuid = ruled("prepare", *RELAXED, root.image).out.strip()
         _, prepared = events(root, "PodPrepare")[-1]
         assert prepared["policy"] == loaded["digest"]
-        assert prepared["apps"][0]["seccomp"].startswith("sha256:")
+        manifest = json.loads(ruled("cat-manifest", uuid).out)
+        security = {app["name"]: app["security"] for app in manifest["apps"]}
+        assert next(iter(security.values()))["seccomp_digest"].startswith("sha256:")
+        text = json.dumps(security, sort_keys=True, separators=(",", ":")).encode()
+        assert prepared["confinement"] == f"sha256:{hashlib.sha256(text).hexdigest()}"
         ruled("rm", uuid)
 
 

@@ -23,7 +23,7 @@ from secrun_policies.rules import (
     ReadBack,
     Rule,
     Selector,
-    demanded_read_back,
+    demands_strict,
     glob,
     judge,
     judge_entry,
@@ -197,8 +197,9 @@ def test_a_rule_makes_the_read_back_strict():
     policy = PolicySet(
         rules=(rule(read_back=ReadBack.STRICT, select=Selector(images=("registry.example/*",))),)
     )
-    assert demanded_read_back(policy, pod()) is ReadBack.STRICT
-    assert demanded_read_back(policy, pod(app(reference="docker://x/y:1"))) is ReadBack.WARN
+    assert demands_strict(policy, [("docker://x/y:1", ()), (REFERENCE, ())])
+    assert not demands_strict(policy, [("docker://x/y:1", ())])
+    assert not demands_strict(PolicySet(rules=(rule(),)), [(REFERENCE, ())])
 
 
 # --- profiles

@@ -12,6 +12,7 @@ pub mod frame;
 pub mod hold;
 pub mod log;
 mod peers;
+pub mod readback;
 pub mod report;
 mod session;
 pub mod shim;

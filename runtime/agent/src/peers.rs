@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use crate::conn::Conn;
 use crate::crun::{Failure, Launch, Target};
 use crate::frame::{decode, flag, Message, Size, Violation, VERSION, WINDOW};
-use crate::report::stats;
+use crate::report::{now_ns, stats};
 use crate::session::Session;
 use crate::shim::{Shim, APP};
 
@@ -176,6 +176,13 @@ impl Shim {
         }
         if size != Size::default() {
             app.resize(size);
+        }
+        if foreground && app.launch.held {
+            app.launch.held = false;
+            if app.pid.is_some() {
+                app.launch.release();
+                self.started_ns = now_ns();
+            }
         }
         if let Some(peer) = self.peers[index].as_mut() {
             peer.session = Some(APP);

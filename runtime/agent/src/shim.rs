@@ -38,6 +38,8 @@ pub(crate) struct Options {
     pub terminal: bool,
     pub stdin: bool,
     pub log_max: u64,
+    /// The app begins held, as the agent; it becomes its program when the foreground peer attaches.
+    pub hold: bool,
     pub stop_signal: i32,
     pub stop_timeout: Duration,
     pub target: Target,
@@ -50,6 +52,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
         terminal: false,
         stdin: false,
         log_max: 16 << 20,
+        hold: false,
         stop_signal: libc::SIGTERM,
         stop_timeout: Duration::from_secs(10),
         target: Target::default(),
@@ -61,6 +64,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--terminal" => options.terminal = true,
             "--stdin" => options.stdin = true,
             "--log-max" => options.log_max = words.number()?,
+            "--hold" => options.hold = true,
             "--stop-signal" => options.stop_signal = words.number()?,
             "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
             "--program" => options.target.program = words.os_value()?.into_vec(),
@@ -183,7 +187,12 @@ impl Shim {
 
     fn run(mut self) -> io::Result<u8> {
         match UnixStream::connect(ATTACH_SOCKET) {
-            Ok(stream) => self.greet(stream, true)?,
+            Ok(stream) => {
+                self.greet(stream, true)?;
+                if self.options.hold {
+                    self.start_app(Size::default())?;
+                }
+            }
             // Only a host that made no socket wants none; one that cannot be reached is an error.
             Err(error) if error.kind() == ErrorKind::NotFound => self.start_app(Size::default())?,
             Err(error) => return context(Err(error), ATTACH_SOCKET),
@@ -281,7 +290,8 @@ impl Shim {
             &format!("overlay over {lower}"),
         )?;
         let target = self.options.target.clone();
-        let launch = Launch::new(self.run.join("run"), self.options.terminal, target)?;
+        let mut launch = Launch::new(self.run.join("run"), self.options.terminal, target)?;
+        launch.held = self.options.hold;
         let bundle = format!("/pod/apps/{}", self.options.app);
         let words = ["run", "--no-new-keyring", "-b", &bundle];
         self.sessions[APP] = Some(self.launch(launch, &words, self.options.stdin, size)?);
@@ -353,7 +363,8 @@ impl Shim {
 
     /// Tell the peers that the app has started.
     fn announce(&mut self) {
-        let started = self.sessions[APP].as_ref().map_or(false, |app| app.pid.is_some());
+        let runs = |app: &Session| app.pid.is_some() && !app.launch.held;
+        let started = self.sessions[APP].as_ref().map_or(false, runs);
         if !started || self.started_ns != 0 {
             return;
         }

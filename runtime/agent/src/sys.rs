@@ -257,6 +257,18 @@ pub fn kill(pid: i32, signal: c_int) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// The process that connected a unix socket, as this process numbers it (unix(7), SO_PEERCRED).
+pub fn peer_pid(socket: &UnixStream) -> io::Result<i32> {
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut size = std::mem::size_of::<libc::ucred>() as libc::socklen_t;
+    let place = &mut found as *mut libc::ucred;
+    // SAFETY: the kernel writes at most `size` bytes into `found`, which is of that size.
+    check(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place.cast(), &mut size)
+    })?;
+    Ok(found.pid)
+}
+
 /// Adopt the descendants whose parents end.
 pub fn become_subreaper() -> io::Result<()> {
     // SAFETY: this prctl takes ints.

@@ -27,6 +27,28 @@ POLICY_VERBS = (
         examples=("secrun policy check --net=host docker://registry.example/app:1 --cap-add NET_ADMIN",),
     ),
     Verb(
+        words=("policy", "record"),
+        summary="Run a workload and write the system call profile of what it really used",
+        description="The pod runs as with secrun run --rm; IMAGE and its arguments come after --.",
+        handler="secrun.cli.policyrecord:record",
+        options=(
+            Option(
+                flags=("-o", "--output"),
+                metavar="FILE",
+                default="seccomp.json",
+                help="the profile, for --security-opt seccomp=FILE; default ./seccomp.json",
+            ),
+            *STREAMS,
+            *POD,
+            pull("missing"),
+            *IMAGE,
+            *APP,
+        ),
+        takes_command=True,
+        needs_root=True,
+        examples=("secrun policy record -o web.json -- registry.example/web:1 serve --once",),
+    ),
+    Verb(
         words=("policy", "test"),
         summary="Try the [[test]] tables of the policy files",
         handler="secrun.cli.policy:test",

@@ -20,7 +20,7 @@ from secrun_policies.rules import (
     PodView,
     PolicySet,
     ReadBack,
-    demanded_read_back,
+    demands_strict,
     judge,
 )
 
@@ -76,6 +76,7 @@ def outcome(case: Case, known: PolicySet, context: Context) -> Sequence[Denial]:
         pod.network, [(name, app, _process(app)) for name, app in zip(names, apps, strict=True)]
     )
     strict = any(app.security.strict_read_back for app in apps)
+    strict = strict or demands_strict(known, ((reference, case.labels),))
     seen = PodView(
         flavour=pod.flavour,
         network=str(pod.network),
@@ -86,4 +87,4 @@ def outcome(case: Case, known: PolicySet, context: Context) -> Sequence[Denial]:
             _view(app, name, case, confined.apps[name]) for name, app in zip(names, apps, strict=True)
         ),
     )
-    return judge(known, seen._replace(read_back=demanded_read_back(known, seen)))
+    return judge(known, seen)

@@ -122,6 +122,7 @@ def status(args: Arguments, context: Context) -> int:
         lines += [f"app-{app.name}-error={app.error}" for app in pod.exit.apps if app.error]
         if pod.exit.error:
             lines.append(f"error={pod.exit.error}")
+    lines += [f"app-{name}-enforced={found.verdict}" for name, found in pod.enforced.items()]
     if pod.problem:
         lines.append(f"problem={pod.problem}")
     context.out.write("\n".join(lines) + "\n")

@@ -36,9 +36,6 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
             "image": str(app.image.manifest),
             "tree": str(app.image.tree),
             "relaxations": list(app.relaxations),
-            "profile": app.security.profile,
-            "confinement": "" if app.security.confinement is None else str(app.security.confinement),
-            "seccomp": "" if app.security.seccomp_digest is None else str(app.security.seccomp_digest),
         }
         for app in manifest.apps
     ]
@@ -52,6 +49,10 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
         },
         "relaxations": list(manifest.relaxations),
         "policy": "" if manifest.policy is None else str(manifest.policy),
+        # One for all apps: an event has 16 KiB, and a pod up to 64 apps.
+        "confinement": str(
+            Digest.of(canonical({app.name: app.security.to_json() for app in manifest.apps}))
+        ),
         "apps": apps,
     }
 

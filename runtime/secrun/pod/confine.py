@@ -7,6 +7,7 @@ from secrun.errors import UsageError
 from secrun.jsonio import JsonValue, canonical
 from secrun.pod.request import AppRequest
 from secrun.record import record
+from secrun.stage1 import places
 from secrun.stage1.bundle import Process
 from secrun.stage1.manifest import Network
 from secrun.stage1.security import AppSecurity
@@ -19,6 +20,7 @@ from secrun_policies.libseccomp import compile_bpf
 from secrun_policies.oci import seccomp_section, to_oci
 from secrun_policies.outer import NetworkMode
 from secrun_policies.profiles import UNCONFINED, choose, default_profile
+from secrun_policies.recorder import asking
 from secrun_policies.seccomp import DEFAULT_PROFILE
 
 _ALL = ("all",)
@@ -87,6 +89,8 @@ def _facts(name: str, request: AppRequest, process: Process) -> AppFacts:
 def _confined(app: Confinement, facts: AppFacts, request: AppRequest) -> ConfinedApp:
     process, linux = to_oci(app)
     filter_ = app.seccomp
+    if request.security.record and filter_ is not None:
+        linux["seccomp"] = asking(seccomp_section(filter_), places.SECCOMP)
     if filter_ is not None and facts.seccomp is not None and facts.seccomp is not default_profile():
         # The shipped default is compiled by the tests; what somebody wrote must not fail in the runtime.
         compile_bpf(filter_)

@@ -21,7 +21,7 @@ from secrun.pod.states import State, find
 from secrun.record import record
 from secrun.stage1 import waiter
 from secrun.stage1.agent import agent_path
-from secrun.stage1.bundle import console_size
+from secrun.stage1.bundle import HOLD, console_size
 from secrun.stage1.manifest import AppManifest, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.units import program
@@ -31,8 +31,6 @@ _MAX_BUNDLE_BYTES = 16 * 1024 * 1024
 _EXEC = 0x85
 _STDOUT, _STDERR, _STDIN, _TTY = 1, 2, 4, 8
 _MAX_PAYLOAD = 65536
-# A command on a terminal begins as the agent, which waits for the terminal's size.
-_HOLD = ("/proc/self/fd/3", "hold")
 
 
 @record
@@ -80,7 +78,7 @@ def process_document(files: PodFiles, layout: Layout, app: AppManifest, request:
     known.update(request.env)
     if request.terminal:
         known.setdefault("TERM", "xterm")
-    args = [*(_HOLD if request.terminal else ()), *request.argv]
+    args = [*(HOLD if request.terminal else ()), *request.argv]
     result: JsonObject = {**process, "args": [*args], "terminal": request.terminal}
     result["env"] = [f"{name}={value}" for name, value in sorted(known.items())]
     result.pop("consoleSize", None)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from secrun.errors import StateError
 from secrun.measure.measuring import Measuring
 from secrun.measure.settings import AttestSettings
 from secrun.paths import Layout
-from secrun.pod import exits
+from secrun.pod import exits, readback
 from secrun.pod.collect import conclude
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, adopt
@@ -29,6 +30,8 @@ def finish(
     # Whether a pod is measured was decided when it started; its marker tells.
     measuring = Measuring(layout, AttestSettings(), warn)
     with adopt(layout, uuid, Folder.RUN, lock_fd) as pod:
+        for line in _read_back(PodFiles(pod.path)):
+            warn(f"warning: {line}")
         concluded = conclude(pod, stage1_status, measuring)
         result = concluded.exit
         if concluded.unmeasured:
@@ -38,6 +41,14 @@ def finish(
             measuring.removed(PodFiles(pod.path), uuid)
             delete(pod)
     return result
+
+
+def _read_back(files: PodFiles) -> Sequence[str]:
+    """Return what to tell of apps that ran less confined than compiled; of strict pods it is the error."""
+    try:
+        return readback.warnings(files) if not files.read_manifest().strict_read_back else ()
+    except StateError as error:
+        return (error.message,)
 
 
 def complaints(result: exits.PodExit) -> Sequence[str]:

@@ -31,7 +31,7 @@ from secrun.stage1.podfiles import FILTER_NAME, PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
 from secrun_policies import rules
 from secrun_policies.labels import LabelRequest
-from secrun_policies.rules import PolicySet, ReadBack
+from secrun_policies.rules import PolicySet
 
 
 @record
@@ -165,8 +165,15 @@ def _decide(
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
     asked = confine.label([app.request for app in apps])
     confined = confine.pod(pod.network, [(app.name, app.request, processes[app.name]) for app in apps])
+    strict = _is_strict(known, apps)
     bundles = {
-        app.name: _bundle(app, processes[app.name], pod.network, confined.apps[app.name]) for app in apps
+        app.name: _bundle(
+            app,
+            bundle.held(processes[app.name]) if strict else processes[app.name],
+            pod.network,
+            confined.apps[app.name],
+        )
+        for app in apps
     }
     stage1 = flavour.ensure_image(layout)
     manifest = PodManifest(
@@ -185,11 +192,8 @@ def _decide(
             for app in apps
         ),
         policy=Digest.parse(known.digest) if known.digest else None,
-        strict_read_back=any(app.request.security.strict_read_back for app in apps),
+        strict_read_back=strict,
     )
-    image_labels = {app.name: app.image.config.labels for app in apps}
-    demanded = rules.demanded_read_back(known, policy.view(manifest, image_labels))
-    manifest = replace(manifest, strict_read_back=demanded is ReadBack.STRICT)
     _check(flavour, manifest, pod)
     config = podconfig.contents(manifest, bundles, _etc_files(hostname, pod.network))
     draft = Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config, label=asked)
@@ -199,8 +203,31 @@ def _decide(
         files[FILTER_NAME] = confined.outer_filter
     manifest = replace(manifest, machine=decided.machine, label=decided.label)
     labels.check(manifest.label, manifest.relaxations)
-    policy.hold(known, manifest, image_labels)
+    _check_guest(manifest)
+    policy.hold(known, manifest, {app.name: app.image.config.labels for app in apps})
     return Plan(manifest=manifest, config=config, files=files)
+
+
+def _check_guest(manifest: PodManifest) -> None:
+    """Raise HostError for what the host's kernel would have to do for a pod that has one of its own."""
+    if manifest.machine is None:
+        return
+    if manifest.strict_read_back:
+        raise HostError(
+            "what a guest's kernel enforces cannot be read back strictly: its processes are not the host's",
+            hint="leave out --profile strict, or the rule that asks for read_back",
+            code="host-read-back",
+        )
+    if any(app.security.devices for app in manifest.apps):
+        raise HostError(
+            "a device of the host is not in the guest: --device needs --stage1=nspawn", code="host-device"
+        )
+
+
+def _is_strict(known: PolicySet, apps: Sequence[_Resolved]) -> bool:
+    """Tell whether the kernel has to prove what it enforces before any app of the pod begins."""
+    images = ((app.image.reference, app.image.config.labels) for app in apps)
+    return any(app.request.security.strict_read_back for app in apps) or rules.demands_strict(known, images)
 
 
 def planned(

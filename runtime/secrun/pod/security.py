@@ -51,6 +51,8 @@ class SecurityRequest:
     privileged: bool = False
     labels: tuple[str, ...] = ()
     strict_read_back: bool = False
+    record: bool = False
+    """The kernel asks about each call that the filter allows: somebody must answer."""
 
 
 def _number(word: str) -> int:

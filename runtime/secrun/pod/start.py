@@ -10,15 +10,16 @@ from secrun import checkpoint, selinux
 from secrun.errors import DeniedError, HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
-from secrun.pod import exits, podconfig, policy
+from secrun.pod import exits, podconfig, policy, readback
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
 from secrun.record import record
-from secrun.stage1 import flavours, waiter
+from secrun.stage1 import cgroups, flavours, waiter
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import PodOnDisk
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
+from secrun.stage1.uidrange import SIZE as POD_IDS
 
 _READY = b"ready\n"
 
@@ -32,6 +33,8 @@ class StartOptions:
     measuring: Measuring
     detach: bool = False
     remove: bool = False
+    launched: Callable[[PodFiles], None] | None = None
+    """Called when all is in place and nothing runs yet."""
 
 
 def _stdio(manifest: PodManifest, options: StartOptions) -> waiter.Stdio:
@@ -72,6 +75,9 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         undo.callback(os.close, log_fd)
         if launch.file_label:
             selinux.label_fd(log_fd, launch.file_label)
+        if options.launched is not None:
+            options.launched(files)
+        read_back = _read_back(files, manifest, launch.label, undo)
         plan = waiter.WaiterPlan(
             agent=agent,
             apps=tuple(app.name for app in manifest.apps),
@@ -83,6 +89,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             stop_timeout_seconds=max(app.stop_timeout_seconds for app in manifest.apps) + 5,
             finish=options.finish(pod),
             ready_fd=ready_fd,
+            read_back_fds=read_back,
         )
         # Everything that runs is in place and checked, nothing of it runs yet.
         options.measuring.starting(files, manifest, label=launch.label)
@@ -91,6 +98,30 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             _silence()
         waiter.replace_process(plan)
     raise AssertionError("unreachable: the waiter replaces this process")
+
+
+def _read_back(
+    files: PodFiles, manifest: PodManifest, label: str, undo: ExitStack
+) -> tuple[int, int] | None:
+    """Write what the kernel has to enforce, open where the waiter writes what it does.
+
+    None for a pod with a machine: its apps are processes of the guest's kernel, which the host cannot ask.
+    """
+    if manifest.machine is not None:
+        return None
+    base = int(files.uid_base.read_text())
+    hierarchy = cgroups.host()
+    group = f"/{hierarchy.pod(manifest.uuid).relative_to(hierarchy.mount)}/"
+    expected = readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group, label=label)
+    files.expected.write_bytes(expected)
+    found = []
+    for path, flags in (
+        (files.expected, os.O_RDONLY),
+        (files.enforced, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+    ):
+        found.append(os.open(path, flags | os.O_CLOEXEC, 0o600))
+        undo.callback(os.close, found[-1])
+    return found[0], found[1]
 
 
 def _silence() -> None:

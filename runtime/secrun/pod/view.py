@@ -1,6 +1,6 @@
 """What readers are told of pods; works without root where the folders may be read, takes no lock."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from secrun.digest import Digest
@@ -10,7 +10,8 @@ from secrun.locks import is_missing
 from secrun.measure import marker
 from secrun.measure.marker import Marker
 from secrun.paths import Layout
-from secrun.pod import exits
+from secrun.pod import exits, readback
+from secrun.pod.readback import Enforced
 from secrun.pod.states import WHOLE, Found, State, walk
 from secrun.record import record
 from secrun.stage1.manifest import PodManifest
@@ -34,6 +35,8 @@ class PodView:
     label: str | None
     """The SELinux context that the pod was started with; None if it had none."""
     exit: exits.PodExit | None
+    enforced: Mapping[str, Enforced]
+    """What was read of the apps, by name."""
     measured: Marker | None
     """How far the event log knows the pod; None if it ran unmeasured."""
 
@@ -56,6 +59,7 @@ class PodView:
                     "image_id": str(app.image.manifest),
                     "exit_code": end.code if end else None,
                     "error": end.error if end else "",
+                    "enforced": found.to_json() if (found := self.enforced.get(app.name)) else None,
                 }
             )
         return result
@@ -110,10 +114,12 @@ def look(found: Found) -> PodView:
     manifest: PodManifest | None = None
     end: exits.PodExit | None = None
     measured: Marker | None = None
+    enforced: Mapping[str, Enforced] = {}
     problem = ""
     try:
         manifest = files.read_manifest()
         end = exits.read(files)
+        enforced = readback.read(files)
         measured = marker.read(files)
     except (StateError, ImageError) as error:
         problem = error.message if state in WHOLE else ""
@@ -128,6 +134,7 @@ def look(found: Found) -> PodView:
         uid_base=base[0] if base else None,
         label=_line(files.label),
         exit=end,
+        enforced=enforced,
         measured=measured,
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from secrun.errors import UsageError
 from secrun.jsonio import JsonObject, JsonValue
-from secrun.record import record
+from secrun.record import record, replace
 from secrun.stage1 import places
 from secrun.stage1.manifest import Network, Volume
 from secrun.stage1.security import Device, Tmpfs
@@ -49,6 +49,15 @@ class Process:
             "env": list(self.env),
             "cwd": self.cwd,
         }
+
+
+# An app that is held begins as the agent, by a descriptor since no image holds it, and waits to be let go.
+HOLD = ("/proc/self/fd/3", "hold")
+
+
+def held(process: Process) -> Process:
+    """Return the process with the agent before its own program (docs/agent-protocol.md)."""
+    return replace(process, args=(*HOLD, *process.args))
 
 
 def _mount(target: str, kind: str, source: str, *options: str) -> JsonObject:

@@ -50,6 +50,11 @@ class PodFiles:
         return self.host / "attach.sock"
 
     @property
+    def seccomp_socket(self) -> Path:
+        """Where the runtime connects with a filter that asks, while calls are recorded."""
+        return self.host / "seccomp.sock"
+
+    @property
     def control_socket(self) -> Path:
         """Where `stop` connects to the waiter; never visible in the pod."""
         return self.path / "control.sock"
@@ -113,6 +118,16 @@ class PodFiles:
     def exit(self) -> Path:
         """How the pod ended."""
         return self.path / "exit.json"
+
+    @property
+    def expected(self) -> Path:
+        """What was compiled for the apps, as the waiter compares it."""
+        return self.path / "expected"
+
+    @property
+    def enforced(self) -> Path:
+        """What the waiter read of the apps."""
+        return self.path / "enforced"
 
     def read_manifest(self) -> PodManifest:
         """Read the manifest; raises StateError if it is absent or damaged."""

@@ -29,11 +29,13 @@ def program(word: str, cwd: str) -> str:
     return posixpath.join(cwd, word) if "/" in word else word
 
 
-def _shim(app: AppManifest) -> str:
+def _shim(app: AppManifest, *, held: bool) -> str:
     words = [places.AGENT, "shim", "--app", app.name, "--lower", places.image(app.name)]
     words += ["--log-max", str(LOG_MAX_BYTES), "--stop-signal", str(app.stop_signal)]
     words += ["--stop-timeout", str(app.stop_timeout_seconds * 1000)]
     words += ["--program", program(app.args[0], app.cwd), "--path", app.search_path]
+    if held:
+        words.append("--hold")
     if app.terminal:
         words.append("--terminal")
     if app.stdin:
@@ -60,7 +62,7 @@ def _limits(app: AppManifest) -> list[str]:
     return lines
 
 
-def _app_unit_text(app: AppManifest, *, alone: bool) -> str:
+def _app_unit_text(app: AppManifest, *, alone: bool, held: bool) -> str:
     lines = ["[Unit]", f"Description=app {app.name}", "DefaultDependencies=no", "FailureAction=exit-force"]
     if alone:
         lines.append("SuccessAction=exit-force")
@@ -70,7 +72,7 @@ def _app_unit_text(app: AppManifest, *, alone: bool) -> str:
         # oneshot: pod-done.service is ordered after the end of every app, not after its start.
         "Type=oneshot",
         "TimeoutStartSec=infinity",
-        f"ExecStart={_shim(app)}",
+        f"ExecStart={_shim(app, held=held)}",
         "KillMode=mixed",
         f"TimeoutStopSec={app.stop_timeout_seconds + 2}",
         "StandardInput=null",
@@ -114,7 +116,9 @@ def render(pod: PodManifest) -> dict[str, str]:
     The pod ends with its first failing app (FailureAction) or when all apps have ended well.
     """
     alone = len(pod.apps) == 1
-    files = {app_unit(app.name): _app_unit_text(app, alone=alone) for app in pod.apps}
+    files = {
+        app_unit(app.name): _app_unit_text(app, alone=alone, held=pod.strict_read_back) for app in pod.apps
+    }
     files[TARGET] = _target_text(pod)
     if not alone:
         files[DONE] = _done_text(pod)

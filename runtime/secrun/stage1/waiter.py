@@ -37,6 +37,8 @@ class WaiterPlan:
     stop_timeout_seconds: int
     finish: tuple[str, ...]
     ready_fd: int | None = None
+    read_back_fds: tuple[int, int] | None = None
+    """What was compiled, to be read, and where the waiter writes what it found."""
 
     def argv(self) -> list[str]:
         """Return the waiter's command line; pure."""
@@ -48,6 +50,9 @@ class WaiterPlan:
         words += ["--stop-timeout", str(self.stop_timeout_seconds * 1000)]
         if launch.filter_fd is not None:
             words += ["--seccomp-fd", str(launch.filter_fd)]
+        if self.read_back_fds is not None:
+            expected, enforced = self.read_back_fds
+            words += ["--expected-fd", str(expected), "--enforced-fd", str(enforced)]
         for fd in (self.lock_fd, *launch.held_fds):
             words += ["--keep-fd", str(fd)]
         for app in self.apps:
@@ -72,6 +77,7 @@ class WaiterPlan:
         fds += [self.control_fd, self.log_fd, self.lock_fd]
         if launch.filter_fd is not None:
             fds.append(launch.filter_fd)
+        fds += self.read_back_fds or ()
         return fds if self.ready_fd is None else [*fds, self.ready_fd]
 
 

@@ -1,6 +1,7 @@
 """Ask QEMU once per host what it can do: libvirt keeps the answer in files that every pod gets a copy of."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,18 +15,22 @@ from secrun_kvm.spec import Architecture
 _MAX_TEXT = 4096
 
 
-def build(folder: Path, architecture: Architecture, accelerator: Accelerator) -> None:
+def build(
+    folder: Path, architecture: Architecture, accelerator: Accelerator, *, keep: Collection[str] = ()
+) -> None:
     """Write the capability cache into the new folder `folder`, whole or not at all; raises HostError.
 
-    As the user and with the devices that pods' machines have: the answers depend on both.
+    As the user and with the devices that pods' machines have: the answers depend on both. Its siblings are
+    removed, but for those named in `keep`.
     """
     import shutil
     import tempfile
 
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # What an older QEMU, libvirt or kernel said; a pod that copies from it at this moment asks again.
+    # What an older QEMU, libvirt or kernel said.
     for old in folder.parent.iterdir():
-        shutil.rmtree(old)
+        if old.name not in keep:
+            shutil.rmtree(old)
     ids = acquire("vm-capabilities")
     with ids.guard, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         root = lvroot.Root(Path(scratch) / lvroot.FOLDER_NAME)

@@ -30,7 +30,6 @@ from secrun_kvm.lvroot import (
     FOLDER_NAME,
     Root,
     bind_file,
-    cached,
     enter,
     kvm_group,
     make,
@@ -100,14 +99,13 @@ class KvmLauncher:
         files = PodFiles(pod.path)
         manifest = pod.manifest
         machine = machine_of(manifest)
-        cache = cached(pod.layout, self._architecture, machine.accelerator)
         host = hostside.take(files, manifest, _controllers(), undo)
         _limit(host, machine)
         attach = hostside.writable(files, manifest, host.uid_base + 1, undo)
         hostside.private_mounts(self._syscalls, host.hierarchy)
         checkpoint.reached("mount-namespace")
         undo.callback(leave)
-        root = self._make_root(files, host, machine, cache)
+        root = self._make_root(pod, host, machine)
         checkpoint.reached("machine-folder")
         spec, shared = self._fill(pod, host, root)
         checkpoint.reached("images-mounted")
@@ -137,11 +135,11 @@ class KvmLauncher:
             held_fds=(host.guard_fd,),
         )
 
-    def _make_root(self, files: PodFiles, host: HostSide, machine: Machine, cache: Path) -> Root:
+    def _make_root(self, pod: PodOnDisk, host: HostSide, machine: Machine) -> Root:
         group = kvm_group() if machine.accelerator is Accelerator.KVM else host.uid_base
-        root = Root(files.path / FOLDER_NAME)
+        root = Root(pod.path / FOLDER_NAME)
         make(root, settings(host.uid_base, group, machine.accelerator, virt.security_driver()))
-        seed(cache, root)
+        seed(pod.layout, self._architecture, machine.accelerator, root)
         return enter(self._syscalls, root, machine.accelerator)
 
     def _fill(self, pod: PodOnDisk, host: HostSide, root: Root) -> tuple[VmSpec, list[str]]:

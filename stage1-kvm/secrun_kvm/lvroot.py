@@ -18,6 +18,7 @@ from secrun.paths import Layout
 from secrun.record import row
 from secrun.stage1.machine import Accelerator
 from secrun.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Syscalls
+from secrun_kvm import accel
 from secrun_kvm.accel import DEVICE
 from secrun_kvm.place import PLACE
 from secrun_kvm.spec import Architecture
@@ -200,24 +201,47 @@ def _caches(layout: Layout) -> Path:
     return layout.run_root / "vm-capabilities"
 
 
-def cached(layout: Layout, architecture: Architecture, accelerator: Accelerator) -> Path:
-    """Return the capability cache for this host, made if there is none that fits.
+def _cache_lock(layout: Layout) -> Path:
+    return layout.locks / "vm-capabilities.lock"
+
+
+def _ensure(layout: Layout, architecture: Architecture, accelerator: Accelerator) -> Path:
+    """Return the capability cache, made if there is none that fits. Needs the lock, for itself alone."""
+    folder = _caches(layout) / cache_key(architecture, accelerator)
+    if not folder.is_dir():
+        from secrun_kvm import capabilities
+
+        valid = {cache_key(architecture, item) for item in Accelerator}
+        capabilities.build(folder, architecture, accelerator, keep=valid)
+    return folder
+
+
+def warm(layout: Layout) -> None:
+    """Make the capability cache of each accelerator that this host has; raises HostError."""
+    architecture = accel.architecture()
+    if architecture is None:
+        return
+    hardware = not accel.missing(accel.read(architecture))
+    with held(_cache_lock(layout)):
+        for accelerator in Accelerator if hardware else (Accelerator.TCG,):
+            _ensure(layout, architecture, accelerator)
+
+
+def _copy(cache: Path, root: Root) -> None:
+    for name in os.listdir(cache):
+        shutil.copyfile(cache / name, root.path / CACHE / name)
+
+
+def seed(layout: Layout, architecture: Architecture, accelerator: Accelerator, root: Root) -> None:
+    """Give a root what is known about this host's QEMU.
 
     The first machine after an upgrade waits a second or two for it; raises HostError if QEMU or libvirt
     cannot be used.
     """
-    from secrun_kvm import capabilities
-
     folder = _caches(layout) / cache_key(architecture, accelerator)
-    if folder.is_dir():
-        return folder
-    with held(layout.locks / "vm-capabilities.lock"):
-        if not folder.is_dir():
-            capabilities.build(folder, architecture, accelerator)
-    return folder
-
-
-def seed(cache: Path, root: Root) -> None:
-    """Give a root what is known about this host's QEMU."""
-    for name in os.listdir(cache):
-        shutil.copyfile(cache / name, root.path / CACHE / name)
+    with held(_cache_lock(layout), shared=True):
+        if folder.is_dir():
+            _copy(folder, root)
+            return
+    with held(_cache_lock(layout)):
+        _copy(_ensure(layout, architecture, accelerator), root)

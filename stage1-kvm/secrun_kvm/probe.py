@@ -66,6 +66,12 @@ def _libvirt(architecture: Architecture) -> list[Problem]:
     return found
 
 
+def can_start() -> bool:
+    """Tell whether this process could start a machine."""
+    architecture = accel.architecture()
+    return os.geteuid() == 0 and architecture is not None and not _libvirt(architecture)
+
+
 def _guest() -> list[Problem]:
     """Look for what guests boot: a kernel with its modules, and our own init."""
     try:

@@ -10,6 +10,7 @@ from secrun.stage1.machine import Accelerator
 from secrun.stage1.uidrange import acquire
 from secrun.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, LinuxSyscalls
 from secrun_kvm import lvroot, virt
+from secrun_kvm.place import CACHE, Root
 from secrun_kvm.spec import Architecture
 
 _MAX_TEXT = 4096
@@ -33,14 +34,14 @@ def build(
             shutil.rmtree(old)
     ids = acquire("vm-capabilities")
     with ids.guard, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        root = lvroot.Root(Path(scratch) / lvroot.FOLDER_NAME)
+        root = Root(Path(scratch) / lvroot.FOLDER_NAME)
         group = lvroot.kvm_group() if accelerator is Accelerator.KVM else ids.base
         lvroot.make(root, lvroot.settings(ids.base, group, accelerator, virt.security_driver()))
         _ask_in_child(root, architecture, accelerator)
-        (root.path / lvroot.CACHE).rename(folder)
+        (root.path / CACHE).rename(folder)
 
 
-def _ask_in_child(root: lvroot.Root, architecture: Architecture, accelerator: Accelerator) -> None:
+def _ask_in_child(root: Root, architecture: Architecture, accelerator: Accelerator) -> None:
     """Ask in a process of its own: it changes its mounts, and libvirt's threads must not stay."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
@@ -58,9 +59,7 @@ def _ask_in_child(root: lvroot.Root, architecture: Architecture, accelerator: Ac
         )
 
 
-def _reap(
-    write_fd: int, root: lvroot.Root, architecture: Architecture, accelerator: Accelerator
-) -> NoReturn:
+def _reap(write_fd: int, root: Root, architecture: Architecture, accelerator: Accelerator) -> NoReturn:
     """Be the parent of every QEMU that is asked: libvirt waits until each has vanished.
 
     The host's PID 1 may take its time over that. Never returns into the caller's code.
@@ -80,14 +79,15 @@ def _reap(
         os._exit(0 if code == 0 else 1)
 
 
-def _ask(write_fd: int, root: lvroot.Root, architecture: Architecture, accelerator: Accelerator) -> NoReturn:
+def _ask(write_fd: int, root: Root, architecture: Architecture, accelerator: Accelerator) -> NoReturn:
     code = 1
     try:
         call = LinuxSyscalls()
         call.unshare(CLONE_NEWNS)
         call.mount("", "/", "", MS_REC | MS_PRIVATE)
         place = lvroot.enter(call, root, accelerator)
-        virt.examine(place, lvroot.EMULATORS[architecture], architecture, accelerator)
+        kind = "kvm" if accelerator is Accelerator.KVM else "qemu"
+        virt.examine(place, lvroot.EMULATORS[architecture], architecture=architecture, kind=kind)
         code = 0
     except (SecrunError, OSError) as error:
         os.write(write_fd, str(error).encode()[:_MAX_TEXT])

@@ -9,10 +9,9 @@ from itertools import count
 
 from secrun.record import record
 from secrun.stage1.machine import Accelerator
+from secrun_kvm.place import NAME
 from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
 
-# One pod, one libvirt root: the name is only ever seen there.
-NAME = "pod"
 LINK_NAME = "dev.secrun.link"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 

@@ -28,7 +28,6 @@ from secrun_kvm.guestimage import GuestImage, load_guest, verify_guest
 from secrun_kvm.lvroot import (
     EMULATORS,
     FOLDER_NAME,
-    Root,
     bind_file,
     enter,
     kvm_group,
@@ -36,14 +35,13 @@ from secrun_kvm.lvroot import (
     seed,
     settings,
 )
-from secrun_kvm.place import leave
+from secrun_kvm.place import Root, leave
 from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
 from secrun_kvm.starter import Plan
 
 _SCRATCH = "scratch.img"
 # An emulated guest needs 3 s on a quiet core and ten times that on a crowded host.
 _READY_MILLIS = {Accelerator.KVM: 30_000, Accelerator.TCG: 120_000}
-_MKE2FS = "/usr/sbin/mke2fs"
 
 
 def pod_word(machine: Machine) -> str:
@@ -214,7 +212,7 @@ class KvmLauncher:
                 "-E",
                 "root_owner=0:0,nodiscard",
             ]
-            run([_MKE2FS, *options, f"/proc/self/fd/{fd}"], pass_fds=[fd], user=uid)
+            run([probe.MKE2FS, *options, f"/proc/self/fd/{fd}"], pass_fds=[fd], user=uid)
         finally:
             os.close(fd)
         target = root.disk(podimage.SCRATCH_SERIAL)

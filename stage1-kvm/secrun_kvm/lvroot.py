@@ -6,7 +6,6 @@ socket's path has 108 bytes, and nothing outside that place is needed by path.
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,17 +14,14 @@ from secrun.errors import HostError
 from secrun.jsonio import canonical
 from secrun.locks import held
 from secrun.paths import Layout
-from secrun.record import row
 from secrun.stage1.machine import Accelerator
 from secrun.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Syscalls
 from secrun_kvm import accel
 from secrun_kvm.accel import DEVICE
-from secrun_kvm.place import PLACE
+from secrun_kvm.place import CACHE, PLACE, Root
 from secrun_kvm.spec import Architecture
 
 FOLDER_NAME = "lv"
-CACHE = "cache/qemu/capabilities"
-_NO_DEVICE = "no-kvm"
 
 EMULATORS = {
     Architecture.X86_64: Path("/usr/bin/qemu-system-x86_64"),
@@ -46,65 +42,6 @@ _LIBRARIES = (
 _QEMU_MODULES = ("/usr/lib/{arch}-linux-gnu/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
 # What QEMU sees in /dev; /dev/kvm beside it where it is used.
 _DEVICES = ("null", "full", "zero", "random", "urandom", "ptmx")
-
-
-@row
-class Root:
-    """Paths below one libvirt root."""
-
-    path: Path
-
-    @property
-    def domain(self) -> Path:
-        """The domain XML that is started."""
-        return self.path / "domain.xml"
-
-    @property
-    def link(self) -> Path:
-        """Socket of the guest's line to the host."""
-        return self.path / "link.sock"
-
-    @property
-    def console(self) -> Path:
-        """Socket of the guest's console."""
-        return self.path / "console.sock"
-
-    @property
-    def kernel(self) -> Path:
-        """Where the kernel is bound."""
-        return self.path / "vmlinuz"
-
-    @property
-    def initrd(self) -> Path:
-        """Where the initramfs is bound."""
-        return self.path / "initrd"
-
-    def disk(self, serial: str) -> Path:
-        """Where a disk's image is bound."""
-        return self.path / "disk" / serial
-
-    def share(self, tag: str) -> Path:
-        """Where a shared folder is bound."""
-        return self.path / "share" / tag
-
-    def share_socket(self, tag: str) -> Path:
-        """Where the daemon of a shared folder listens."""
-        return self.path / "share" / f"{tag}.sock"
-
-    @property
-    def tpm(self) -> Path:
-        """State of the pod's software TPM."""
-        return self.path / "tpm"
-
-    @property
-    def tpm_socket(self) -> Path:
-        """Where it listens."""
-        return self.path / "tpm.sock"
-
-    @property
-    def no_device(self) -> Path:
-        """An empty file that nobody may open."""
-        return self.path / _NO_DEVICE
 
 
 def _first(patterns: Sequence[str], architecture: Architecture) -> Path | None:
@@ -228,6 +165,8 @@ def warm(layout: Layout) -> None:
 
 
 def _copy(cache: Path, root: Root) -> None:
+    import shutil
+
     for name in os.listdir(cache):
         shutil.copyfile(cache / name, root.path / CACHE / name)
 

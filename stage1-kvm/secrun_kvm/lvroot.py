@@ -28,7 +28,7 @@ EMULATORS = {
     Architecture.AARCH64: Path("/usr/bin/qemu-system-aarch64"),
 }
 # Debian, Fedora and Arch; whichever is there is the one that libvirt's Python binding loads.
-_DRIVERS = (
+DRIVERS = (
     "/usr/lib/{arch}-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
     "/usr/lib64/libvirt/connection-driver/libvirt_driver_qemu.so",
     "/usr/lib/libvirt/connection-driver/libvirt_driver_qemu.so",
@@ -51,7 +51,7 @@ def _first(patterns: Sequence[str], architecture: Architecture) -> Path | None:
 
 def driver(architecture: Architecture) -> Path | None:
     """Return libvirt's driver for QEMU, None if it is not installed."""
-    return _first(_DRIVERS, architecture)
+    return _first(DRIVERS, architecture)
 
 
 def settings(uid: int, gid: int, accelerator: Accelerator, security: str) -> str:

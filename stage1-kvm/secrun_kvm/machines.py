@@ -17,7 +17,7 @@ MIN_BYTES = 128 * MIB
 # All apps without a limit share one.
 UNLIMITED_MILLIS = 1000
 # QEMU itself beside the guest's memory; one that emulates also keeps what it has translated.
-HOST_BYTES = {Accelerator.KVM: 160 * MIB, Accelerator.TCG: 384 * MIB}
+HOST_BYTES = {Accelerator.KVM: 160 * MIB, Accelerator.TCG: 256 * MIB}
 # Threads of QEMU, its helpers and the bridge, beside one for each virtual processor.
 HOST_PIDS = 256
 # microvm has 32 places on its bus, some of them taken.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from host.agent_host import idle
 from host.agent_kit import (
     ATTACH,
     CREDIT,
@@ -166,6 +167,39 @@ def test_a_machine_that_stays_after_bye_is_left_to_the_waiter(vm: Vm) -> None:
     os.kill(vm.machine(), 0)
 
 
+def test_a_slow_reader_is_waited_for_after_the_end(vm: Vm) -> None:
+    vm.start()
+    guest, waiter = attached(vm)
+    assert flood(guest, channel=1) >= 7
+    guest.socket.sendall(data(1, pack(EXIT, b"\0\0")))
+    while guest.receive() != (L_CLOSE, b"\x01\x00"):
+        pass
+    guest.socket.sendall(closed(1) + pack(L_BYE))
+    guest.socket.close()
+    vm.connect("console").close()
+    vm.kill_machine()
+    eventually(lambda: not Path(f"/proc/{vm.machine()}").exists())
+    assert idle(vm.process.pid)
+    frames = waiter.rest()
+    assert frames[-1] == (EXIT, b"\0\0")
+    assert len(joined(frames, STDOUT)) > 4 * WINDOW
+    assert vm.process.wait() == 0
+
+
+def test_what_a_machine_said_last_is_read(vm: Vm) -> None:
+    vm.start()
+    guest, waiter = attached(vm)
+    vm.process.signal(signal.SIGSTOP)
+    # Credit is due for it, which nobody takes any more.
+    guest.socket.sendall(data(1, pack(STDOUT, bytes(16_000))) * 3 + data(1, pack(EXIT, b"\0\0")))
+    guest.socket.sendall(pack(L_BYE))
+    guest.socket.close()
+    vm.kill_machine()
+    vm.process.signal(signal.SIGCONT)
+    assert waiter.rest()[-1] == (EXIT, b"\0\0")
+    assert vm.process.wait() == 0
+
+
 def test_a_silent_guest(vm: Vm) -> None:
     vm.start(ready=300)
     vm.connect("link")
@@ -262,6 +296,25 @@ def test_what_is_stopped_while_it_starts(vm: Vm) -> None:
 # --- floods
 
 
+FRAME = pack(STDOUT, b"x" * 8000)
+
+
+def flood(guest: Frames, channel: int) -> int:
+    """Keep to the credit until no more comes: all to the waiter is full. What is left of it."""
+    allowed = WINDOW
+    while True:
+        if allowed >= len(FRAME) + 100:
+            guest.socket.sendall(data(channel, FRAME))
+            allowed -= len(FRAME)
+            continue
+        try:
+            told, count = struct.unpack("<HI", guest.expect(L_CREDIT, 1))
+        except TimeoutError:
+            return allowed
+        assert told == channel
+        allowed += count
+
+
 def test_output_that_the_waiter_does_not_read_is_bounded(vm: Vm) -> None:
     vm.apps = ("a", "b")
     vm.start()
@@ -272,25 +325,13 @@ def test_output_that_the_waiter_does_not_read_is_bounded(vm: Vm) -> None:
     guest.socket.sendall(opened(3) + data(3, pack(HELLO, b"\x01\x00b")))
     quick = vm.greeted(app="b")
     guest.expect(L_DATA)
-    allowed, frame = WINDOW, pack(STDOUT, b"x" * 8187)
-    guest.socket.settimeout(1)
-    # A guest that keeps to its credit gets none any more once everything between it and the waiter is full.
-    while allowed >= len(frame):
-        guest.socket.sendall(data(1, frame))
-        allowed -= len(frame)
-        if allowed < len(frame):
-            try:
-                channel, count = struct.unpack("<HI", guest.expect(L_CREDIT, 1))
-            except TimeoutError:
-                break
-            assert channel == 1
-            allowed += count
+    flood(guest, channel=1)
     assert resident_bytes(vm.process.pid) < SMALL
     # The other one's way is free.
     guest.socket.sendall(data(3, pack(STDOUT, b"hello\n")))
     assert quick.expect(STDOUT) == b"hello\n"
     # More than that is a violation.
-    guest.socket.sendall(data(1, frame) * 8)
+    guest.socket.sendall(data(1, FRAME) * 8)
     assert "more data than was allowed" in vm.fails()
     del slow
 

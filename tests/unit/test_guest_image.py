@@ -27,6 +27,19 @@ PROGRAM = Path("/usr/bin/sleep")
 NEWER = "6.1.0-10-cloud-amd64"
 
 
+class Kvm:
+    """The flavour as its entry point gives it, as far as building goes."""
+
+    name = "kvm"
+
+    def build_image(self, layout, kernel):
+        image = build_guest(layout, kernel)
+        return Stage1Identity(digest=image.digest, tree=image.reference)
+
+    def command_lines(self):
+        return ()
+
+
 def no_dpkg(*_, **__):
     raise HostError("dpkg-query is not installed")
 
@@ -43,6 +56,8 @@ def layout(tmp_path, monkeypatch):
         shutil.copy(PROGRAM, tmp_path / name)
     monkeypatch.setattr("secrun.stage1.imagebuild.agent_path", lambda: tmp_path / "agent")
     monkeypatch.setattr(guestimage, "stage0_path", lambda: tmp_path / "stage0")
+    load = flavours.load
+    monkeypatch.setattr(flavours, "load", lambda name: Kvm() if name == "kvm" else load(name))
     made.install(tmp_path / "boot", tmp_path / "modules")
     return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
 
@@ -303,21 +318,8 @@ def fetch():
     return FetchOptions(policy=None)
 
 
-class Kvm:
-    """The flavour as its entry point gives it, as far as building goes."""
-
-    name = "kvm"
-
-    def build_image(self, layout, kernel):
-        image = build_guest(layout, kernel)
-        return Stage1Identity(digest=image.digest, tree=image.reference)
-
-
 @pytest.fixture
-def verb(layout, monkeypatch):
-    load = flavours.load
-    monkeypatch.setattr(flavours, "load", lambda name: Kvm() if name == "kvm" else load(name))
-
+def verb(layout):
     def call(function, **values):
         out = io.StringIO()
         context = Context(layout=layout, out=out, err=io.StringIO(), settings={})

@@ -22,9 +22,9 @@ use crate::sys::{self, Poller, Status};
 const MAX_CLIENTS: usize = 32;
 /// Marks that a guest may send.
 const MAX_MARKS: usize = 64;
-/// After BYE, or after it has said that it is lost, a guest gets this long to power off.
+/// After BYE a guest gets this long to power off.
 const OFF_TIME: Duration = Duration::from_millis(500);
-/// What a machine said before its end comes within this time after it.
+/// What a machine said before its end comes within this time after it; one that is lost ends within it.
 const REST_TIME: Duration = Duration::from_secs(1);
 /// While the pod is being stopped, a waiter gets this long to read what is there.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ enum Token {
     Waiter(u16),
     Clients(u16),
     Lane(u16),
-    Rest(usize),
+    Rest,
 }
 
 /// How the end of a socket of QEMU's stands.
@@ -79,6 +79,7 @@ pub(crate) struct Bridge {
     pub signals: OwnedFd,
     /// The waiter: without it nobody kills what is left.
     parent: OwnedFd,
+    orphaned: bool,
     kill: Option<File>,
     pub timing: Timing,
     seed: [u8; 64],
@@ -95,6 +96,8 @@ pub(crate) struct Bridge {
     ready: bool,
     marks: usize,
     bye: bool,
+    /// Nothing is left to do but to let readers read.
+    over: bool,
     /// SIGTERM has come; and the guest was told.
     stopping: bool,
     told: bool,
@@ -117,6 +120,7 @@ impl Bridge {
         Bridge {
             signals: means.signals,
             parent: means.parent,
+            orphaned: false,
             kill: means.kill,
             timing: means.timing,
             seed: means.seed,
@@ -131,6 +135,7 @@ impl Bridge {
             ready: false,
             marks: 0,
             bye: false,
+            over: false,
             stopping: false,
             told: false,
             machine: 0,
@@ -161,6 +166,10 @@ impl Bridge {
             attach.finish();
         }
         self.said.finish(&mut show);
+        if let (true, Some(kill)) = (self.orphaned, &mut self.kill) {
+            // Nobody else ends the machine now. It ends this process too.
+            let _ = kill.write_all(b"1");
+        }
         result
     }
 
@@ -175,7 +184,10 @@ impl Bridge {
             let beyond_output = events & !libc::POLLOUT != 0;
             match token {
                 Token::Signal => self.take_signals()?,
-                Token::Parent => return Err(self.orphaned()),
+                Token::Parent => {
+                    self.orphaned = true;
+                    return Err("the pod's waiter has died".into());
+                }
                 Token::LinkListener => self.accept_link()?,
                 Token::ConsoleListener => self.accept_console()?,
                 Token::Link if beyond_output => self.receive().map_err(|Violation(text)| {
@@ -208,8 +220,8 @@ impl Bridge {
             End::Open(console) => poller.add(console, libc::POLLIN, Token::Console),
             End::Gone => (),
         }
-        for (index, rest) in self.rests.iter().enumerate() {
-            poller.add(rest, libc::POLLOUT, Token::Rest(index));
+        for rest in &self.rests {
+            poller.add(rest, libc::POLLOUT, Token::Rest);
         }
         let room = match &self.link {
             End::Expected(listener) => return poller.add(listener, libc::POLLIN, Token::LinkListener),
@@ -251,7 +263,8 @@ impl Bridge {
                 self.rests.extend(self.attaches.remove(&channel).and_then(Attach::finish));
             }
             if link.flush().is_err() {
-                self.link_gone();
+                // It hears nothing any more; what it has said is still read to its end.
+                link.out.clear();
             }
         }
         self.rests.retain_mut(|rest| rest.flush().is_ok() && !rest.out.is_empty());
@@ -264,11 +277,11 @@ impl Bridge {
         if passed(self.ready_by) {
             return Err(self.because("the guest was not ready in time".into()));
         }
-        if self.said.is_lost() && self.until.is_none() && !self.bye {
-            self.until = Some(now + OFF_TIME);
+        if self.said.is_lost() && !self.bye {
+            self.set_until(REST_TIME);
         }
-        let gone = matches!(self.link, End::Gone) && matches!(self.console, End::Gone);
-        if !(self.status.is_some() && gone) && !passed(self.until) {
+        let gone = matches!((&self.link, &self.console), (End::Gone, End::Gone));
+        if !self.over && (self.status.is_none() || !gone) && !passed(self.until) {
             return Ok(false);
         }
         if !self.bye {
@@ -280,6 +293,8 @@ impl Bridge {
             }));
         }
         // The machine may go; those who still read what it said are waited for, unless the pod is to stop.
+        self.over = true;
+        self.until = None;
         for (_, attach) in std::mem::take(&mut self.attaches) {
             self.rests.extend(attach.finish().filter(|rest| !rest.out.is_empty()));
         }
@@ -292,16 +307,6 @@ impl Bridge {
     /// The console's reason, if it has one, else what was seen from outside.
     fn because(&self, seen: String) -> String {
         self.said.cause().unwrap_or(seen)
-    }
-
-    /// The waiter has died: nobody else ends the machine now.
-    fn orphaned(&mut self) -> String {
-        if let Some(kill) = &mut self.kill {
-            self.said.finish(&mut show);
-            // It ends this process too.
-            let _ = kill.write_all(b"1");
-        }
-        "the pod's waiter has died".into()
     }
 
     fn take_signals(&mut self) -> Result<(), String> {
@@ -329,7 +334,9 @@ impl Bridge {
     }
 
     fn set_until(&mut self, time: Duration) {
-        self.until.get_or_insert(Instant::now() + time);
+        if !self.over {
+            self.until.get_or_insert(Instant::now() + time);
+        }
     }
 
     // --- QEMU's two sockets
@@ -352,14 +359,11 @@ impl Bridge {
     }
 
     fn hear(&mut self) {
+        use io::ErrorKind::{Interrupted, WouldBlock};
         if let End::Open(console) = &mut self.console {
             match console.read(&mut self.scratch[..]) {
                 Ok(count @ 1..) => self.said.push(&self.scratch[..count], &mut show),
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
-                {
-                    ()
-                }
+                Err(error) if error.kind() == WouldBlock || error.kind() == Interrupted => (),
                 _ => self.console = End::Gone,
             }
         }

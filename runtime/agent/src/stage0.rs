@@ -39,8 +39,9 @@ pub fn main() -> u8 {
         eprintln!("secrun-stage0 {}: this is the init of a guest", env!("CARGO_PKG_VERSION"));
         return 2;
     }
-    if let Err(text) = boot() {
-        eprintln!("secrun-stage0: {text}");
+    match boot() {
+        Ok(never) => match never {},
+        Err(text) => eprintln!("secrun-stage0: {text}"),
     }
     guest::restart(&sys::standard(2));
     1

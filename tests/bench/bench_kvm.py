@@ -26,7 +26,7 @@ from support import lab
 
 INSECURE = "--insecure-options=image"
 EMULATED = ("--stage1=kvm", "--accel=tcg", INSECURE, "--pull=never")
-# The issue of a word by an app, and by the init that there is nothing less than.
+# What the app says, and the init that there is nothing less than.
 WORD = "here-i-am"
 INIT = f"""
 #include <sys/reboot.h>
@@ -35,7 +35,7 @@ int main(void) {{ write(1, "{WORD}\\n", {len(WORD) + 1}); return reboot(RB_AUTOB
 """
 PODS = 5
 # How an app ends in order when it is asked to.
-OBLIGING = ("sh", "-c", "trap 'exit 0' TERM; echo up; while :; do sleep 1; done")
+OBLIGING = ("sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait")
 
 # At most so many times the least start; seconds of a stop; MB of the host for each pod.
 START_BUDGET = 1.9

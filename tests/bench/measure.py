@@ -102,11 +102,10 @@ def _round_of(contender: Contender) -> Sample:
     contender.before()
     try:
         commands = contender.commands()
+        untils = [b""] * (len(commands) - 1) + [contender.until]
         parts = [
-            run_once(
-                argv, contender.expected, contender.environment, contender.until * (argv is commands[-1])
-            )
-            for argv in commands
+            run_once(argv, contender.expected, contender.environment, until)
+            for argv, until in zip(commands, untils, strict=True)
         ]
     finally:
         contender.after()

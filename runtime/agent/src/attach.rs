@@ -45,7 +45,7 @@ impl App {
         control.set_nonblocking(true)?;
         let log = Log::open(&inside.join("log"), log_max)?;
         host::change_owner(&inside.join("log"), owner)?;
-        let waiter = Some(Conn::new(UnixStream::connect(attach)?)?);
+        let waiter = Some(Conn::new(connect(attach)?)?);
         Ok(App { name: name.into(), folder, log, control, waiter })
     }
 
@@ -82,6 +82,13 @@ impl App {
 /// A path to an open folder.
 fn held(folder: &File) -> PathBuf {
     OsString::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).into()
+}
+
+/// Connect to a socket however long its path is: an address has 108 bytes (unix(7)).
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let no_name = || io::Error::from(io::ErrorKind::InvalidInput);
+    let (folder, name) = path.parent().zip(path.file_name()).ok_or_else(no_name)?;
+    UnixStream::connect(held(&File::open(folder)?).join(name))
 }
 
 /// A shim at the far end of a channel; everything it says is checked.

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from vmhost.kit import (
+    AUDIT,
     IDLE,
     LAYOUT,
     RELAXED,
@@ -31,7 +32,6 @@ from vmhost.kit import (
 )
 from vmhost.tpmchecks import events
 
-AUDIT = Path("/var/log/audit/audit.log")
 ENFORCE = Path("/sys/fs/selinux/enforce")
 POD_TYPE = "system_u:system_r:secrun_pod_t"
 # Debian's own programs, at boot and without any pod: its policy is older than they are.

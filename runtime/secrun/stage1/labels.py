@@ -92,7 +92,7 @@ def decide(kind: LabelKind, asked: LabelRequest) -> Label | None:
     if mode is Mode.OFF:
         if asked.type or asked.level:
             raise HostError(
-                "SELinux is off on this host: a type or level of a label cannot be applied",
+                "a type or level of a label needs SELinux, which is off on this host",
                 hint="leave out --security-opt label=..., or boot with selinux=1 security=selinux",
                 code="host-selinux",
             )

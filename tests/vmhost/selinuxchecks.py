@@ -171,6 +171,8 @@ def root_with_the_label_of_a_pod_reaches_nothing_but_that_pods() -> str:
         said.append(f"{path}: {found[-1].partition('avc:')[2][:100]}")
     for words in (
         ("kill", "-9", str(app(theirs))),
+        ("sh", "-c", f"echo 1 >{group(theirs)}/cgroup.kill"),
+        ("sh", "-c", "echo 0 >/sys/fs/cgroup/cgroup.procs"),
         ("touch", "/etc/intruder"),
         ("touch", THEIRS / "intruder"),
     ):

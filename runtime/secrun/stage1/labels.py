@@ -192,6 +192,7 @@ def _own(folder: Path, context: str) -> None:
     The policy names the usual places; another --root is labelled at its first pod. What is below `pods` is
     left alone: its labels are its pods', and what is made there later inherits.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     if selinux.label_of(folder) == context:
         return
     check_place(folder, "labelling it as secrun's own")

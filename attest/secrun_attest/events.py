@@ -60,6 +60,7 @@ _BRIEF = (
     _HEAD % b"PodStart|PodExit|PodGC"
     + rb'\{(?:"code":(?P<code>%b),)?"epoch":(?P<epoch>%b),' % (_NUMBER, _EPOCH)
     + _POD
+    + rb'(?:"selinux":"(?P<selinux>[ !#-\[\]-~]*)",)?'
     + _REST
     + _TAIL
     + rb"\Z"
@@ -103,9 +104,13 @@ def parse_event(data: bytes) -> Event:
 
 
 def _brief_fields(match: re.Match[bytes]) -> JsonObject:
-    pod, code = match.group("pod", "code")
-    text: str = pod.decode()
-    return {"pod": text} if code is None else {"pod": text, "code": int(code)}
+    pod, code, label = match.group("pod", "code", "selinux")
+    fields: JsonObject = {"pod": pod.decode()}
+    if code is not None:
+        fields["code"] = int(code)
+    if label is not None:
+        fields["selinux"] = label.decode()
+    return fields
 
 
 def _full_fields(match: re.Match[bytes]) -> JsonObject:

@@ -22,6 +22,11 @@ def default_profile_path() -> Path:
     return shipped_path(DEFAULT_PROFILE)
 
 
+def selinux_module_path() -> Path:
+    """Return the shipped SELinux module, from where the profiles are."""
+    return default_profile_path().parent.parent / "selinux" / "secrun.cil"
+
+
 def load_profile(path: Path, *, name: str = "") -> SeccompProfile:
     """Read a profile from `path`; raises PolicyError if it is missing or not understood."""
     try:

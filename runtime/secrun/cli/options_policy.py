@@ -2,7 +2,7 @@
 
 from secrun.cli.options import APP, POD, STREAMS, UUID
 from secrun.cli.options_common import FORMAT, IMAGE, pull
-from secrun.cli.table import Option, Verb
+from secrun.cli.table import Kind, Option, Positional, Verb
 
 POLICY_VERBS = (
     Verb(
@@ -53,5 +53,18 @@ POLICY_VERBS = (
         summary="Try the [[test]] tables of the policy files",
         handler="secrun.cli.policy:test",
         options=(FORMAT,),
+    ),
+    Verb(
+        words=("policy", "install"),
+        summary="Install the SELinux module for hosts whose policy has no types for containers",
+        handler="secrun.cli.policymodule:install",
+        positionals=(Positional(name="module", help="selinux"),),
+        options=(
+            Option(flags=("--remove",), kind=Kind.FLAG, help="remove the module; no pod may be running"),
+            Option(flags=("--status",), kind=Kind.FLAG, help="tell whether it is installed, change nothing"),
+            FORMAT,
+        ),
+        examples=("secrun policy install selinux", "secrun policy install selinux --status"),
+        needs_root=True,
     ),
 )

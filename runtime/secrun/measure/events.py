@@ -57,6 +57,11 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
     }
 
 
+def pod_start(uuid: str, label: str) -> JsonObject:
+    """Return the fields of PodStart; a host without SELinux says nothing of a label."""
+    return {"pod": uuid, "selinux": label} if label else {"pod": uuid}
+
+
 def command_digest(argv: tuple[str, ...], salt: bytes) -> str:
     """Return what stands for a command in the log: its words may hold secrets, so they are salted."""
     return f"sha256:{hashlib.sha256(salt + canonical(list(argv))).hexdigest()}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from secrun.digest import Digest
-from secrun.errors import HostError, UsageError
+from secrun.errors import UsageError
 from secrun.jsonio import JsonValue, canonical
 from secrun.pod.request import AppRequest
 from secrun.record import record
@@ -11,9 +11,11 @@ from secrun.stage1 import places
 from secrun.stage1.bundle import Process
 from secrun.stage1.manifest import Network
 from secrun.stage1.security import AppSecurity
+from secrun_policies import labels
 from secrun_policies.confine import AppFacts, Confinement, PodFacts, compile_pod
 from secrun_policies.errors import PolicyError
 from secrun_policies.host import read_host
+from secrun_policies.labels import LabelRequest
 from secrun_policies.libseccomp import compile_bpf
 from secrun_policies.oci import seccomp_section, to_oci
 from secrun_policies.outer import NetworkMode
@@ -44,18 +46,21 @@ class ConfinedPod:
     outer_filter: bytes | None
 
 
-def _check_labels(name: str, request: AppRequest) -> None:
-    """Raise HostError for labels that cannot be applied: a label that is not there confines nothing."""
-    if words := [word for word in request.security.labels if word != "disable"]:
-        raise HostError(
-            f"app {name}: label={words[0]} needs SELinux, which this host does not have or use",
-            hint="leave it out",
-            code="host-label",
-        )
+def label(apps: Sequence[AppRequest]) -> LabelRequest:
+    """Join what the apps of a pod ask of its one label; raises UsageError if they disagree.
+
+    A privileged app has none, as with podman: what it may touch is not its own.
+    """
+    try:
+        asked = labels.merge(labels.parse_option(word) for app in apps for word in app.security.labels)
+        if any(app.security.privileged for app in apps):
+            return labels.merge((asked, LabelRequest(disable=True)))
+    except PolicyError as error:
+        raise UsageError(error.message, hint=error.hint, code=error.code) from error
+    return asked
 
 
 def _facts(name: str, request: AppRequest, process: Process) -> AppFacts:
-    _check_labels(name, request)
     asked = request.security
     exactly = asked.capabilities is not None
     add, drop = (asked.capabilities or (), _ALL) if exactly else (asked.cap_add, asked.cap_drop)

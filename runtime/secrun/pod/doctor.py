@@ -5,15 +5,18 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from secrun import selinux
 from secrun.errors import HostError, SecrunError
 from secrun.launch import BASE_ENVIRONMENT
 from secrun.measure import identity, software
 from secrun.measure.settings import AUTO, DEVICE, SOFTWARE, AttestSettings, Mode
 from secrun.paths import Layout
-from secrun.stage1 import cgroups, flavours
+from secrun.selinux import Mode as SelinuxMode
+from secrun.stage1 import cgroups, devicemapper, flavours, labels
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Problem
 from secrun_attest.tpm import TpmKind
+from secrun_policies.labels import LabelKind, LabelRequest
 
 _LIMIT_CONTROLLERS = ("memory", "cpu", "pids")
 
@@ -85,6 +88,35 @@ def _tpm(layout: Layout, settings: AttestSettings) -> list[Problem]:
     return [Problem(subject="TPM", text=text, hint="use a host with a TPM 2.0", fatal=False)]
 
 
+def _selinux() -> list[Problem]:
+    """Tell whether pods get labels, and what they would get."""
+    mode = selinux.mode()
+    if mode is SelinuxMode.OFF:
+        text = "is off: nothing but namespaces, capabilities and filters lies between pods"
+        return [Problem(subject="SELinux", text=text, hint="boot with security=selinux", fatal=False)]
+    try:
+        label = labels.decide(LabelKind.CONTAINER, LabelRequest())
+    except SecrunError as error:
+        return [Problem(subject="SELinux", text=error.message, hint=error.hint)]
+    if label is None:
+        text = "is permissive, and its policy has no type for pods: they run without labels"
+        return [Problem(subject="SELinux", text=text, hint="secrun policy install selinux", fatal=False)]
+    if mode is SelinuxMode.PERMISSIVE:
+        text = f"is permissive: pods run as {label.process}, and nothing holds them to it"
+        return [Problem(subject="SELinux", text=text, hint="setenforce 1", fatal=False)]
+    return []
+
+
+def _verity() -> list[Problem]:
+    """Tell how images are checked."""
+    if devicemapper.CONTROL.exists():
+        return []
+    text = (
+        "is missing: images are read and checked whole before each start, not block by block while they run"
+    )
+    return [Problem(subject=str(devicemapper.CONTROL), text=text, hint="modprobe dm-verity", fatal=False)]
+
+
 def _existing(path: Path) -> Path:
     """Return `path`, or the nearest folder above it that exists: what is missing will be made."""
     return next(item for item in (path, *path.parents) if item.exists())
@@ -99,4 +131,5 @@ def examine(layout: Layout, settings: AttestSettings) -> Sequence[Problem]:
         )
     elif not os.access(_existing(layout.root), os.W_OK):
         problems.append(Problem(subject=str(layout.root), text="cannot be written"))
-    return [*problems, *_agent(), *_cgroup_notes(), *_trust(), *_tpm(layout, settings)]
+    notes = (*_cgroup_notes(), *_selinux(), *_verity(), *_trust(), *_tpm(layout, settings))
+    return [*problems, *_agent(), *notes]

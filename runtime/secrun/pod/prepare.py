@@ -23,13 +23,14 @@ from secrun.pod.removal import delete
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.states import Folder, LockedPod, create, new_uuid
 from secrun.record import record, replace
-from secrun.stage1 import bundle, flavours
+from secrun.stage1 import bundle, flavours, labels
 from secrun.stage1.bundle import Extras, Process
 from secrun.stage1.contract import Draft, Flavour
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
 from secrun.stage1.podfiles import FILTER_NAME, PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
 from secrun_policies import rules
+from secrun_policies.labels import LabelRequest
 from secrun_policies.rules import PolicySet
 
 
@@ -159,7 +160,10 @@ def _decide(
     processes = {}
     for app in apps:
         bundle.check_targets(app.extras)
+        for volume in app.request.volumes:
+            labels.check_relabel(volume)
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
+    asked = confine.label([app.request for app in apps])
     confined = confine.pod(pod.network, [(app.name, app.request, processes[app.name]) for app in apps])
     strict = _is_strict(known, apps)
     bundles = {
@@ -180,7 +184,7 @@ def _decide(
         stage1=stage1.digest,
         stage1_tree=stage1.tree,
         created_ns=time.time_ns(),
-        relaxations=_relaxations(pod, [app.image for app in apps]),
+        relaxations=_relaxations(pod, asked, [app.image for app in apps]),
         outer_arguments=confined.outer_arguments,
         outer_filter=None if confined.outer_filter is None else Digest.of(confined.outer_filter),
         apps=tuple(
@@ -192,11 +196,13 @@ def _decide(
     )
     _check(flavour, manifest, pod)
     config = podconfig.contents(manifest, bundles, _etc_files(hostname, pod.network))
-    decided = flavour.decide(Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config))
+    draft = Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config, label=asked)
+    decided = flavour.decide(draft)
     files = dict(decided.files)
     if confined.outer_filter is not None:
         files[FILTER_NAME] = confined.outer_filter
-    manifest = replace(manifest, machine=decided.machine)
+    manifest = replace(manifest, machine=decided.machine, label=decided.label)
+    labels.check(manifest.label, manifest.relaxations)
     _check_guest(manifest)
     policy.hold(known, manifest, {app.name: app.image.config.labels for app in apps})
     return Plan(manifest=manifest, config=config, files=files)
@@ -264,9 +270,10 @@ def _check(flavour: Flavour, manifest: PodManifest, pod: PodRequest) -> None:
         raise HostError(f"{problem.subject} {problem.text}", hint=problem.hint, code="host-refused")
 
 
-def _relaxations(pod: PodRequest, images: Sequence[StoredImage]) -> tuple[str, ...]:
+def _relaxations(pod: PodRequest, label: LabelRequest, images: Sequence[StoredImage]) -> tuple[str, ...]:
     """Name what weakens the pod as a whole."""
     found = {"network:host"} if pod.network is Network.HOST else set[str]()
+    found.update(label.relaxations)
     if any(image.admission.bypass for image in images):
         found.add("insecure-options:image")
     return tuple(sorted(found))

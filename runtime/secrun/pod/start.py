@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NoReturn
 
-from secrun import checkpoint
+from secrun import checkpoint, selinux
 from secrun.errors import DeniedError, HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
@@ -16,7 +16,7 @@ from secrun.pod.states import Folder, LockedPod
 from secrun.record import record
 from secrun.stage1 import cgroups, flavours, waiter
 from secrun.stage1.agent import agent_path
-from secrun.stage1.contract import PodOnDisk
+from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
@@ -68,13 +68,16 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         checkpoint.reached("run-folder")
         write_atomic(files.started, f"{time.time_ns()} {os.getpid()}\n".encode(), durable=False)
         launch = flavour.launch(PodOnDisk(layout=pod.layout, path=pod.path, manifest=manifest), undo)
-        control = files.listen(files.control_socket)
+        with selinux.sockets_as(launch.runtime_label):
+            control = files.listen(files.control_socket)
         undo.callback(control.close)
         log_fd = os.open(files.stage1_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         undo.callback(os.close, log_fd)
+        if launch.file_label:
+            selinux.label_fd(log_fd, launch.file_label)
         if options.launched is not None:
             options.launched(files)
-        read_back = _read_back(files, manifest, undo)
+        read_back = _read_back(files, manifest, launch, undo)
         plan = waiter.WaiterPlan(
             agent=agent,
             apps=tuple(app.name for app in manifest.apps),
@@ -89,7 +92,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             read_back_fds=read_back,
         )
         # Everything that runs is in place and checked, nothing of it runs yet.
-        options.measuring.starting(files, manifest)
+        options.measuring.starting(files, manifest, label=launch.label)
         checkpoint.reached("before-waiter")
         if options.detach:
             _silence()
@@ -97,7 +100,9 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
     raise AssertionError("unreachable: the waiter replaces this process")
 
 
-def _read_back(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> tuple[int, int] | None:
+def _read_back(
+    files: PodFiles, manifest: PodManifest, launch: Launch, undo: ExitStack
+) -> tuple[int, int] | None:
     """Write what the kernel has to enforce, open where the waiter writes what it does.
 
     None for a pod with a machine: its apps are processes of the guest's kernel, which the host cannot ask.
@@ -105,8 +110,10 @@ def _read_back(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> tuple
     if manifest.machine is not None:
         return None
     base = int(files.uid_base.read_text())
-    group = f"/{cgroups.PARENT}/{manifest.uuid}/"
-    files.expected.write_bytes(readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group))
+    hierarchy = cgroups.host()
+    group = f"/{hierarchy.pod(manifest.uuid).relative_to(hierarchy.mount)}/"
+    expected = readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group, label=launch.label)
+    files.expected.write_bytes(expected)
     found = []
     for path, flags in (
         (files.expected, os.O_RDONLY),

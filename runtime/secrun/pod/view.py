@@ -32,6 +32,8 @@ class PodView:
     started_ns: int | None
     pid: int | None
     uid_base: int | None
+    label: str | None
+    """The SELinux context that the pod was started with; None if it had none."""
     exit: exits.PodExit | None
     enforced: Mapping[str, Enforced]
     """What was read of the apps, by name."""
@@ -75,6 +77,7 @@ class PodView:
             "error": self.exit.error if self.exit else "",
             "pid": self.pid,
             "uid_base": self.uid_base,
+            "label": self.label,
             "measured": None
             if self.measured is None
             else {
@@ -95,6 +98,13 @@ def _numbers(path: Path) -> list[int]:
         return [int(word) for word in path.read_text().split() if word.isdecimal()]
     except FileNotFoundError:
         return []
+
+
+def _line(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8", "replace").strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def look(found: Found) -> PodView:
@@ -122,6 +132,7 @@ def look(found: Found) -> PodView:
         started_ns=started[0] if started else None,
         pid=started[1] if len(started) > 1 and state is State.RUNNING else None,
         uid_base=base[0] if base else None,
+        label=_line(files.label),
         exit=end,
         enforced=enforced,
         measured=measured,

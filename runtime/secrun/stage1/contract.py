@@ -12,8 +12,10 @@ from typing import Protocol
 from secrun.digest import Digest
 from secrun.paths import Layout
 from secrun.record import field, record
+from secrun.stage1.label import Label
 from secrun.stage1.machine import Machine, MachineRequest
 from secrun.stage1.manifest import PodManifest
+from secrun_policies.labels import LabelRequest
 
 
 @record
@@ -43,13 +45,15 @@ class Draft:
     asked: MachineRequest
     config: Mapping[str, bytes]
     """What the pod will see at /pod, by relative path."""
+    label: LabelRequest = field(default_factory=LabelRequest)
 
 
 @record
 class Decided:
-    """What a flavour adds to a pod: its machine, and files of its own in the pod's folder."""
+    """What a flavour adds to a pod: its machine, its label, and files of its own in the pod's folder."""
 
     machine: Machine | None = None
+    label: Label | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -77,6 +81,12 @@ class Launch:
     """Locks that must live as long as the pod."""
     filter_fd: int | None = None
     """The program of a system call filter that stage1 is started under."""
+    label: str = ""
+    """The SELinux context of what runs inside; empty if it has none of its own."""
+    file_label: str = ""
+    """The SELinux context of files that the pod may write."""
+    runtime_label: str = ""
+    """The SELinux context of the waiter; empty leaves it in this process's."""
 
 
 class Flavour(Protocol):

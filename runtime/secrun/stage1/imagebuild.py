@@ -26,6 +26,7 @@ from secrun.stage1.imagerecord import (
     Manifest,
     encode_inputs,
     fingerprint,
+    identity,
     manifest_json,
     parse_inputs,
     parse_manifest,
@@ -117,6 +118,12 @@ def load_manifest(layout: Layout, digest: Digest) -> Manifest:
             code="host-stage1-gone",
         )
     manifest = parse_manifest(data, what=str(folder / _MANIFEST))
+    if identity(manifest.recipe, manifest.tree_digest, manifest.verity_root) != digest:
+        raise StateError(
+            f"{folder / _MANIFEST} describes another image than {digest}",
+            hint=f"remove {folder}; it will be built again",
+            code="state-corrupt",
+        )
     if manifest.digest != digest or manifest.file_size != size:
         raise StateError(
             f"stage1 image {folder / _IMAGE} has {size} bytes, its manifest says {manifest.file_size}",
@@ -289,15 +296,8 @@ def _manifest(
             version=package.version if package else "",
         )
 
-    identity = canonical(
-        {
-            "recipe": content.RECIPE_VERSION,
-            "tree_digest": str(packed.tree_digest),
-            "verity_root": packed.verity_root,
-        }
-    )
     return Manifest(
-        digest=Digest.of(identity),
+        digest=identity(content.RECIPE_VERSION, packed.tree_digest, packed.verity_root),
         recipe=content.RECIPE_VERSION,
         secrun_version=__version__,
         tree_digest=packed.tree_digest,

@@ -143,6 +143,13 @@ def _file(fields: Fields) -> ImageFile:
     return result
 
 
+def identity(recipe: int, tree_digest: Digest, verity_root: str) -> Digest:
+    """Return the digest by which an image is called and measured: it binds the bytes that are mounted."""
+    return Digest.of(
+        canonical({"recipe": recipe, "tree_digest": str(tree_digest), "verity_root": verity_root})
+    )
+
+
 def parse_manifest(data: bytes, *, what: str) -> Manifest:
     """Read a manifest that secrun wrote; raises SecrunError if it did not."""
     fields = Fields.document(data, what=what, limit=MAX_RECORD_BYTES, schema=SCHEMA)

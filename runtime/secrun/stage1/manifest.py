@@ -13,6 +13,7 @@ from secrun.record import field, record
 from secrun.stage1.security import AppSecurity
 
 if TYPE_CHECKING:
+    from secrun.stage1.label import Label
     from secrun.stage1.machine import Machine
     from secrun.trust.admission import Admission
 
@@ -29,6 +30,14 @@ class Network(StrEnum):
     HOST = "host"
 
 
+class Relabel(StrEnum):
+    """Whether a volume gets a new SELinux label: that of all pods (`z`), or of this one alone (`Z`)."""
+
+    NONE = ""
+    SHARED = "z"
+    PRIVATE = "Z"
+
+
 @record
 class Volume:
     """A host folder or file that an app sees; owners are mapped one to one."""
@@ -36,16 +45,28 @@ class Volume:
     source: str
     target: str
     read_only: bool
+    relabel: Relabel = Relabel.NONE
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
-        return {"source": self.source, "target": self.target, "read_only": self.read_only}
+        return {
+            "source": self.source,
+            "target": self.target,
+            "read_only": self.read_only,
+            "relabel": str(self.relabel),
+        }
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Parse the JSON form."""
+        relabel = fields.text("relabel")
+        if relabel not in tuple(Relabel):
+            fields.unexpected("relabel", relabel, "z, Z or nothing")
         volume = cls(
-            source=fields.text("source"), target=fields.text("target"), read_only=fields.flag("read_only")
+            source=fields.text("source"),
+            target=fields.text("target"),
+            read_only=fields.flag("read_only"),
+            relabel=Relabel(relabel),
         )
         fields.end()
         return volume
@@ -235,6 +256,14 @@ def _machine(fields: Fields | None) -> "Machine | None":
     return Machine.from_fields(fields)
 
 
+def _label(fields: Fields | None) -> "Label | None":
+    if fields is None:
+        return None
+    from secrun.stage1.label import Label  # hosts without SELinux need not know it
+
+    return Label.from_fields(fields)
+
+
 @record
 class PodManifest:
     """Everything that was decided about a pod before it started."""
@@ -254,6 +283,8 @@ class PodManifest:
     apps: tuple[AppManifest, ...]
     machine: "Machine | None" = None
     """The pod's virtual machine, if its flavour starts one."""
+    label: "Label | None" = None
+    """The pod's SELinux label, where the kernel has SELinux."""
     policy: Digest | None = None
     """The policy files that it was prepared under; None if there were none."""
     strict_read_back: bool = False
@@ -276,6 +307,7 @@ class PodManifest:
                 "outer_filter": "" if self.outer_filter is None else str(self.outer_filter),
                 "apps": [app.to_json() for app in self.apps],
                 "machine": None if self.machine is None else self.machine.to_json(),
+                "label": None if self.label is None else self.label.to_json(),
                 "policy": "" if self.policy is None else str(self.policy),
                 "strict_read_back": self.strict_read_back,
             }
@@ -301,6 +333,7 @@ class PodManifest:
             outer_filter=Digest.parse(text) if (text := fields.text("outer_filter")) else None,
             apps=tuple(AppManifest.from_fields(item) for item in fields.objects("apps")),
             machine=_machine(fields.optional_object("machine")),
+            label=_label(fields.optional_object("label")),
             policy=Digest.parse(text) if (text := fields.text("policy")) else None,
             strict_read_back=fields.flag("strict_read_back"),
         )

@@ -3,6 +3,7 @@
 What only a start needs lies in nspawnlaunch, so that the end of a pod does not load it.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -69,11 +70,13 @@ class NspawnFlavour:
             if controller not in offered
         ]
 
-    def decide(self, draft: "Draft") -> "Decided":  # noqa: ARG002 - the contract
-        """Nothing is added: what the pod sees at /pod is bound from the host."""
+    def decide(self, draft: "Draft") -> "Decided":
+        """Only the label is added: what the pod sees at /pod is bound from the host."""
+        from secrun.stage1 import labels
         from secrun.stage1.contract import Decided
+        from secrun_policies.labels import LabelKind
 
-        return Decided()
+        return Decided(label=labels.decide(LabelKind.CONTAINER, draft.label))
 
     def launch(self, pod: "PodOnDisk", undo: ExitStack) -> "Launch":
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""
@@ -83,5 +86,12 @@ class NspawnFlavour:
         return NspawnLauncher(LinuxSyscalls()).launch(pod, undo)
 
     def cleanup(self, uuid: str) -> None:
-        """Kill and remove the pod's cgroup; all else ends with the pod's processes."""
+        """Kill and remove the pod's cgroup; all else ends with the pod's processes.
+
+        But a start that was killed between two calls may have left a device.
+        """
         cgroups.destroy(cgroups.host().pod(uuid))
+        if any(name.startswith("dm-") for name in os.listdir("/sys/block")):
+            from secrun.stage1.devicemapper import remove_left
+
+            remove_left(uuid)

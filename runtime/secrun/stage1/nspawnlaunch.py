@@ -11,14 +11,20 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from secrun import checkpoint
+from secrun import checkpoint, selinux
 from secrun.digest import Digest
 from secrun.errors import HostError
+from secrun.files import write_atomic
 from secrun.image import rootfs
-from secrun.stage1 import cgroups, places, units
+from secrun.image.rootfs import RootfsImage
+from secrun.launch import run
+from secrun.record import record
+from secrun.stage1 import cgroups, devicemapper, labels, places, units
 from secrun.stage1.contract import Launch, PodOnDisk
+from secrun.stage1.devicemapper import DeviceMapper, VerityTable
 from secrun.stage1.imagebuild import Stage1Image, load_stage1, verify_stage1
-from secrun.stage1.imagemount import mount_image
+from secrun.stage1.imagemount import mount_image, mount_verified
+from secrun.stage1.labels import Assigned
 from secrun.stage1.manifest import AppManifest, Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
@@ -32,6 +38,7 @@ from secrun.syscalls import (
     MS_SLAVE,
     Syscalls,
 )
+from secrun_policies.labels import OWN_RUN
 
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
 
@@ -50,6 +57,14 @@ def _volume_binds(app: str, volumes: Sequence[Volume]) -> list[str]:
     ]
 
 
+def _labelled(label: Assigned | None) -> list[str]:
+    """Return the options that label what runs inside and what nspawn mounts for it."""
+    if label is None:
+        return []
+    words = [f"--selinux-apifs-context={label.file}"]
+    return [*words, f"--selinux-context={label.process}"] if label.process else words
+
+
 def _device_binds(files: PodFiles, app: AppManifest) -> list[str]:
     return [
         _bind(
@@ -59,7 +74,9 @@ def _device_binds(files: PodFiles, app: AppManifest) -> list[str]:
     ]
 
 
-def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple[str, ...]:
+def command_line(
+    manifest: PodManifest, files: PodFiles, uid_base: int, label: Assigned | None = None
+) -> tuple[str, ...]:
     """Return the systemd-nspawn command of a pod; pure."""
     words = [PROGRAM, "--quiet", f"--directory={files.stage1_mount}", "--read-only"]
     words += [f"--private-users={uid_base}:{SIZE}", "--private-users-ownership=map"]
@@ -67,7 +84,7 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     words += [f"--hostname={manifest.hostname}"]
     words += ["--register=no", "--keep-unit", "--console=pipe", "--link-journal=no"]
     words += ["--resolv-conf=off", "--timezone=off"]
-    words += list(manifest.outer_arguments)
+    words += [*manifest.outer_arguments, *_labelled(label)]
     # Power off at once: no unit has to be stopped first, systemd-shutdown sends SIGTERM to every process.
     words.append("--kill-signal=SIGRTMIN+14")
     words.append(f"--setenv=SYSTEMD_UNIT_PATH={places.UNITS}")
@@ -85,6 +102,12 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     return tuple(words)
 
 
+def load_overlay() -> None:
+    """Load the file system that the pod will need: its label lets a pod make the kernel load nothing."""
+    if "\toverlay\n" not in Path("/proc/filesystems").read_text():
+        run(["modprobe", "overlay"])
+
+
 class NspawnLauncher:
     """Takes the steps of a start in order, each through one door to the kernel."""
 
@@ -95,7 +118,9 @@ class NspawnLauncher:
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""
         files = PodFiles(pod.path)
         manifest = pod.manifest
-        uid_range = acquire(manifest.uuid)
+        label = self._label(pod, undo)
+        with selinux.sockets_as("" if label is None else label.runtime):
+            uid_range = acquire(manifest.uuid)
         undo.callback(uid_range.guard.close)
         files.write_uid_base(uid_range.base)
         checkpoint.reached("uid-range")
@@ -105,35 +130,56 @@ class NspawnLauncher:
         undo.callback(lambda: cgroups.destroy(cgroups.host().pod(manifest.uuid)))
         group = cgroups.create(hierarchy, manifest.uuid, controllers)
         checkpoint.reached("cgroup")
-        attach = self._rw_and_host(files, manifest, uid_range.base, undo)
+        attach = self._rw_and_host(files, manifest, uid_range.base, label, undo)
         checkpoint.reached("attach-socket")
         procs = os.open(group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         undo.callback(os.close, procs)
         kill = os.open(group / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
         undo.callback(os.close, kill)
-        self._enter_private_mounts(hierarchy)
+        self._enter_private_mounts(hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
-        self._mount_images(pod, files)
-        self._make_devices(manifest, files, uid_range.base)
+        self._mount_images(pod, files, "" if label is None else label.file, undo)
+        self._make_devices(manifest, files, uid_range.base, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
         return Launch(
-            argv=command_line(manifest, files, uid_range.base),
+            argv=command_line(manifest, files, uid_range.base, label),
             attach_fd=attach.fileno(),
             cgroup_procs_fd=procs,
             cgroup_kill_fd=kill,
-            held_fds=(uid_range.guard.fileno(),),
+            held_fds=(uid_range.guard.fileno(), *(() if label is None else (label.guard_fd,))),
             filter_fd=self._filter(files, manifest, undo),
+            label="" if label is None else label.process,
+            file_label="" if label is None else label.file,
+            runtime_label="" if label is None else label.runtime,
         )
 
     @staticmethod
+    def _label(pod: PodOnDisk, undo: ExitStack) -> Assigned | None:
+        """Give the pod categories of its own, where it has a label; raises HostError if it lacks one."""
+        manifest = pod.manifest
+        labels.check(manifest.label, manifest.relaxations)
+        if manifest.label is None:
+            return None
+        load_overlay()
+        label = labels.assign(pod.layout, manifest.uuid, manifest.label)
+        undo.callback(os.close, label.guard_fd)
+        labels.label_volumes([volume for app in manifest.apps for volume in app.volumes], label)
+        return label
+
+    @staticmethod
     def _rw_and_host(
-        files: PodFiles, manifest: PodManifest, uid_base: int, undo: ExitStack
+        files: PodFiles, manifest: PodManifest, uid_base: int, label: Assigned | None, undo: ExitStack
     ) -> socket.socket:
-        """Give the pod its writable folder and a socket that it may connect to."""
+        """Give the pod its writable folder and a socket that it may connect to, labelled as its own."""
         files.make_writable(tuple(app.name for app in manifest.apps), uid_base)
-        listener = files.listen(files.attach_socket)
+        with selinux.sockets_as("" if label is None else label.runtime):
+            listener = files.listen(files.attach_socket)
         undo.callback(listener.close)
         os.chown(files.attach_socket, uid_base, uid_base)
+        if label is not None:
+            write_atomic(files.label, f"{label.process}\n".encode(), durable=False)
+            for path in (files.config, files.rw, files.host):
+                labels.label_tree(path, label.file)
         return listener
 
     @staticmethod
@@ -158,7 +204,7 @@ class NspawnLauncher:
         os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
-    def _enter_private_mounts(self, hierarchy: cgroups.Hierarchy) -> None:
+    def _enter_private_mounts(self, hierarchy: cgroups.Hierarchy, runtime_label: str) -> None:
         call = self._syscalls
         call.unshare(CLONE_NEWNS)
         # Slave, not private: a volume that the operator unmounts on the host must not be pinned by pods.
@@ -168,9 +214,10 @@ class NspawnLauncher:
             call.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", flags)
         # nspawn leaves a propagation folder per machine here; on a tmpfs of the pod's own nothing stays.
         _NSPAWN_RUN.mkdir(parents=True, exist_ok=True)
-        call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=1m")
+        data = "mode=700,size=1m" + (f',context="{OWN_RUN}"' if runtime_label else "")
+        call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
 
-    def _make_devices(self, manifest: PodManifest, files: PodFiles, uid_base: int) -> None:
+    def _make_devices(self, manifest: PodManifest, files: PodFiles, uid_base: int, label: str) -> None:
         """Make nodes of the pod's own for the host's devices, on a mount that only the pod's processes have.
 
         The host's owner of a node has no name in the pod; whoever is in the app may open what it was given.
@@ -178,7 +225,8 @@ class NspawnLauncher:
         if not any(app.security.devices for app in manifest.apps):
             return
         files.devices.mkdir(parents=True, exist_ok=True)
-        self._syscalls.mount("tmpfs", str(files.devices), "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=700,size=1m")
+        data = "mode=700,size=1m" + (f',context="{label}"' if label else "")
+        self._syscalls.mount("tmpfs", str(files.devices), "tmpfs", MS_NOSUID | MS_NOEXEC, data)
         for app in manifest.apps:
             for index, device in enumerate(app.security.devices):
                 found = Path(device.source).stat()
@@ -190,9 +238,14 @@ class NspawnLauncher:
                 node.chmod(0o666)
                 os.chown(node, uid_base, uid_base)
 
-    def _mount_images(self, pod: PodOnDisk, files: PodFiles) -> None:
-        self._mount_stage1(load_stage1(pod.layout, pod.manifest.stage1), files)
-        for app in pod.manifest.apps:
+    def _mount_images(self, pod: PodOnDisk, files: PodFiles, label: str, undo: ExitStack) -> None:
+        """Mount stage1 and every app's image; where the kernel checks blocks, nobody reads them before."""
+        mapper = devicemapper.open_mapper()
+        if mapper is not None:
+            undo.callback(mapper.close)
+        mounts = _Mounts(call=self._syscalls, uuid=pod.manifest.uuid, mapper=mapper, label=label)
+        mounts.stage1(load_stage1(pod.layout, pod.manifest.stage1), files.stage1_mount)
+        for number, app in enumerate(pod.manifest.apps, 1):
             image = rootfs.load(pod.layout, app.image.rootfs)
             if image is None or image.verity_root != app.image.verity_root:
                 raise HostError(
@@ -200,12 +253,37 @@ class NspawnLauncher:
                     hint="fetch the image and prepare the pod again",
                     code="image-rootfs-changed",
                 )
-            rootfs.verify_file(image)
-            target = files.image_mount(app.name)
-            target.mkdir(parents=True, exist_ok=True)
-            mount_image(self._syscalls, image.path, target, MS_NOSUID)
+            mounts.app(number, image, files.image_mount(app.name))
 
-    def _mount_stage1(self, image: Stage1Image, files: PodFiles) -> None:
-        verify_stage1(image)
-        files.stage1_mount.mkdir(parents=True, exist_ok=True)
-        mount_image(self._syscalls, image.path, files.stage1_mount)
+
+@record
+class _Mounts:
+    """Mounts the images of one pod, each checked in one of two ways."""
+
+    call: Syscalls
+    uuid: str
+    mapper: DeviceMapper | None
+    """None where the kernel has no dm-verity: the whole file is read and checked first."""
+    label: str
+
+    def stage1(self, image: Stage1Image, target: Path) -> None:
+        if self.mapper is None:
+            verify_stage1(image)
+        verity = VerityTable(data_size=image.data_size, root=image.verity_root, salt=image.verity_salt)
+        self._mount(0, image.path, verity, target, 0)
+
+    def app(self, number: int, image: RootfsImage, target: Path) -> None:
+        if self.mapper is None:
+            rootfs.verify_file(image)
+        verity = VerityTable(data_size=image.data_size, root=image.verity_root, salt=image.verity_salt)
+        self._mount(number, image.path, verity, target, MS_NOSUID)
+
+    def _mount(self, number: int, path: Path, verity: VerityTable, target: Path, flags: int) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        if self.mapper is None:
+            mount_image(self.call, path, target, flags, label=self.label)
+            return
+        name = devicemapper.name_of(self.uuid, number)
+        mount_verified(
+            self.call, path, target, flags, mapper=self.mapper, name=name, verity=verity, label=self.label
+        )

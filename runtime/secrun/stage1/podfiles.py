@@ -98,6 +98,11 @@ class PodFiles:
         return self.path / "uid-base"
 
     @property
+    def label(self) -> Path:
+        """Holds the SELinux context that the pod was started with."""
+        return self.path / "label"
+
+    @property
     def flavour(self) -> Path:
         """Name of the flavour, on its own so that cleaning up never depends on a whole manifest."""
         return self.path / "flavour"

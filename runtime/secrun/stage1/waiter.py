@@ -100,7 +100,12 @@ def replace_process(plan: WaiterPlan) -> NoReturn:
         os.set_inheritable(fd, True)
     argv = plan.argv()
     variables = environment(os.environ, filtered=plan.launch.filter_fd is not None)
+    if plan.launch.runtime_label:
+        from secrun import selinux
+
+        selinux.execute_as(plan.launch.runtime_label)
     try:
         os.execve(argv[0], argv, variables)  # noqa: S606 - no shell is involved
     except OSError as error:
-        raise HostError(f"{argv[0]}: {error.strerror}", hint="run make setup", code="host-agent") from error
+        hint = "secrun policy install selinux" if plan.launch.runtime_label else "run make setup"
+        raise HostError(f"{argv[0]}: {error.strerror}", hint=hint, code="host-agent") from error

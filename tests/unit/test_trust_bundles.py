@@ -124,6 +124,24 @@ def test_a_checkpoint_must_be_the_logs_own_and_about_the_proof(sigstore, keyless
     accepted(ACCEPT, bundled(broken(document, *path, value=sigstore.log.proof(body))), rules=keyless())
 
 
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        (("tlogs", 0, "publicKey", "validFor"), "does not name"),
+        (("ctlogs", 0, "publicKey", "validFor"), "does not name"),
+        (("certificateAuthorities", 0, "validFor"), "in use"),
+    ],
+)
+def test_what_a_trusted_root_names_counts_for_its_time_only(sigstore, keyless, tmp_path, path, word):
+    key = signing.new_key()
+    document = bundled(sigstore.bundle(key=key, leaf=sigstore.leaf(key)))
+    span = {"start": "2020-01-01T00:00:00Z", "end": signing.moment(NOW - 1000).isoformat()}
+    (tmp_path / "trusted_root.json").write_text(
+        json.dumps(broken(sigstore.trusted_root(), *path, value=span))
+    )
+    assert word in refused(ACCEPT, document, rules=keyless())
+
+
 def test_keyless_bundles_of_others_do_not_count(sigstore, keyless, key):
     good = bundled(sigstore.bundle(key=key, leaf=sigstore.leaf(key)))
     assert "not by whom" in refused(ACCEPT, good, rules=keyless(identity="bob@x.example"))

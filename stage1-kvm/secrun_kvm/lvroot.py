@@ -54,8 +54,12 @@ def driver(architecture: Architecture) -> Path | None:
     return _first(DRIVERS, architecture)
 
 
-def settings(uid: int, gid: int, accelerator: Accelerator, security: str) -> str:
-    """Return qemu.conf: no rights, no relabelling, no control group and no daemon of libvirt's own; pure."""
+def settings(uid: int, gid: int, accelerator: Accelerator, *, labelled: bool = False) -> str:
+    """Return qemu.conf: no rights, no relabelling, no control group and no daemon of libvirt's own; pure.
+
+    Only a pod that was given a label has one: left alone, libvirt would choose one, and label shared images
+    for it.
+    """
     names = [*_DEVICES, "kvm"] if accelerator is Accelerator.KVM else _DEVICES
     devices = ", ".join(f'"/dev/{name}"' for name in names)
     return (
@@ -67,7 +71,7 @@ def settings(uid: int, gid: int, accelerator: Accelerator, security: str) -> str
         "cgroup_controllers = []\n"
         f"cgroup_device_acl = [{devices}]\n"
         'namespaces = ["mount"]\nseccomp_sandbox = 1\nmax_core = 0\n'
-        f'security_driver = "{security}"\n'
+        f'security_driver = "{"selinux" if labelled else "none"}"\n'
         f'swtpm_user = "+{uid}"\nswtpm_group = "+{gid}"\n'
     )
 

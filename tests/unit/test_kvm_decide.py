@@ -131,6 +131,15 @@ def test_what_a_guest_cannot_have_is_refused_by_name(tmp_path):
     assert f"volume {bad} is not a folder or a regular file" in refused(pod(app(volumes=volumes)))
 
 
+@pytest.mark.parametrize(("value", "is_refused"), [("1", True), ("0\n", False), (None, False)])
+def test_no_machine_starts_unlabelled_where_the_kernel_enforces(tmp_path, monkeypatch, value, is_refused):
+    enforce = tmp_path / "enforce"
+    if value is not None:
+        enforce.write_text(value)
+    monkeypatch.setattr(decide, "ENFORCE", enforce)
+    assert ("SELinux enforces labels" in refused(pod())) is is_refused
+
+
 @pytest.fixture
 def bare(tmp_path, monkeypatch):
     """A host on which nothing is installed that machines need."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from secrun.errors import HostError
 from secrun.record import replace
@@ -12,6 +13,7 @@ from secrun.stage1.manifest import Network, PodManifest
 from secrun_kvm import accel, machines, podimage, probe
 from secrun_kvm.guestimage import load_guest
 
+ENFORCE = Path("/sys/fs/selinux/enforce")
 # A socket or a device of the host has no meaning in a guest.
 _SHAREABLE = "a folder or a regular file"
 
@@ -33,6 +35,17 @@ def _volumes(manifest: PodManifest) -> list[Problem]:
     ]
 
 
+def _labels(enforce: Path) -> list[Problem]:
+    """Refuse to start a machine without a label where the kernel enforces labels."""
+    try:
+        enforced = enforce.read_text().strip() != "0"
+    except FileNotFoundError:
+        return []
+    text = "enforces labels, and machines have none yet"
+    hint = "use --stage1=nspawn"
+    return [Problem(subject="SELinux", text=text, hint=hint)] if enforced else []
+
+
 def _programs(manifest: PodManifest, asked: MachineRequest) -> list[Problem]:
     """Return what this pod would miss of QEMU, libvirt and their helpers."""
     where = accel.architecture()
@@ -44,7 +57,7 @@ def _programs(manifest: PodManifest, asked: MachineRequest) -> list[Problem]:
 
 def refusals(manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
     """Return which parts of a request cannot be honoured, each with what to do instead."""
-    found = [*_volumes(manifest), *_programs(manifest, asked)]
+    found = [*_volumes(manifest), *_labels(ENFORCE), *_programs(manifest, asked)]
     if manifest.network is Network.HOST:
         text = "cannot be given to a pod in a virtual machine: its network is its own"
         found.append(Problem(subject="--net=host", text=text, hint="leave it out, or use --stage1=nspawn"))

@@ -22,7 +22,7 @@ from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.units import LOG_MAX_BYTES
 from secrun.syscalls import MS_BIND, MS_REC, Syscalls
-from secrun_kvm import accel, machines, podimage, probe, virt
+from secrun_kvm import accel, machines, podimage, probe
 from secrun_kvm.domain import domain_xml
 from secrun_kvm.guestimage import GuestImage, load_guest, verify_guest
 from secrun_kvm.lvroot import (
@@ -136,7 +136,7 @@ class KvmLauncher:
     def _make_root(self, pod: PodOnDisk, host: HostSide, machine: Machine) -> Root:
         group = kvm_group() if machine.accelerator is Accelerator.KVM else host.uid_base
         root = Root(pod.path / FOLDER_NAME)
-        make(root, settings(host.uid_base, group, machine.accelerator, virt.security_driver()))
+        make(root, settings(host.uid_base, group, machine.accelerator))
         seed(pod.layout, self._architecture, machine.accelerator, root)
         return enter(self._syscalls, root, machine.accelerator)
 

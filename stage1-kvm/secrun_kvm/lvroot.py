@@ -28,7 +28,7 @@ EMULATORS = {
     Architecture.AARCH64: Path("/usr/bin/qemu-system-aarch64"),
 }
 # Debian, Fedora and Arch; whichever is there is the one that libvirt's Python binding loads.
-_DRIVERS = (
+DRIVERS = (
     "/usr/lib/{arch}-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
     "/usr/lib64/libvirt/connection-driver/libvirt_driver_qemu.so",
     "/usr/lib/libvirt/connection-driver/libvirt_driver_qemu.so",
@@ -51,11 +51,15 @@ def _first(patterns: Sequence[str], architecture: Architecture) -> Path | None:
 
 def driver(architecture: Architecture) -> Path | None:
     """Return libvirt's driver for QEMU, None if it is not installed."""
-    return _first(_DRIVERS, architecture)
+    return _first(DRIVERS, architecture)
 
 
-def settings(uid: int, gid: int, accelerator: Accelerator, security: str) -> str:
-    """Return qemu.conf: no rights, no relabelling, no control group and no daemon of libvirt's own; pure."""
+def settings(uid: int, gid: int, accelerator: Accelerator, *, labelled: bool = False) -> str:
+    """Return qemu.conf: no rights, no relabelling, no control group and no daemon of libvirt's own; pure.
+
+    Only a pod that was given a label has one: left alone, libvirt would choose one, and label shared images
+    for it.
+    """
     names = [*_DEVICES, "kvm"] if accelerator is Accelerator.KVM else _DEVICES
     devices = ", ".join(f'"/dev/{name}"' for name in names)
     return (
@@ -67,7 +71,7 @@ def settings(uid: int, gid: int, accelerator: Accelerator, security: str) -> str
         "cgroup_controllers = []\n"
         f"cgroup_device_acl = [{devices}]\n"
         'namespaces = ["mount"]\nseccomp_sandbox = 1\nmax_core = 0\n'
-        f'security_driver = "{security}"\n'
+        f'security_driver = "{"selinux" if labelled else "none"}"\n'
         f'swtpm_user = "+{uid}"\nswtpm_group = "+{gid}"\n'
     )
 

@@ -15,8 +15,6 @@ from secrun_kvm.place import NAME
 if TYPE_CHECKING:
     from secrun_kvm.place import Root
 
-_SELINUX = Path("/sys/fs/selinux/enforce")
-
 
 class _Connection(Protocol):
     def getDomainCapabilities(  # noqa: N802 - libvirt's names
@@ -24,11 +22,6 @@ class _Connection(Protocol):
     ) -> str: ...
 
     def createXML(self, xml: str, flags: int) -> object: ...  # noqa: N802 - libvirt's names
-
-
-def security_driver() -> str:
-    """Return libvirt's name of the labels that this host enforces beside user ids."""
-    return "selinux" if _SELINUX.exists() else "none"
 
 
 def _refused(error: Exception) -> NoReturn:

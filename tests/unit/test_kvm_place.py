@@ -21,7 +21,7 @@ from unit.test_stage1_text import MACHINE
 
 
 def configured(accelerator=Accelerator.TCG) -> dict[str, str]:
-    lines = lvroot.settings(524288, 524289, accelerator, "none").splitlines()
+    lines = lvroot.settings(524288, 524289, accelerator).splitlines()
     return dict(line.split(" = ", 1) for line in lines)
 
 
@@ -31,6 +31,8 @@ def test_libvirt_gives_qemu_no_right_and_touches_nothing_shared():
     assert found["dynamic_ownership"] == found["remember_owner"] == "0"
     assert found["seccomp_sandbox"] == "1"
     assert found["namespaces"] == '["mount"]'
+    # Left alone, it labels what it opens.
+    assert found["security_driver"] == '"none"'
     # Its own control group would be one that nobody removes.
     assert found["cgroup_controllers"] == "[]"
 

@@ -22,8 +22,8 @@ pub struct App {
     /// The folder for its log, record and control socket, whatever this process may search later.
     folder: File,
     log: Log,
-    /// The control socket, until the app has ended.
-    pub control: Option<UnixListener>,
+    /// The control socket.
+    pub control: UnixListener,
     /// The connection to the waiter, as long as it listens.
     pub waiter: Option<Conn>,
 }
@@ -46,7 +46,7 @@ impl App {
         let log = Log::open(&inside.join("log"), log_max)?;
         host::change_owner(&inside.join("log"), owner)?;
         let waiter = Some(Conn::new(connect(attach)?)?);
-        Ok(App { name: name.into(), folder, log, control: Some(control), waiter })
+        Ok(App { name: name.into(), folder, log, control, waiter })
     }
 
     /// Its name.
@@ -143,13 +143,11 @@ impl Attach {
             Message::Stderr(bytes) => app.log.push(Stream::Err, bytes),
             Message::Exit { code, signal, error } => {
                 self.ended = true;
-                app.control = None;
                 app.finish_log();
                 app.record(code, signal, error, self.started_ns);
             }
             Message::Error(_) => {
                 self.ended = true;
-                app.control = None;
                 app.finish_log();
             }
             Message::Credit(_) | Message::Lost(_) | Message::Stats(_) => (),

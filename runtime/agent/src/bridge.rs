@@ -238,8 +238,8 @@ impl Bridge {
             if let Some(waiter) = &app.waiter {
                 poller.add(waiter, waiter.events(attach.wants_waiter()), Token::Waiter(*channel));
             }
-            if let (Some(control), true) = (&app.control, clients) {
-                poller.add(control, libc::POLLIN, Token::Clients(*channel));
+            if clients && !attach.ended {
+                poller.add(&app.control, libc::POLLIN, Token::Clients(*channel));
             }
         }
         for (channel, lane) in &self.lanes {
@@ -462,8 +462,8 @@ impl Bridge {
             _ => return,
         };
         // One that has gone again is none.
-        let accepted = app.control.as_ref().and_then(|control| control.accept().ok());
-        if let Some(Ok(lane)) = accepted.map(|(socket, _)| Lane::new(socket)) {
+        let accepted = app.control.accept();
+        if let Ok(Ok(lane)) = accepted.map(|(socket, _)| Lane::new(socket)) {
             let channel = next_channel(&mut self.last, |channel| self.lanes.contains_key(&channel));
             encode(&Item::Open { channel, kind: Kind::Control, app: app.name() }, link.out.tail());
             self.lanes.insert(channel, lane);

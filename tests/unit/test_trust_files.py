@@ -451,6 +451,68 @@ def test_signatures_lie_where_containers_signature_says(tmp_path):
     assert list(found) == [b"one", b"two"]
 
 
+# Whatever is written there.
+
+TREES = st.recursive(
+    st.booleans()
+    | st.integers()
+    | st.sampled_from(["", "default", "docker:", "r.example", "*.x", "bundle", "/k", "1d"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "rule",
+                    "scope",
+                    "require",
+                    "type",
+                    "key",
+                    "registry",
+                    "prefix",
+                    "location",
+                    "mirror",
+                    "aliases",
+                    "docker",
+                    "default-docker",
+                    "lookaside",
+                    "identity",
+                    "trust-store",
+                    "max-age",
+                    "stage1",
+                ]
+            ),
+            inner,
+            max_size=3,
+        )
+    ),
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["rule", "registry", "aliases", "docker", "default-docker"]), TREES, max_size=2
+    )
+)
+def test_any_table_is_understood_or_a_usage_error(tree):
+    for parse in (
+        lambda: rules.parse(tree, "/x"),
+        lambda: registriesconf.parse(tree, "/x"),
+        lambda: lookaside.parse(json.dumps(tree).encode(), "/x"),
+    ):
+        try:
+            parse()
+        except UsageError:
+            continue
+
+
+@given(st.binary(max_size=60) | st.text(alphabet="{}[]:-&*!#|> \n'\"ab", max_size=40).map(str.encode))
+def test_any_bytes_are_sections_or_a_usage_error(data):
+    try:
+        lookaside.parse(data, "/x")
+    except UsageError:
+        return
+
+
 # Private keys.
 
 

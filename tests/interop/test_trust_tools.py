@@ -432,6 +432,20 @@ def cases(sigstore):
 ENTRY = ("verificationMaterial", "tlogEntries", 0)
 
 
+def test_the_trusted_roots_of_sigstores_own_services_are_read(repository):
+    from secrun.trust import trustedroot
+
+    paths = sorted((repository / ".venv/judges/sigstore/_store").rglob("trusted_root.json"))
+    assert len(paths) >= 2
+    for path in paths:
+        document = json.loads(path.read_bytes())
+        found = trustedroot.parse(path.read_bytes())
+        for name, logs in (("tlogs", found.logs), ("ctlogs", found.certificate_logs)):
+            ids = {base64.b64decode(item["logId"]["keyId"]) for item in document[name]}
+            assert {log.log_id for log in logs} == ids
+        assert len(found.authorities) == len(document["certificateAuthorities"])
+
+
 def test_secrun_and_sigstore_python_judge_bundles_alike(sigstore, repository, tmp_path):
     root = sigstore.trusted_root()
     for name, document, who, good in cases(sigstore):

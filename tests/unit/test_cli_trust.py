@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 
+import pysequoia
 import pytest
 
 from support import signing
@@ -70,6 +71,17 @@ def test_what_is_no_public_key_is_not_trusted(secrun, tmp_path, content):
     words = ("trust", "add", "--root", "--skip-fingerprint-review", path)
     assert str(path) in secrun(*words, code=2).err
     assert keys(secrun) == []
+
+
+def test_a_secret_key_is_not_taken_for_a_public_one(secrun, tmp_path):
+    path = tmp_path / "key"
+    secret = pysequoia.Tsk.generate("Alice <alice@team.example>")
+    words = ("trust", "add", "--root", "--skip-fingerprint-review", path)
+    for content in (bytes(secret), str(secret).encode()):
+        path.write_bytes(content)
+        secrun(*words, code=2)
+    path.write_bytes(bytes(secret.extract_certificate()))
+    assert "alice@team.example" in secrun(*words).err
 
 
 def test_keys_are_removed_by_their_first_digits(secrun, key):

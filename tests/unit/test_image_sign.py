@@ -58,6 +58,28 @@ def test_an_image_in_a_layout_is_signed_there(layout, tmp_path, writer, key, sig
     assert ensure_image(layout, f"oci:{writer.path}", options).manifest_digest == found.manifest_digest
 
 
+def test_a_key_for_any_image_admits_files_too_and_a_key_of_a_prefix_does_not(
+    layout, tmp_path, writer, key, signing_key
+):
+    options = accepting(tmp_path)
+    options.policy.write_text(json.dumps({"default": [{"type": "reject"}]}))
+    place = copy.destination(f"oci:{writer.path}:one")
+    copy.sign(place, signing_key, options, identity="r.example/app:1")
+    fingerprint = signing_key.fingerprint
+    for folder, good in (("prefix.d/r.example", False), ("root.d", True)):
+        path = layout.trust / folder / fingerprint
+        path.parent.mkdir(parents=True)
+        path.write_bytes(signing_key.public_pem)
+        if good:
+            assert ensure_image(layout, str(place), options).admission.signatures
+        else:
+            with pytest.raises(DeniedError):
+                ensure_image(layout, str(place), options)
+    writer.add_image("two", [OTHER], architecture=ARCH)
+    with pytest.raises(DeniedError):
+        ensure_image(layout, f"oci:{writer.path}:two", options)
+
+
 def test_a_copy_takes_the_signatures_along(layout, tmp_path, writer, key, signing_key):
     options = accepting(tmp_path)
     copy.sign(copy.destination(f"oci:{writer.path}:one"), signing_key, options, identity="r.example/app:1")

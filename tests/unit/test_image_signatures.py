@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from secrun.digest import Digest
-from secrun.errors import DeniedError
+from secrun.errors import DeniedError, UsageError
 from secrun.image import admit
 from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.store import ImageStore
@@ -435,6 +435,14 @@ def test_an_alias_stands_for_a_name_in_full(layout, tmp_path, server, image):
     settings.write_text(f'[aliases]\n"short" = "{server.address}/{NAME}"\n')
     found = ensure_image(layout, "short:1", accepting(tmp_path))
     assert found.reference == name_of(server)
+
+
+def test_a_mistyped_id_is_not_looked_for_in_a_registry(layout, tmp_path, server):
+    settings = tmp_path / "home/.config/containers/registries.conf"
+    settings.write_text(f'unqualified-search-registries = ["{server.address}"]\n')
+    with pytest.raises(UsageError):
+        ensure_image(layout, "0a1b2c3d4e5f", accepting(tmp_path))
+    assert server.requests == []
 
 
 # The store.

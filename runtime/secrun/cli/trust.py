@@ -64,10 +64,10 @@ def _openpgp(data: bytes) -> list[tuple[_Described, bytes]]:
 
     from secrun.trust import openpgp
 
+    if openpgp.holds_secret(data):
+        raise ValueError("it holds a secret key: export the public one")
     found: list[tuple[_Described, bytes]] = []
     for certificate in openpgp.load(data):
-        if certificate.has_secret_keys:
-            raise ValueError("it holds a secret key: export the public one")
         bad = not openpgp.usable([certificate], time.time())
         described = _Described(
             fingerprint=openpgp.fingerprint(certificate),

@@ -79,7 +79,7 @@ class DirSource:
             name = f"signature-{number}"
             if not self._files.exists(name):
                 return
-            yield self._files.read(name, trust_limits.MAX_SIGNATURE_BYTES)
+            yield self._files.read(name, trust_limits.MAX_MESSAGE_BYTES)
 
     def abort(self) -> None:
         """Do nothing: files do not make anybody wait."""

@@ -272,7 +272,10 @@ def _expanded(word: StoredReference) -> RegistryReference | None:
     """Return what registries.conf makes of a name without a registry, None if nothing."""
     from secrun.image import registriesconf
 
-    name = registriesconf.load(os.environ).expand(word.text)
+    settings = registriesconf.load(os.environ)
+    if word.id_prefix and word.text not in settings.aliases:
+        return None  # a mistyped ID must not be asked for in a registry
+    name = settings.expand(word.text)
     whole = references.parse(f"docker://{name}") if name else None
     return whole if isinstance(whole, RegistryReference) else None
 

@@ -132,18 +132,18 @@ def messages(base: str, reference: RegistryReference, digest: Digest, http: Http
 
 
 def _too_large(where: str) -> ImageError:
-    return ImageError(f"{where} is larger than {trust_limits.MAX_SIGNATURE_BYTES} bytes", code="image-limit")
+    return ImageError(f"{where} is larger than {trust_limits.MAX_MESSAGE_BYTES} bytes", code="image-limit")
 
 
 def _of_file(path: Path) -> bytes | None:
     try:
         with path.open("rb") as stream:
-            data = stream.read(trust_limits.MAX_SIGNATURE_BYTES + 1)
+            data = stream.read(trust_limits.MAX_MESSAGE_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ImageError(f"signature {path}: {error.strerror}", code="image-signature") from error
-    if len(data) > trust_limits.MAX_SIGNATURE_BYTES:
+    if len(data) > trust_limits.MAX_MESSAGE_BYTES:
         raise _too_large(str(path))
     return data
 
@@ -160,7 +160,7 @@ def _of_server(url: str, http: HttpClient) -> bytes | None:
             data = b""
             while chunk := answer.read(limits.CHUNK_BYTES):
                 data += chunk
-                if len(data) > trust_limits.MAX_SIGNATURE_BYTES:
+                if len(data) > trust_limits.MAX_MESSAGE_BYTES:
                     raise _too_large(where)
             return data
         finally:

@@ -76,7 +76,8 @@ def verify(candidate: Candidate, requirement: Requirement, case: Case) -> Verifi
     signer = _signer(candidate, requirement, case, signature)
     claim = payload.parse(candidate.payload, payload.COSIGN)
     matching.check_digest(claim.digest, case.digests)
-    matching.check_reference(requirement.identity, case.name, claim.reference)
+    if not case.any_name:
+        matching.check_reference(requirement.identity, case.name, claim.reference)
     return Verified(
         kind=str(candidate.kind),
         signer=signer.label,

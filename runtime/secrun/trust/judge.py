@@ -97,7 +97,8 @@ def _narrowed(candidate: Candidate, requirement: Requirement, case: Case) -> tup
     keys = tuple(item for item in requirement.keys if is_openpgp(item.data) == wanted)
     if not keys:
         raise SignatureFaultError("no trusted key is of its kind")
-    return replace(requirement, keys=keys), case
+    # Of files only the keys for any image are asked, and those vouch for the digest under whatever name.
+    return replace(requirement, keys=keys), replace(case, any_name=case.name is None)
 
 
 def _satisfy(

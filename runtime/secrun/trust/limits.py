@@ -19,6 +19,8 @@ MAX_CHAIN_DEPTH = 8
 MAX_SIGNATURE_BYTES = 4 * 1024 * 1024
 # Payloads of simple signing have 300 bytes.
 MAX_PAYLOAD_BYTES = 64 * 1024
+# An OpenPGP message around such a payload: two kilobytes; with chains of notations some ten.
+MAX_MESSAGE_BYTES = 256 * 1024
 # Annotations of a cosign signature: a certificate, its chain, an entry of a log.
 MAX_ANNOTATION_BYTES = 256 * 1024
 # Signatures of one image: one per signer and build; an attacker who may push could add any number.

@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from secrun.trust import limits, matching, payload, publickey
+from secrun.trust import matching, packets, payload, publickey
 from secrun.trust.cosign import unusable
 from secrun.trust.faults import SignatureFaultError
 from secrun.trust.requirement import Requirement
@@ -27,6 +27,11 @@ def load(data: bytes) -> list["Cert"]:
     # What the binding raises for anything that is no key ring.
     except RuntimeError as error:
         raise ValueError(f"it is no OpenPGP key ring: {first_line(error)}") from error
+
+
+def holds_secret(data: bytes) -> bool:
+    """Tell whether a binary key begins with a secret key packet (type 5), in the new form or the old."""
+    return data[:1] == b"\xc5" or data[:1] in (b"\x94", b"\x95", b"\x96", b"\x97")
 
 
 def first_line(error: RuntimeError) -> str:
@@ -55,11 +60,10 @@ def verify_message(message: bytes, certificates: list["Cert"], now: float) -> tu
     """
     import pysequoia
 
-    if len(message) > limits.MAX_SIGNATURE_BYTES:
-        raise SignatureFaultError("it is larger than any signature")
+    plain = packets.flattened(message)
     good = usable(certificates, now)
     try:
-        found = pysequoia.verify(bytes=message, store=lambda _: good)
+        found = pysequoia.verify(bytes=plain, store=lambda _: good)
     except RuntimeError as error:
         raise SignatureFaultError(_why(certificates, good, first_line(error))) from error
     signers = {item.certificate.lower() for item in found.valid_sigs}
@@ -89,7 +93,8 @@ def verify(candidate: Candidate, requirement: Requirement, case: Case) -> Verifi
     said, signer, expires = verify_message(candidate.payload, certificates, case.now)
     claim = payload.parse(said, payload.ATOMIC)
     matching.check_digest(claim.digest, case.digests)
-    matching.check_reference(requirement.identity, case.name, claim.reference)
+    if not case.any_name:
+        matching.check_reference(requirement.identity, case.name, claim.reference)
     return Verified(
         kind=str(candidate.kind),
         signer=f"openpgp:{signer}",

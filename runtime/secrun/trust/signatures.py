@@ -60,11 +60,8 @@ class Candidate:
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Parse what `to_json` writes; raises StateError or ImageError."""
-        kind = fields.text("kind")
-        if kind not in tuple(SignatureKind):
-            fields.unexpected("kind", kind, ", ".join(SignatureKind))
         found = cls(
-            kind=SignatureKind(kind),
+            kind=_kind(fields, "kind", fields.text("kind")),
             subject=Digest.parse(fields.text("subject")),
             payload=_decoded(fields, fields.text("payload")),
             origin=fields.text("origin"),
@@ -72,6 +69,12 @@ class Candidate:
         )
         fields.end()
         return found
+
+
+def _kind(fields: Fields, name: str, word: str) -> SignatureKind:
+    if word not in tuple(SignatureKind):
+        fields.unexpected(name, word, ", ".join(SignatureKind))
+    return SignatureKind(word)
 
 
 def _decoded(fields: Fields, word: str) -> bytes:
@@ -122,7 +125,7 @@ class SignatureSet:
         found = cls(
             candidates=tuple(Candidate.from_fields(item) for item in fields.objects("candidates")),
             faults=fields.texts("faults"),
-            searched=tuple(SignatureKind(word) for word in fields.texts("searched")),
+            searched=tuple(_kind(fields, "searched", word) for word in fields.texts("searched")),
         )
         fields.end()
         return found

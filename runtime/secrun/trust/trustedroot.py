@@ -94,7 +94,8 @@ def _span(source: JsonObject) -> Span:
     )
 
 
-def _log(source: JsonObject) -> Log:
+def _log(source: JsonObject) -> Log | None:
+    """Return a log, None if its key is of a kind that is not understood: nothing then counts by it."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
@@ -102,7 +103,7 @@ def _log(source: JsonObject) -> Log:
     try:
         loaded = publickey.checked(load_der_public_key(dsse.raw(key, "rawBytes")))
     except (ValueError, UnsupportedAlgorithm):
-        dsse.bad("a log's key cannot be used")
+        return None
     return Log(log_id=dsse.raw(dsse.member(source, "logId"), "keyId"), key=loaded, span=_span(key))
 
 
@@ -116,6 +117,11 @@ def _authority(source: JsonObject) -> Authority:
     return Authority(roots=(certificates[-1],), intermediates=tuple(certificates[:-1]), span=_span(source))
 
 
+def _logs(source: JsonObject, name: str) -> tuple[Log, ...]:
+    found = map(_log, dsse.items(source, name, limits.MAX_TRUSTED_ROOT_ITEMS))
+    return tuple(log for log in found if log is not None)
+
+
 def parse(data: bytes) -> TrustedRoot:
     """Parse a trusted_root.json; raises ValueError saying what is wrong with it."""
     publickey.need_cryptography()
@@ -125,8 +131,8 @@ def parse(data: bytes) -> TrustedRoot:
             dsse.bad(f"its mediaType is {kind[:80]!r}")
         count = limits.MAX_TRUSTED_ROOT_ITEMS
         return TrustedRoot(
-            logs=tuple(map(_log, dsse.items(document, "tlogs", count))),
-            certificate_logs=tuple(map(_log, dsse.items(document, "ctlogs", count))),
+            logs=_logs(document, "tlogs"),
+            certificate_logs=_logs(document, "ctlogs"),
             authorities=tuple(map(_authority, dsse.items(document, "certificateAuthorities", count))),
         )
     except ImageError as error:

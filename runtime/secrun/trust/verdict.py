@@ -66,3 +66,5 @@ class Case:
     now: float
     by_digest: bool = False
     """Whether a signature that names no image is enough (secrun's own rules)."""
+    any_name: bool = False
+    """Whether it does not matter which image a signature names: files have no name to hold it against."""

@@ -466,8 +466,12 @@ impl Waiter {
     }
 
     fn kill_cgroup(&mut self) {
-        if let Some(Err(error)) = self.kill.as_mut().map(|file| file.write_all(b"1")) {
-            eprintln!("secrun: cgroup.kill: {error}");
+        // A group that somebody else has removed was empty: nothing is left to kill.
+        match self.kill.as_mut().map(|file| file.write_all(b"1")) {
+            Some(Err(error)) if error.raw_os_error() != Some(libc::ENODEV) => {
+                eprintln!("secrun: cgroup.kill: {error}");
+            }
+            _ => (),
         }
     }
 

@@ -1,5 +1,6 @@
 """The pod's control group: made, limited, killed and removed on the host (cgroup v2, cgroups(7))."""
 
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -119,7 +120,8 @@ def destroy(group: Path) -> None:
     try:
         (group / "cgroup.kill").write_text("1")
     except OSError as error:
-        if is_missing(error):
+        # systemd removes an empty scope: before this opens its file, or while it is open.
+        if is_missing(error) or error.errno == errno.ENODEV:
             return
         raise
     deadline = time.monotonic() + _EMPTY_DEADLINE_SECONDS

@@ -41,8 +41,10 @@ def machines(guests: Secrun, tmp_path: Path) -> Iterator[Secrun]:
     image = other("fetch", "--insecure-options=image", f"oci:{tmp_path}/layout:data").out.split()[-1]
     before = footprint(str(tmp_path))
     yield dataclasses.replace(other, image=image)
+    uuids = [str(pod["uuid"]) for pod in other.pods()]
     other("gc", "--grace-period=0s", "--expire-prepared=0s")
     assert other.pods() == []
+    assert [uuid for uuid in uuids if cgroups.host().pod(uuid).exists()] == []
     other("attest", "stop", "--force")
     # Other workers of this run have control groups of their own.
     left = [line for line in leaks_since(before, str(tmp_path), settle=5) if "cgroups: " not in line]

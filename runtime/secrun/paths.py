@@ -56,6 +56,11 @@ class Layout:
         return self.run_root / "tpm"
 
     @property
+    def leases(self) -> Path:
+        """Addresses that the built-in network has given out."""
+        return self.run_root / "network"
+
+    @property
     def locks(self) -> Path:
         """Lock files that outlive what they guard."""
         return self.run_root / "locks"

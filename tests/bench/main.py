@@ -44,7 +44,7 @@ def single(name: str, argv: list[str], **more: object) -> Contender:
 def command_line(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
     """CPU of the commands that people and scripts call often, and of `run` until stage1 starts."""
     many_pods(bench, PODS)
-    run = ("run", "--rm", INSECURE, "--pull=never", bench.busybox, "--", "true")
+    run = ("run", "--rm", INSECURE, "--pull=never", "--net=none", bench.busybox, "--", "true")
     killed = (-9,)
     contenders = [
         single("version", [str(SECRUN), "--version"]),
@@ -186,7 +186,7 @@ def _ratio_row(
 
 def _phases(bench: Bench, rounds: int, series: dict[str, measure.Series]) -> str:
     """Cut a pod's life at checkpoints: what each part takes of the clock."""
-    run = ("run", "--rm", INSECURE, "--pull=never", bench.busybox, "--", "true")
+    run = ("run", "--rm", INSECURE, "--pull=never", "--net=none", bench.busybox, "--", "true")
     points = ("prepared", "images-mounted", "before-waiter")
     contenders = [
         single(point, bench.driver(point, *run), expected=(-9,), after=bench.collect) for point in points
@@ -242,7 +242,7 @@ def fetch(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
 
 def memory(bench: Bench, _: int) -> tuple[Rows, Profiles]:
     """Resident memory on the host side of idle detached pods, and of podman's."""
-    run = ("run", "-d", INSECURE, "--pull=never", bench.busybox, "--", "sleep", "1000")
+    run = ("run", "-d", INSECURE, "--pull=never", "--net=none", bench.busybox, "--", "sleep", "1000")
     pods = [lab.tool(*bench.secrun(*run)).decode().strip() for _ in range(IDLE_PODS)]
     image = bench.busybox.removeprefix("docker://")
     podman = ("run", "-d", "--pull=never", "--network=none", *PODMAN_RUN, image, "sleep", "1000")
@@ -273,7 +273,7 @@ def attest(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
     from bench_attest import attestation_rows
     from bench_eventlog import eventlog
 
-    run = ("run", "--rm", INSECURE, "--pull=never", bench.busybox, "--", "true")
+    run = ("run", "--rm", INSECURE, "--pull=never", "--net=none", bench.busybox, "--", "true")
     series = compare(
         [single("measured", bench.secrun(*run)), single("off", bench.secrun("--attest=off", *run))], rounds
     )

@@ -32,14 +32,26 @@ class Secrun:
     """A busybox image in this root."""
     options: tuple[str, ...] = ()
     """Options before every verb."""
+    prefix: tuple[str, ...] = ()
+    """What the command is run by, e.g. nsenter."""
+    network: str = "none"
+    """What pods get that name no network: most tests need none, and it costs time."""
 
     def argv(self, *words: str | os.PathLike[str]) -> list[str]:
         return [
+            *self.prefix,
             *(sys.executable, "-P", "-m", "secrun", "--root", str(self.root)),
             *("--run-root", str(self.run_root)),
             *self.options,
-            *(os.fspath(word) for word in words),
+            *self._connected([os.fspath(word) for word in words]),
         ]
+
+    def _connected(self, words: list[str]) -> list[str]:
+        """Give pods the network of this command, unless they name one."""
+        if words[:1] not in (["run"], ["prepare"]) or not self.network:
+            return words
+        named = any(word.startswith(("--net", "--network")) for word in words)
+        return words if named else [words[0], f"--net={self.network}", *words[1:]]
 
     def __call__(
         self,

@@ -19,6 +19,7 @@ SHARED = {
     "secrun.cli.main",
     "secrun.cli.options",
     "secrun.cli.options_common",
+    "secrun.cli.options_net",
     "secrun.cli.table",
     "secrun.config",
     "secrun.errors",

@@ -14,7 +14,7 @@ WAIT_SECONDS = 60
 STORE = Path("/var/lib/secrun")
 CGROUPS = Path("/sys/fs/cgroup/secrun")
 LAYOUT = "oci:/opt/secrun-test/images:busybox"
-RELAXED = ("--insecure-options=image", "--pull=never")
+RELAXED = ("--insecure-options=image", "--pull=never", "--net=none")
 # What one boot of the machine tells the next is on its disk.
 NOTES = Path("/var/lib/secrun-test")
 # Files that a check hands to the outside.

@@ -3,6 +3,7 @@
 import importlib
 
 from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, pull
+from secrun.cli.options_net import NETWORK, NETWORK_GLOBAL
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
 
@@ -13,6 +14,7 @@ FAMILIES = {
         "secrun.cli.options_verifier:VERIFIER_VERBS",
         "secrun.cli.options_serve:SERVE_VERBS",
     ),
+    "network": ("secrun.cli.options_net:NETWORK_VERBS",),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
 }
 
@@ -54,6 +56,7 @@ GLOBAL = (
         key="attest.tcti",
         help="the TPM; auto: /dev/tpmrm0, else software: a software TPM of this root's own",
     ),
+    *NETWORK_GLOBAL,
     Option(
         flags=("--config",),
         metavar="FILE",
@@ -64,13 +67,7 @@ GLOBAL = (
 
 POD = (
     Option(flags=("--hostname",), metavar="NAME", help="host name of the pod; default secrun-UUID"),
-    Option(
-        flags=("--net", "--network"),
-        kind=Kind.CHOICE,
-        choices=("none", "host"),
-        default="none",
-        help="none: loopback only; host: the host's network, a named relaxation",
-    ),
+    *NETWORK,
     Option(flags=("--uuid-file-save",), metavar="FILE", help="write the UUID before anything can fail"),
     Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help="the isolation to use"),
     Option(

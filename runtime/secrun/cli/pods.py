@@ -8,6 +8,7 @@ from secrun.cli import finish as finishing
 from secrun.cli.attestoptions import measuring
 from secrun.cli.guard import each
 from secrun.cli.imageoptions import fetch_options
+from secrun.cli.netoptions import network_places, network_request
 from secrun.cli.table import Arguments, Context
 from secrun.errors import UsageError
 from secrun.measure.measuring import Measuring
@@ -17,7 +18,7 @@ from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.start import StartOptions, start
 from secrun.pod.states import Folder, find, lock
 from secrun.stage1.machine import AcceleratorChoice, MachineRequest
-from secrun.stage1.manifest import Limits, Network
+from secrun.stage1.manifest import Limits
 
 
 def _entrypoint(text: str | None) -> tuple[str, ...] | None:
@@ -95,27 +96,29 @@ def _pod(args: Arguments, context: Context) -> PodRequest:
         apps=tuple(_app(args, item) for item in args.apps),
         fetch=fetch_options(args, context),
         hostname=args.text("hostname"),
-        network=Network(args.required("net")),
+        net=network_request(args),
+        places=network_places(context),
         flavour=args.required("stage1"),
         machine=_machine(args),
         uuid_file=Path(uuid_file).absolute() if uuid_file else None,
     )
 
 
-def _start_options(args: Arguments, measures: Measuring) -> StartOptions:
+def _start_options(args: Arguments, context: Context, measures: Measuring) -> StartOptions:
     detach, remove = args.flag("detach"), args.flag("rm")
     return StartOptions(
         finish=lambda pod: finishing.command(pod, remove=remove, quiet=detach),
         measuring=measures,
         detach=detach,
         remove=remove,
+        places=network_places(context),
     )
 
 
 def run(args: Arguments, context: Context) -> int:
     """Prepare a pod and run it."""
     measures = measuring(args, context)
-    options = _start_options(args, measures)
+    options = _start_options(args, context, measures)
     if options.detach and (args.flag("interactive") or args.flag("tty")):
         raise UsageError("-i and -t need the foreground", hint="leave out -d")
     with prepared(context.layout, _pod(args, context), measures) as pod:
@@ -140,7 +143,7 @@ def prepare(args: Arguments, context: Context) -> int:
 
 def run_prepared(args: Arguments, context: Context) -> int:
     """Start a prepared pod."""
-    options = _start_options(args, measuring(args, context))
+    options = _start_options(args, context, measuring(args, context))
     found = find(context.layout, args.required("uuid"))
     pod = lock(found, context.layout) if found.folder is Folder.PREPARED else None
     if pod is None:

@@ -52,6 +52,12 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
     }
 
 
+def pod_start(manifest: PodManifest, network: Digest | None) -> JsonObject:
+    """Return the fields of PodStart; what networks answer is known only then."""
+    fields: JsonObject = {"pod": manifest.uuid}
+    return fields if network is None else {**fields, "network": str(network)}
+
+
 def command_digest(argv: tuple[str, ...], salt: bytes) -> str:
     """Return what stands for a command in the log: its words may hold secrets, so they are salted."""
     return f"sha256:{hashlib.sha256(salt + canonical(list(argv))).hexdigest()}"

@@ -91,8 +91,11 @@ class Measuring:
         except HostError as error:
             self._let_by(error)
 
-    def starting(self, files: PodFiles, manifest: PodManifest) -> None:
-        """Measure PodStart; when this returns the pod may start. Raises HostError if it may not."""
+    def starting(self, files: PodFiles, manifest: PodManifest, network: Digest | None) -> None:
+        """Measure PodStart; when this returns the pod may start. Raises HostError if it may not.
+
+        `network` is the digest of what the pod's networks answered.
+        """
         if self._settings.mode is Mode.OFF:
             self._note(_OFF, manifest)
             return
@@ -104,7 +107,7 @@ class Measuring:
                 if known is None or known.last != PREPARE:
                     known = _prepare(log, files, manifest, Marker(epoch=log.epoch))
                 _same_manifest(known, manifest)
-                _append(log, files, known, START, {"pod": manifest.uuid})
+                _append(log, files, known, START, events.pod_start(manifest, network))
         except HostError as error:
             self._let_by(error)
             self._note(_PREFERRED, manifest)

@@ -7,13 +7,16 @@ Supervision is not a flavour's business: every flavour ends in a command line th
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from secrun.digest import Digest
 from secrun.paths import Layout
 from secrun.record import field, record
 from secrun.stage1.machine import Machine, MachineRequest
 from secrun.stage1.manifest import PodManifest
+
+if TYPE_CHECKING:
+    from secrun.network.connect import Connected
 
 
 @record
@@ -60,6 +63,8 @@ class PodOnDisk:
     layout: Layout
     path: Path
     manifest: PodManifest
+    network: "Connected | None" = None
+    """The namespace that the pod joins, and what is in it: `network.state.outcome`."""
 
 
 @record
@@ -83,6 +88,8 @@ class Flavour(Protocol):
     """One kind of isolation."""
 
     name: str
+    joins_networks: bool
+    """Pods of this flavour can join a network namespace that is handed to `launch`."""
 
     def probe(self) -> Sequence[Problem]:
         """Tell what this host lacks, in words."""

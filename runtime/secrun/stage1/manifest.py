@@ -12,6 +12,7 @@ from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.record import record
 
 if TYPE_CHECKING:
+    from secrun.network.plan import Connection
     from secrun.stage1.machine import Machine
     from secrun.trust.admission import Admission
 
@@ -26,6 +27,8 @@ class Network(StrEnum):
 
     NONE = "none"
     HOST = "host"
+    CNI = "cni"
+    """A namespace of its own that plugins connect; see `PodManifest.connection`."""
 
 
 @record
@@ -207,6 +210,14 @@ def _machine(fields: Fields | None) -> "Machine | None":
     return Machine.from_fields(fields)
 
 
+def _connection(fields: Fields | None) -> "Connection | None":
+    if fields is None:
+        return None
+    from secrun.network.plan import Connection
+
+    return Connection.from_fields(fields)
+
+
 @record
 class PodManifest:
     """Everything that was decided about a pod before it started."""
@@ -226,6 +237,8 @@ class PodManifest:
     apps: tuple[AppManifest, ...]
     machine: "Machine | None" = None
     """The pod's virtual machine, if its flavour starts one."""
+    connection: "Connection | None" = None
+    """Networks, ports, name servers and host names, if anything was said or decided about them."""
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON that is stored and measured."""
@@ -244,6 +257,7 @@ class PodManifest:
                 "outer_filter": "" if self.outer_filter is None else str(self.outer_filter),
                 "apps": [app.to_json() for app in self.apps],
                 "machine": None if self.machine is None else self.machine.to_json(),
+                "connection": None if self.connection is None else self.connection.to_json(),
             }
         )
 
@@ -253,7 +267,7 @@ class PodManifest:
         fields = Fields.document(data, what="pod manifest", limit=MAX_MANIFEST_BYTES, schema=SCHEMA)
         network = fields.text("network")
         if network not in tuple(Network):
-            fields.unexpected("network", network, "none or host")
+            fields.unexpected("network", network, "none, host or cni")
         manifest = cls(
             uuid=fields.text("uuid"),
             hostname=fields.text("hostname"),
@@ -267,6 +281,7 @@ class PodManifest:
             outer_filter=Digest.parse(text) if (text := fields.text("outer_filter")) else None,
             apps=tuple(AppManifest.from_fields(item) for item in fields.objects("apps")),
             machine=_machine(fields.optional_object("machine")),
+            connection=_connection(fields.optional_object("connection")),
         )
         fields.end()
         return manifest

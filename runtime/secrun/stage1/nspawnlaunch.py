@@ -32,6 +32,8 @@ from secrun.syscalls import (
     Syscalls,
 )
 
+# systemd-nspawn's own option joins from inside the pod's user namespace, which has no right to.
+_NSENTER = "/usr/bin/nsenter"
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
 
 
@@ -104,12 +106,14 @@ class NspawnLauncher:
         checkpoint.reached("mount-namespace")
         self._mount_images(pod, files)
         checkpoint.reached("images-mounted")
+        network = pod.network
+        inside = () if network is None else (_NSENTER, f"--net={network.path}", "--")
         return Launch(
-            argv=command_line(manifest, files, uid_range.base),
+            argv=(*inside, *command_line(manifest, files, uid_range.base)),
             attach_fd=attach.fileno(),
             cgroup_procs_fd=procs,
             cgroup_kill_fd=kill,
-            held_fds=(uid_range.guard.fileno(),),
+            held_fds=(uid_range.guard.fileno(), *(network.held_fds if network else ())),
             filter_fd=self._filter(files, manifest, undo),
         )
 

@@ -34,7 +34,7 @@ class HostNet:
 
     def fetch(self, url: str) -> str:
         """Fetch a page as a program of the host; empty if nobody answers."""
-        return self.run("busybox", "wget", "-q", "-T", "3", "-O", "-", url, check=False)
+        return self.run("timeout", "5", "busybox", "wget", "-q", "-O", "-", url, check=False)
 
     def links(self) -> set[str]:
         """Name the interfaces, the loopback apart."""
@@ -55,7 +55,7 @@ class HostNet:
 
 def _fixed(line: str) -> bool:
     """Tell whether a rule is one that plugins make once and for all pods."""
-    marks = ("CNI firewall plugin", "-j CNI-HOSTPORT-DNAT", "CNI portfwd")
+    marks = ("CNI firewall plugin", "-j CNI-HOSTPORT-DNAT", "CNI portfwd", "-A CNI-HOSTPORT-MASQ ")
     return any(mark in line for mark in marks)
 
 

@@ -97,6 +97,22 @@ def find(name: str, layout: Layout, folders: Sequence[str], *, ports: bool = Fal
     )
 
 
+def survey(layout: Layout, folders: Sequence[str]) -> tuple[list[NetworkConfig], list[NetworkError]]:
+    """Return every network that a pod can join, and what is wrong with files that are none."""
+    found: dict[str, NetworkConfig] = {}
+    problems: list[NetworkError] = []
+    for candidate in candidates(folders):
+        try:
+            if candidate.problem is not None:
+                raise candidate.problem
+            if candidate.name not in found:
+                found[candidate.name] = _load(candidate.path)
+        except NetworkError as error:
+            problems.append(error)
+    found.setdefault(builtin.NAME, builtin.default_network(layout, ports=True))
+    return [found[name] for name in sorted(found)], problems
+
+
 def all_names(folders: Sequence[str]) -> tuple[str, ...]:
     """Return the names of all networks, `default` first; raises NetworkError for a damaged file."""
     names = [builtin.NAME]

@@ -20,9 +20,9 @@ from secrun.network.namespace import Identity, Link
 from secrun.network.plan import Port
 from secrun.network.result import Result, Route
 from secrun.record import field, record, replace
+from secrun.stage1.podfiles import ADDRESSES_NAME
 
 FILE_NAME = "network.json"
-BRIEF_NAME = "addresses"
 SCHEMA = "secrun.dev/pod-network/v1"
 
 
@@ -88,6 +88,28 @@ class Joined:
 
 
 @record
+class Shown:
+    """An interface as `secrun status` shows it, also of a pod that has exited."""
+
+    network: str
+    interface: str
+    mac: str
+    mtu: int
+    addresses: tuple[str, ...]
+    """With their prefix lengths."""
+
+    def to_json(self) -> JsonObject:
+        """Return the documented JSON form (docs/state.md)."""
+        return {
+            "network": self.network,
+            "interface": self.interface,
+            "mac": self.mac,
+            "mtu": self.mtu,
+            "addresses": list(self.addresses),
+        }
+
+
+@record
 class NetworkState:
     """The networks of one pod."""
 
@@ -141,6 +163,20 @@ class NetworkState:
     def with_joined(self, index: int, item: Joined) -> "NetworkState":
         """Return a copy in which one network has gone a step further."""
         return replace(self, joined=(*self.joined[:index], item, *self.joined[index + 1 :]))
+
+    @property
+    def interfaces(self) -> tuple[Shown, ...]:
+        """The pod's interfaces as readers are shown them."""
+        return tuple(
+            Shown(
+                network=item.config.name,
+                interface=item.runtime.interface,
+                mac="" if item.link is None else item.link.mac,
+                mtu=0 if item.link is None else item.link.mtu,
+                addresses=item.addresses,
+            )
+            for item in self.joined
+        )
 
     @property
     def outcome(self) -> JsonObject:
@@ -207,4 +243,4 @@ def write(pod: Path, state: NetworkState, *, durable: bool = False) -> None:
 def write_brief(pod: Path, state: NetworkState) -> None:
     """Keep what a list shows: a line for each interface."""
     lines = [" ".join((item.config.name, item.runtime.interface, *item.addresses)) for item in state.joined]
-    write_atomic(pod / BRIEF_NAME, "".join(f"{line}\n" for line in lines).encode(), durable=False)
+    write_atomic(pod / ADDRESSES_NAME, "".join(f"{line}\n" for line in lines).encode(), durable=False)

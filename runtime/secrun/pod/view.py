@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secrun.digest import Digest
-from secrun.errors import ImageError, StateError
+from secrun.errors import ImageError, NetworkError, StateError
 from secrun.jsonio import JsonObject
 from secrun.locks import is_missing
 from secrun.measure import marker
@@ -13,8 +14,11 @@ from secrun.paths import Layout
 from secrun.pod import exits
 from secrun.pod.states import WHOLE, Found, State, walk
 from secrun.record import record
-from secrun.stage1.manifest import PodManifest
+from secrun.stage1.manifest import Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
+
+if TYPE_CHECKING:
+    from secrun.network.state import Shown
 
 STATUS_SCHEMA = "secrun.dev/pod-status/v1"
 LIST_SCHEMA = "secrun.dev/pod-list/v1"
@@ -34,6 +38,8 @@ class PodView:
     exit: exits.PodExit | None
     measured: Marker | None
     """How far the event log knows the pod; None if it ran unmeasured."""
+    networks: "tuple[Shown, ...]" = ()
+    """The interfaces that the pod has, or had before it exited."""
 
     @property
     def created_ns(self) -> int:
@@ -58,6 +64,10 @@ class PodView:
             )
         return result
 
+    def _ports(self) -> list[str]:
+        connection = self.manifest.connection if self.manifest else None
+        return [] if connection is None else [str(port) for port in connection.ports]
+
     def to_json(self) -> JsonObject:
         """Return the documented JSON form (docs/state.md)."""
         return {
@@ -80,6 +90,8 @@ class PodView:
             },
             "hostname": self.manifest.hostname if self.manifest else None,
             "network": str(self.manifest.network) if self.manifest else None,
+            "networks": [item.to_json() for item in self.networks],
+            "ports": [*self._ports()],
             "stage1": self.manifest.flavour if self.manifest else None,
             "relaxations": list(self.manifest.relaxations) if self.manifest else [],
             "apps": [*self._apps()],
@@ -93,6 +105,13 @@ def _numbers(path: Path) -> list[int]:
         return []
 
 
+def _networks(path: Path) -> "tuple[Shown, ...]":
+    from secrun.network import state
+
+    found = state.read(path)
+    return () if found is None else found.interfaces
+
+
 def look(found: Found) -> PodView:
     """Read one pod; damage is told in `problem`, not raised, so that a list shows every pod."""
     files = PodFiles(found.path)
@@ -100,12 +119,15 @@ def look(found: Found) -> PodView:
     manifest: PodManifest | None = None
     end: exits.PodExit | None = None
     measured: Marker | None = None
+    networks: tuple[Shown, ...] = ()
     problem = ""
     try:
         manifest = files.read_manifest()
         end = exits.read(files)
         measured = marker.read(files)
-    except (StateError, ImageError) as error:
+        if manifest.network is Network.CNI:
+            networks = _networks(found.path)
+    except (StateError, ImageError, NetworkError) as error:
         problem = error.message if state in WHOLE else ""
     started, base = _numbers(files.started), _numbers(files.uid_base)
     return PodView(
@@ -118,6 +140,7 @@ def look(found: Found) -> PodView:
         uid_base=base[0] if base else None,
         exit=end,
         measured=measured,
+        networks=networks,
     )
 
 

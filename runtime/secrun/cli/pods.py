@@ -179,7 +179,7 @@ def rm(args: Arguments, context: Context) -> int:
 def gc(args: Arguments, context: Context) -> int:
     """Mark and delete what no process works on any more."""
     from secrun.pod.collect import Action as GcAction
-    from secrun.pod.collect import GcPlan, purge_store, sweep
+    from secrun.pod.collect import GcPlan, collect_networks, purge_store, sweep
 
     plan = GcPlan(
         grace_seconds=request.duration(args.required("grace_period")),
@@ -189,6 +189,8 @@ def gc(args: Arguments, context: Context) -> int:
     outcomes = list(sweep(context.layout, plan, measuring(args, context)))
     if not plan.mark_only:
         purge_store(context.layout)
+        for text in collect_networks(context.layout):
+            context.warn(text)
     failed = [outcome for outcome in outcomes if outcome.action is GcAction.FAILED]
     if args.text("format") == "json":
         rows = [{"uuid": item.uuid, "action": str(item.action), "detail": item.detail} for item in outcomes]

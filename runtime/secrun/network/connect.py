@@ -256,7 +256,10 @@ def _leave(call: Syscalls, found: NetworkState, item: Joined) -> Sequence[Networ
     from secrun.network import stand_in
 
     with stand_in.made(call, item.runtime.interface, item.result) as path:
-        return cni.delete(item.config, item.runtime, path, item.result)
+        failed = cni.delete(item.config, item.runtime, path, item.result)
+        # A deletion that was cut short may have got as far as the rules for this interface, and `bridge`
+        # fails where they are gone. It has taken the stand-in's interface now, so it asks for none again.
+        return cni.delete(item.config, item.runtime, path, item.result) if failed else ()
 
 
 def _on_bridge(path: Path) -> bool:

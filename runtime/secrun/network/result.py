@@ -95,6 +95,10 @@ class _Reader:
             raise self.bad(name, value, "a line of text")
         return value
 
+    def quoted(self, name: str) -> str:
+        """Take words for people: what they say is shown, on one line."""
+        return printable(str(self.value.get(name) or "").strip().replace("\n", "; ")[:_QUOTED])
+
     def number(self, name: str) -> int | None:
         value = self.value.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
@@ -203,13 +207,12 @@ def failure(data: bytes, noise: bytes, what: str, status: str) -> NetworkError:
     quoted = printable(noise.decode("utf-8", "replace").strip()[-_QUOTED:])
     try:
         reader = _Reader(_object(data, what), what)
-        code, said = reader.number("code"), reader.text("msg")
-        details = printable(str(reader.value.get("details") or "")[:_QUOTED])
+        code, said, details = reader.number("code"), reader.quoted("msg"), reader.quoted("details")
     except NetworkError:
         return NetworkError(
             f"{what} failed with {status}: {quoted or 'it did not say why'}", code="network-plugin"
         )
-    words = ": ".join(word for word in (printable(said[:_QUOTED]), details, quoted) if word)
+    words = ": ".join(word for word in (said, details, quoted) if word)
     hint = "the plugin says that a later try may succeed" if code == _TRY_AGAIN else ""
     return NetworkError(f"{what} refuses: {words or f'error {code}'}", hint=hint, code="network-plugin")
 

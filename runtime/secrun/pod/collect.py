@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 from secrun import checkpoint
@@ -210,4 +210,12 @@ def purge_store(layout: Layout) -> None:
             if error.code != "state-locked":
                 raise
     remove_unused(layout, stage1_in_use(layout))
+
+
+def collect_networks(layout: Layout) -> Sequence[str]:
+    """Remove what networks left behind that belongs to no pod; return what could not be done."""
+    from secrun.pod.networklook import collect
+
+    failed = [*collect(layout)]
     remove_idle_bridge(layout)
+    return failed

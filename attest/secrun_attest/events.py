@@ -59,6 +59,7 @@ _POD = rb'"pod":"(?P<pod>[ !#-\[\]-~]*)",'
 _BRIEF = (
     _HEAD % b"PodStart|PodExit|PodGC"
     + rb'\{(?:"code":(?P<code>%b),)?"epoch":(?P<epoch>%b),' % (_NUMBER, _EPOCH)
+    + rb'(?:"network":"(?P<network>[ !#-\[\]-~]*)",)?'
     + _POD
     + _REST
     + _TAIL
@@ -103,9 +104,13 @@ def parse_event(data: bytes) -> Event:
 
 
 def _brief_fields(match: re.Match[bytes]) -> JsonObject:
-    pod, code = match.group("pod", "code")
-    text: str = pod.decode()
-    return {"pod": text} if code is None else {"pod": text, "code": int(code)}
+    pod, code, network = match.group("pod", "code", "network")
+    fields: JsonObject = {"pod": pod.decode()}
+    if code is not None:
+        fields["code"] = int(code)
+    if network is not None:
+        fields["network"] = network.decode()
+    return fields
 
 
 def _full_fields(match: re.Match[bytes]) -> JsonObject:

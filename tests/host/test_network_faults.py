@@ -149,13 +149,18 @@ def test_an_exhausted_range_is_an_error_and_the_pods_on_it_live_on(lab: Lab):
 
 
 def test_an_address_that_a_network_ignores_is_an_error(lab: Lab):
+    interface = {"name": "eth0", "sandbox": "inside"}
+    answer = {
+        "cniVersion": "1.0.0",
+        "interfaces": [interface],
+        "ips": [{"address": "10.9.9.9/24", "interface": 0}],
+    }
     lab.plugin(
         "fixed",
-        """cat >/dev/null; [ $CNI_COMMAND = ADD ] || exit 0
+        f"""cat >/dev/null; [ $CNI_COMMAND = ADD ] || exit 0
         ip link add name e0 type veth peer name "$CNI_IFNAME"
         ip link set "$CNI_IFNAME" netns "$CNI_NETNS"
-        echo "{\\"cniVersion\\":\\"1.0.0\\",\\"interfaces\\":[{\\"name\\":\\"$CNI_IFNAME\\",\\"sandbox\\":\\"x\\"}],
-        \\"ips\\":[{\\"address\\":\\"10.9.9.9/24\\",\\"interface\\":0}]}" """,
+        echo '{json.dumps(answer)}'""",
     )
     lab.network("odd", {"type": "fixed"})
     assert "asked for address 10.9.9.8, got 10.9.9.9" in lab.run("--net=odd:IP=10.9.9.8")

@@ -197,9 +197,10 @@ def version(args: Arguments, context: Context) -> int:
 def doctor(args: Arguments, context: Context) -> int:
     """Tell what this host lacks; exit 125 if no pod can start."""
     from secrun.cli.attestoptions import attest_settings
+    from secrun.cli.netoptions import network_places
     from secrun.pod.doctor import examine
 
-    problems = examine(context.layout, attest_settings(context))
+    problems = examine(context.layout, attest_settings(context), network_places(context))
     if args.text("format") == "json":
         rows: list[JsonValue] = [
             {"subject": item.subject, "problem": item.text, "hint": item.hint, "fatal": item.fatal}

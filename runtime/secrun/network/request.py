@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 # CNI_ARGS separates pairs by semicolons.
 _ARG = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,63})=([^;,=\s\0]{1,256})\Z")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")
-_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
+_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
 _MAX_PORT = 65535
 
 
@@ -156,7 +156,7 @@ def _split_address(option: str, text: str, words: str) -> tuple[str, str]:
         if not bracket:
             raise _bad(option, text, "after [ADDRESS] a colon and a port are expected")
     elif ":" in words:
-        address, _, rest = words.rpartition(":")
+        address, _, rest = words.partition(":")
     else:
         return "", words
     found = addresses.address(address)

@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from secrun.errors import HostError, SecrunError
+from secrun.errors import HostError, NetworkError, SecrunError
 from secrun.launch import BASE_ENVIRONMENT
 from secrun.measure import identity, software
 from secrun.measure.settings import AUTO, DEVICE, SOFTWARE, AttestSettings, Mode
+from secrun.network import builtin, configs
+from secrun.network.configs import Places
 from secrun.paths import Layout
 from secrun.stage1 import cgroups, flavours
 from secrun.stage1.agent import agent_path
@@ -58,6 +60,17 @@ def _trust() -> list[Problem]:
     ]
 
 
+def _networks(places: Places) -> list[Problem]:
+    """Tell whether pods can join the network that they join by default."""
+    try:
+        config = configs.find(builtin.NAME, Layout(), places.configs, ports=True)
+        configs.check_plugins(config, places.plugins)
+    except (NetworkError, HostError) as error:
+        hint = error.hint or "mend or remove the file"
+        return [Problem(subject="network", text=error.message, hint=hint, fatal=False)]
+    return []
+
+
 def _tpm(layout: Layout, settings: AttestSettings) -> list[Problem]:
     """Tell what a verifier would be told: no TPM, or a program in its place."""
     if settings.mode is Mode.OFF:
@@ -90,7 +103,7 @@ def _existing(path: Path) -> Path:
     return next(item for item in (path, *path.parents) if item.exists())
 
 
-def examine(layout: Layout, settings: AttestSettings) -> Sequence[Problem]:
+def examine(layout: Layout, settings: AttestSettings, places: Places) -> Sequence[Problem]:
     """Return every problem found; no problem means that pods run with all that secrun offers."""
     problems = list(flavours.load("nspawn").probe())
     if os.geteuid() != 0:
@@ -99,4 +112,4 @@ def examine(layout: Layout, settings: AttestSettings) -> Sequence[Problem]:
         )
     elif not os.access(_existing(layout.root), os.W_OK):
         problems.append(Problem(subject=str(layout.root), text="cannot be written"))
-    return [*problems, *_agent(), *_cgroup_notes(), *_trust(), *_tpm(layout, settings)]
+    return [*problems, *_agent(), *_cgroup_notes(), *_trust(), *_networks(places), *_tpm(layout, settings)]

@@ -48,10 +48,12 @@ class Secrun:
 
     def _connected(self, words: list[str]) -> list[str]:
         """Give pods the network of this command, unless they name one."""
-        if words[:1] not in (["run"], ["prepare"]) or not self.network:
+        verb = next((index for index, word in enumerate(words) if not word.startswith("--")), len(words))
+        starts = words[verb : verb + 1] in (["run"], ["prepare"])
+        named = any(word.startswith("--net") for word in words)
+        if not self.network or not starts or named:
             return words
-        named = any(word.startswith(("--net", "--network")) for word in words)
-        return words if named else [words[0], f"--net={self.network}", *words[1:]]
+        return [*words[: verb + 1], f"--net={self.network}", *words[verb + 1 :]]
 
     def __call__(
         self,

@@ -79,7 +79,9 @@ def lab(net: HostNet, pods: Secrun, tmp_path: Path) -> Iterator[Lab]:
     yield Lab(secrun=secrun, **folders)
     clean_up(secrun)
     assert secrun.pods() == []
-    assert [name for name in net.links() if not name.startswith("test")] == []
+    for name in net.links():
+        assert name.startswith("test")
+        net.run("ip", "link", "delete", name)
     assert net.rules() == []
     assert leases(pods) == []
 
@@ -300,7 +302,8 @@ def test_killed_at_any_instant_gc_leaves_no_interface_lease_or_rule(
 ):
     code, passed = with_fault(pods, tmp_path, point, "-p", "7000:70")
     assert point in passed
-    assert code in (0, -signal.SIGKILL)
+    # Plugins are run, and the pod is finished, by processes beside the one that was called.
+    assert code in (0, 125, -signal.SIGKILL)
     clean_up(pods)
     assert pods.pods() == []
     eventually(lambda: net.links() == set(), "the end of every interface")
@@ -310,7 +313,7 @@ def test_killed_at_any_instant_gc_leaves_no_interface_lease_or_rule(
 
 def test_a_namespace_that_vanished_keeps_nobody_from_cleaning_up(net: HostNet, pods: Secrun, tmp_path: Path):
     """Killed after ADD, the kernel has taken the pod's interface; the host's rules are still there."""
-    with_fault(pods, tmp_path, "network-connected", "-p", "7001:70")
+    with_fault(pods, tmp_path, "before-waiter", "-p", "7001:70")
     (pod,) = pods.pods()
     assert (pod["state"], bool(net.rules()), bool(leases(pods))) == ("exited", True, True)
     words = ("run", "--rm", "-p", "7001:71", *RELAXED, pods.image, "--", "true")

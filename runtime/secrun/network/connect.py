@@ -19,6 +19,7 @@ from secrun.network.namespace import Link
 from secrun.network.plan import BUILT_IN, Attachment, Connection, DnsMode
 from secrun.network.result import Result
 from secrun.network.state import Joined, NetworkState
+from secrun.network.worker import Worker
 from secrun.paths import Layout
 from secrun.record import record, replace
 from secrun.syscalls import Syscalls
@@ -42,15 +43,26 @@ class Target:
     connection: Connection
 
 
-@record
 class Connected:
-    """A pod's namespace, ready to be joined; descriptors stay open for the pod's life."""
+    """A pod's namespace, to be joined while its plugins may still be at work.
 
-    fd: int
-    path: str
-    """Names the namespace for other processes, as long as this one lives."""
-    state: NetworkState
-    held_fds: tuple[int, ...]
+    `path` names the namespace for other processes as long as this one lives; `held_fds` stay open for the
+    pod's life.
+    """
+
+    def __init__(self, fd: int, held_fds: tuple[int, ...], pod: Path, worker: Worker) -> None:
+        self.path = namespace.path_of(fd)
+        self.held_fds = held_fds
+        self._pod = pod
+        self._worker = worker
+
+    def state(self) -> NetworkState:
+        """Wait for the plugins and return what came of it; raises NetworkError if they failed."""
+        self._worker.join()
+        found = state.read(self._pod)
+        if found is None:
+            raise NetworkError("the record of the pod's networks is gone", code="network-release")
+        return found
 
 
 def _load(target: Target, attachment: Attachment, places: Places) -> NetworkConfig:
@@ -101,6 +113,8 @@ class _Joining:
         self._target = target
         self._fd = fd
         self.now = now
+        # Whoever keeps the namespace: the process that will be the pod's waiter.
+        self._owner = os.getpid()
 
     def _step(self, index: int, item: Joined, *, durable: bool = False) -> Joined:
         self.now = self.now.with_joined(index, item)
@@ -113,7 +127,7 @@ class _Joining:
         # Leases of the built-in network do not outlive a reboot; of others nobody knows.
         item = self._step(index, replace(item, begun=True), durable=item.config.source != BUILT_IN)
         checkpoint.reached("network-begun")
-        path = namespace.path_of(self._fd)
+        path = f"/proc/{self._owner}/fd/{self._fd}"
         for plugin in item.config.plugins:
             answer = cni.add_one(item.config, plugin, item.runtime, path, item.result)
             if answer != item.result:
@@ -175,7 +189,10 @@ def _check_answer(item: Joined, attachment: Attachment) -> None:
 
 
 def connect(call: Syscalls, target: Target, places: Places, undo: ExitStack) -> Connected:
-    """Make the pod's namespace and join its networks; raises with everything taken back on `undo`."""
+    """Make the pod's namespace, and begin to join its networks while the caller goes on.
+
+    `undo` takes everything back. Plugins take longer than all that is left to do before stage1 can start.
+    """
     joined = _plan(target, places)
     fd = namespace.create(call)
     undo.callback(os.close, fd)
@@ -190,12 +207,17 @@ def connect(call: Syscalls, target: Target, places: Places, undo: ExitStack) -> 
     held_fds = _reserve(target, now, undo)
     undo.callback(_take_back, call, target.path)
     joining = _Joining(call, target, now, fd)
+    worker = Worker(lambda: _join_all(joining, target))
+    undo.callback(worker.stop)
+    return Connected(fd, (fd, *held_fds), target.path, worker)
+
+
+def _join_all(joining: _Joining, target: Target) -> None:
     with _bridge_in_use(target.layout):
         for index, attachment in enumerate(target.connection.attachments):
             joining.join(index, attachment)
     joining.write_files()
     checkpoint.reached("network-connected")
-    return Connected(fd=fd, path=namespace.path_of(fd), state=joining.now, held_fds=(fd, *held_fds))
 
 
 def _reserve(target: Target, now: NetworkState, undo: ExitStack) -> tuple[int, ...]:

@@ -1,7 +1,12 @@
 """What a pod's networks hold on the host: given back when it has ended, however it ended."""
 
+from typing import TYPE_CHECKING
+
 from secrun.paths import Layout
 from secrun.pod.states import Folder, LockedPod, folder_path, uuids_in
+
+if TYPE_CHECKING:
+    from secrun.network.worker import Worker
 
 # As in secrun.network.state, which is loaded only for pods that have one.
 _RECORD = "network.json"
@@ -29,6 +34,21 @@ def release_network(pod: LockedPod) -> None:
     from secrun.syscalls import LinuxSyscalls
 
     release(LinuxSyscalls(), pod.path)
+
+
+def release_beside(layout: Layout, uuid: str) -> "Worker | None":
+    """Begin to give back the networks of a pod whose apps have all ended; this process holds its lock.
+
+    Whoever concludes the pod waits for it, and tries again what failed. None if the pod has none.
+    """
+    path = folder_path(layout, Folder.RUN, uuid)
+    if not (path / _RECORD).exists():
+        return None
+    from secrun.network.connect import release
+    from secrun.network.worker import Worker
+    from secrun.syscalls import LinuxSyscalls
+
+    return Worker(lambda: release(LinuxSyscalls(), path))
 
 
 def remove_idle_bridge(layout: Layout) -> None:

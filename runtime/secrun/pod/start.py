@@ -86,7 +86,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             ready_fd=ready_fd,
         )
         # Everything that runs is in place and checked, nothing of it runs yet.
-        options.measuring.starting(files, manifest, None if network is None else network.state.digest)
+        options.measuring.starting(files, manifest, None if network is None else network.state().digest)
         checkpoint.reached("before-waiter")
         if options.detach:
             _silence()

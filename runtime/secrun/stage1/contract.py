@@ -64,7 +64,7 @@ class PodOnDisk:
     path: Path
     manifest: PodManifest
     network: "Connected | None" = None
-    """The namespace that the pod joins, and what is in it: `network.state.outcome`."""
+    """The namespace that the pod joins; `network.state()` waits for what is in it."""
 
 
 @record

@@ -287,9 +287,11 @@ POINTS = (
 )
 
 
-def with_fault(pods: Secrun, tmp_path: Path, point: str, *options: str) -> tuple[int, list[str]]:
+def with_fault(
+    pods: Secrun, tmp_path: Path, point: str, *options: str, extra: tuple[str, ...] = ()
+) -> tuple[int, list[str]]:
     passed = tmp_path / "points"
-    roots = ["--root", str(pods.root), "--run-root", str(pods.run_root), "--attest=off"]
+    roots = ["--root", str(pods.root), "--run-root", str(pods.run_root), "--attest=off", *extra]
     words = [*roots, "run", *options, *RELAXED, pods.image, "--", "true"]
     argv = [*pods.prefix, *faults.argv(str(passed), point, words)]
     done = subprocess.run(argv, capture_output=True, timeout=120, check=False)
@@ -319,9 +321,22 @@ def test_a_namespace_that_vanished_keeps_nobody_from_cleaning_up(net: HostNet, p
     words = ("run", "--rm", "-p", "7001:71", *RELAXED, pods.image, "--", "true")
     assert "secrun gc frees what it held" in pods(*words, code=125).err
     pods("rm", str(pod["uuid"]))
-    assert (net.rules(), leases(pods)) == ([], [])
+    assert [rule for rule in net.rules() if str(pod["uuid"]) in rule or ":71" in rule] == []
+    assert leases(pods) == []
     assert pods(*words).code == 0
     clean_up(pods)
+
+
+def test_rules_that_a_plugin_finds_by_the_pods_addresses_go_after_a_crash_too(
+    net: HostNet, lab: Lab, tmp_path: Path
+):
+    """`bridge` looks for them on the pod's interface, which went with the pod."""
+    lab.network("odd", lab.bridge())
+    words = lab.secrun.options[len(lab.secrun.options) - 2 :]
+    with_fault(lab.secrun, tmp_path, "before-waiter", "--net=odd", extra=words)
+    assert any("MASQUERADE" in rule for rule in net.rules())
+    clean_up(lab.secrun)
+    assert (net.rules(), lab.given_out("odd")) == ([], [])
 
 
 def test_many_pods_at_once(net: HostNet, pods: Secrun):

@@ -1,4 +1,7 @@
-"""The network that needs no configuration: a bridge, addresses of both families, masquerading."""
+"""The network that needs no configuration: a bridge and addresses of both families.
+
+The way out is in `masquerade`.
+"""
 
 from pathlib import Path
 
@@ -37,6 +40,11 @@ def subnets(layout: Layout) -> Subnets:
     )
 
 
+def has_v6() -> bool:
+    """Tell whether this host's kernel has IPv6."""
+    return _IPV6_SWITCH.exists()
+
+
 def _bridge(layout: Layout, *, v6: bool) -> JsonObject:
     """Return the plugin that makes the bridge; leases need not survive a reboot, nor does any pod."""
     own = subnets(layout)
@@ -49,7 +57,6 @@ def _bridge(layout: Layout, *, v6: bool) -> JsonObject:
         "type": "bridge",
         "bridge": own.bridge,
         "isGateway": True,
-        "ipMasq": True,
         "hairpinMode": True,
         "capabilities": {"ips": True, "mac": True},
         "ipam": {
@@ -63,7 +70,7 @@ def _bridge(layout: Layout, *, v6: bool) -> JsonObject:
 
 def default_network(layout: Layout, *, ports: bool) -> NetworkConfig:
     """Return the built-in network; the plugin for ports is part of it only where ports are asked for."""
-    plugins: list[JsonValue] = [_bridge(layout, v6=_IPV6_SWITCH.exists())]
+    plugins: list[JsonValue] = [_bridge(layout, v6=has_v6())]
     if ports:
         plugins.append({"type": "portmap", "capabilities": {"portMappings": True}})
     plugins.append({"type": "firewall"})

@@ -11,7 +11,7 @@ from secrun.digest import Digest
 from secrun.errors import HostError, NetworkError, SecrunError, StateError
 from secrun.files import write_atomic
 from secrun.locks import held
-from secrun.network import addresses, builtin, cni, configs, decide, hostfiles, namespace, state
+from secrun.network import addresses, builtin, cni, configs, decide, hostfiles, masquerade, namespace, state
 from secrun.network.cni import Runtime
 from secrun.network.configs import Places
 from secrun.network.conflist import NetworkConfig
@@ -212,8 +212,17 @@ def connect(call: Syscalls, target: Target, places: Places, undo: ExitStack) -> 
     return Connected(fd, (fd, *held_fds), target.path, worker)
 
 
+def _prepare_bridge(layout: Layout) -> None:
+    mark = _bridge_mark(layout)
+    mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mark.touch()
+    masquerade.ensure(builtin.subnets(layout), v6=builtin.has_v6())
+
+
 def _join_all(joining: _Joining, target: Target) -> None:
     with _bridge_in_use(target.layout):
+        if any(attachment.source == BUILT_IN for attachment in target.connection.attachments):
+            _prepare_bridge(target.layout)
         for index, attachment in enumerate(target.connection.attachments):
             joining.join(index, attachment)
     joining.write_files()
@@ -299,15 +308,23 @@ def _on_bridge(path: Path) -> bool:
 
 def remove_idle_bridge(layout: Layout, pods: Iterable[Path]) -> bool:
     """Remove the built-in network's bridge, which its plugin leaves behind, if none of `pods` is on it."""
-    name = builtin.subnets(layout).bridge
-    if not namespace.exists(name):
+    if not _bridge_mark(layout).exists():
         return False
+    own = builtin.subnets(layout)
     try:
         with held(layout.locks / _BRIDGE_LOCK, blocking=False):
             if any(_on_bridge(path) for path in pods):
                 return False
-            namespace.set_up(name, up=False)
-            namespace.delete_bridge(name)
+            masquerade.remove(own, v6=builtin.has_v6())
+            if namespace.exists(own.bridge):
+                namespace.set_up(own.bridge, up=False)
+                namespace.delete_bridge(own.bridge)
+            _bridge_mark(layout).unlink()
     except StateError:
         return False
     return True
+
+
+def _bridge_mark(layout: Layout) -> Path:
+    """Return the file that says, before it is so, that the host has a bridge and rules of this root."""
+    return layout.leases / "bridge"

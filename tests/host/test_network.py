@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support import hostnet
+from secrun.network import state
+from support import hostnet, roots
 from support.hostnet import HostNet, leases
 from support.secrun import Result, Secrun, eventually
 
@@ -231,3 +232,17 @@ def test_the_hosts_own_files_on_demand(pods: Secrun):
     said = pods.run("sh", "-c", "cat /etc/resolv.conf /etc/hosts", options=options).out
     assert Path("/etc/resolv.conf").read_text() in said
     assert said.endswith(Path("/etc/hosts").read_text())
+
+
+def test_what_the_networks_answered_is_measured_when_the_pod_starts(
+    net: HostNet, secrun: Secrun, tmp_path: Path
+):
+    with roots.made(secrun, tmp_path) as own:
+        measured = dataclasses.replace(own, prefix=net.prefix, network="")
+        uuid = measured.detach("true")
+        measured("status", "--wait", uuid)
+        known = state.read(measured.root / "pods/run" / uuid)
+        assert known is not None
+        (started,) = [line for line in measured("attest", "log").out.splitlines() if " PodStart " in line]
+        assert f'"network":"{known.digest}"' in started.replace(" ", "")
+        clean_up(measured)

@@ -15,18 +15,18 @@ demo: setup ## run real images from a registry on loopback as pods, and clean up
 image: setup ## make a small image to try things with: oci:.cache/images:busybox
 	@ci/image
 
-test: ## every tier that this machine can run: check, host, interop, short fuzz (root)
+test: ## every tier: check, host, interop, short fuzz, the test machine (root)
 	@ci/setup --test
 	@ci/check
 	@ci/tiers
+	@ci/tiers -n0 tests/vmhost
 
 check: setup ## format, lint, types, import arrows, code rules and the unit tests
 	@ci/check
 
-# Not part of `make test`: two boots of an emulated machine take four minutes, and two more to be made the first time.
-vmhost: ## prove on a Debian 12 of its own, under QEMU, what this machine cannot show (root)
+vmhost: ## a shell in the test machine: Debian 12 under QEMU that enforces SELinux, with secrun in it (root)
 	@ci/setup --test
-	@ci/tiers -n0 tests/vmhost
+	@.venv/bin/python ci/vmhost.py
 
 bench: ## compare with podman, systemd-nspawn, skopeo and umoci; writes docs/benchmarks.md (root)
 	@ci/setup --test

@@ -13,6 +13,7 @@ from secrun_attest.errors import AttestError, FormatError
 from secrun_attest.fields import Fields
 from secrun_attest.jcs import JsonObject
 from secrun_attest.verify import Appraisal, Session, Verdict
+from secrun_attest.verify.state import machine_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -55,7 +56,9 @@ def claims(
     host = {**_submodule(verdict.host, policy), "secrun_denied": state.machine.denied}
     modules: JsonObject = {"host": host}
     for uuid, appraisal in verdict.pods:
-        modules[f"pod:{uuid}"] = _submodule(appraisal, policy)
+        machine = state.machine.pods[uuid].machine
+        told: JsonObject = {} if machine is None else {"secrun_machine": machine_json(machine)}
+        modules[f"pod:{uuid}"] = {**_submodule(appraisal, policy), **told}
     result: JsonObject = {
         "eat_profile": PROFILE,
         "iat": now,

@@ -48,9 +48,26 @@ _APP = (
     + _member(b"bundle", _TEXT)
     + _member(b"code", _NUMBER)
     + _member(b"image", _TEXT)
-    + rb'"name":%b(?:,"relaxations":%b)?(?:,"tree":%b)?\}' % (_TEXT, _list(_TEXT), _TEXT)
+    + rb'"name":%b(?:,"relaxations":%b)?(?:,"tree":%b)?(?:,"verity_root":%b)?\}'
+    % (_TEXT, _list(_TEXT), _TEXT, _TEXT)
 )
 _STAGE1 = rb'(?:null|\{"digest":%b(?:,"flavour":%b)?,"tree":%b\})' % (_TEXT, _TEXT, _TEXT)
+_MACHINE = rb",".join(
+    rb'"%b":%b' % (name, value)
+    for name, value in (
+        (b"accelerator", _TEXT),
+        (b"command_line", _TEXT),
+        (b"initrd", _TEXT),
+        (b"kernel", _TEXT),
+        (b"memory_bytes", _NUMBER),
+        (b"model", _TEXT),
+        (b"pod_blocks", _NUMBER),
+        (b"pod_root", _TEXT),
+        (b"storage_bytes", _NUMBER),
+        (b"vcpus", _NUMBER),
+        (b"vtpm", rb"(?:false|true)"),
+    )
+)
 _EPOCH = rb'\{"boot_id":"[0-9a-f-]{36}","reset":%b,"restart":%b\}' % (_NUMBER, _NUMBER)
 _HEAD = re.escape(DOMAIN) + rb" (?P<operation>%b) "
 _REST = rb'"seq":(?P<seq>%b),' % _NUMBER
@@ -61,6 +78,7 @@ _BRIEF = (
     + rb'\{(?:"code":(?P<code>%b),)?"epoch":(?P<epoch>%b),' % (_NUMBER, _EPOCH)
     + rb'(?:"network":"(?P<network>[ !#-\[\]-~]*)",)?'
     + _POD
+    + rb'(?:"selinux":"(?P<selinux>[ !#-\[\]-~]*)",)?'
     + _REST
     + _TAIL
     + rb"\Z"
@@ -71,6 +89,7 @@ _FULL = (
     + _member(b"apps", _list(_APP))
     + _member(b"code", _NUMBER)
     + rb'"epoch":(?P<epoch>%b),' % _EPOCH
+    + _member(b"machine", rb"\{%b\}" % _MACHINE)
     + _member(b"manifest", _TEXT)
     + rb'"pod":%b,' % _TEXT
     + _member(b"relaxations", _list(_TEXT))
@@ -104,12 +123,14 @@ def parse_event(data: bytes) -> Event:
 
 
 def _brief_fields(match: re.Match[bytes]) -> JsonObject:
-    pod, code, network = match.group("pod", "code", "network")
+    pod, code, network, label = match.group("pod", "code", "network", "selinux")
     fields: JsonObject = {"pod": pod.decode()}
     if code is not None:
         fields["code"] = int(code)
     if network is not None:
         fields["network"] = network.decode()
+    if label is not None:
+        fields["selinux"] = label.decode()
     return fields
 
 

@@ -104,6 +104,13 @@ class Fields:
             return value
         return as_integer(value, f"{self.what}.{name}", limit=limit)
 
+    def boolean(self, name: str) -> bool:
+        """Return true or false."""
+        value = self.take(name)
+        if not isinstance(value, bool):
+            raise FieldError(f"{self.what}.{name} is neither true nor false")
+        return value
+
     def hex(self, name: str, *, sizes: tuple[int, ...] = ()) -> bytes:
         """Return bytes written as lower-case hex, of one of `sizes` if any is given."""
         return as_hex(self.take(name), f"{self.what}.{name}", sizes=sizes)

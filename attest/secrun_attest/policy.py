@@ -15,6 +15,9 @@ VERSION = 1
 MAX_POLICY = 8 << 20
 MAX_ENTRIES = 20_000
 
+KVM = "kvm"
+ACCELERATORS = (KVM, "tcg")
+
 # Keys of the owner hierarchy show counters with a secret of their own added: epochs cannot be told apart.
 HIERARCHIES = {
     "endorsement": Hierarchy.ENDORSEMENT,
@@ -30,25 +33,55 @@ class Platform:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """A kernel and the initramfs it may boot with, and the command lines it may be given.
+
+    A command line lacks the last word, which is another one for each pod.
+    """
+
+    kernel: bytes
+    initrd: bytes
+    command_lines: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """Rules for the virtual machines of pods; `required` is for pods that have none.
+
+    Emulation has to be allowed by name: it isolates by a translator that its makers call no boundary.
+    """
+
+    required: bool = False
+    accelerators: frozenset[str] = frozenset({KVM})
+    guests: tuple[Guest, ...] = ()
+
+    def guest(self, *, kernel: bytes, initrd: bytes) -> Guest | None:
+        """Return the entry of a kernel and an initramfs that belong together."""
+        return next((one for one in self.guests if (one.kernel, one.initrd) == (kernel, initrd)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """Digests of secrun's own code that may have measured, and of stage1: of the image or of its tree."""
 
     binaries: frozenset[bytes] = frozenset()
     stage1: frozenset[bytes] = frozenset()
+    machines: Machines = Machines()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """Images that may run; the rest is denied.
 
-    `images` are pairs of manifest and tree digest: what a verifier computed from an image must be what the
-    host mounted. Alone, a manifest digest binds the configuration and a tree digest the files.
+    `images` are manifest and tree digest and, unless it is empty, the dm-verity root hash: what a verifier
+    computed from an image must be what the host mounted. Alone, a manifest digest binds the configuration
+    and a tree digest the files.
 
     A reference is what the host says it asked for; a digest is what ran. Globs are for registries whose
     signatures the host's own trust policy enforces.
     """
 
-    images: frozenset[tuple[bytes, bytes]] = frozenset()
+    images: frozenset[tuple[bytes, bytes, bytes]] = frozenset()
     manifests: frozenset[bytes] = frozenset()
     trees: frozenset[bytes] = frozenset()
     references: tuple[str, ...] = ()
@@ -60,10 +93,11 @@ class Workload:
         """Tell whether there is no reference value for any image."""
         return not (self.images or self.manifests or self.trees or self.references)
 
-    def allows(self, *, reference: str | None, manifest: bytes, tree: bytes) -> bool:
+    def allows(self, *, reference: str | None, manifest: bytes, tree: bytes, verity_root: bytes) -> bool:
         """Tell whether an image may run; a `reference` of None vouches for nothing."""
         return (
-            (manifest, tree) in self.images
+            (manifest, tree, b"") in self.images
+            or (manifest, tree, verity_root) in self.images
             or manifest in self.manifests
             or tree in self.trees
             or (reference is not None and any(fnmatchcase(reference, glob) for glob in self.references))
@@ -122,7 +156,7 @@ def policy_of(value: JsonValue, *, digest: bytes) -> Policy:
         selection=_selection(fields.items("selection", limit=MAX_PCRS)),
         hierarchies=frozenset(_hierarchy(item) for item in fields.items("hierarchies", limit=3)),
         keys=_digests(fields, "keys", sizes=(34, 50, 66)) if fields.has("keys") else None,
-        software_tpm=_boolean(fields.take("software_tpm"), "policy.software_tpm"),
+        software_tpm=fields.boolean("software_tpm"),
         max_age=fields.integer("max_age"),
         platform=platform_of(fields.object("platform")),
         runtime=runtime_of(fields.object("runtime")),
@@ -173,12 +207,6 @@ def _hierarchy(value: JsonValue) -> Hierarchy:
     return HIERARCHIES[name]
 
 
-def _boolean(value: JsonValue, what: str) -> bool:
-    if not isinstance(value, bool):
-        raise FieldError(f"{what} is neither true nor false")
-    return value
-
-
 def _digests(fields: Fields, name: str, *, sizes: tuple[int, ...]) -> frozenset[bytes]:
     what = f"{fields.what}.{name}"
     return frozenset(as_hex(item, what, sizes=sizes) for item in fields.items(name, limit=MAX_ENTRIES))
@@ -212,16 +240,51 @@ def runtime_of(fields: Fields) -> Runtime:
     runtime = Runtime(
         binaries=_measured(fields, "binaries"),
         stage1=_measured(fields, "stage1") if fields.has("stage1") else frozenset(),
+        machines=_machines(fields.object("machines")) if fields.has("machines") else Machines(),
     )
     fields.done()
     return runtime
 
 
-def _images(fields: Fields) -> frozenset[tuple[bytes, bytes]]:
+def _machines(fields: Fields) -> Machines:
+    machines = Machines(
+        required=fields.boolean("required") if fields.has("required") else False,
+        accelerators=_accelerators(fields) if fields.has("accelerators") else Machines().accelerators,
+        guests=_guests(fields) if fields.has("guests") else (),
+    )
+    fields.done()
+    return machines
+
+
+def _accelerators(fields: Fields) -> frozenset[str]:
+    names = frozenset(_texts(fields, "accelerators"))
+    if not names or not names <= set(ACCELERATORS):
+        got = ", ".join(sorted(names)) or "nothing"
+        raise FieldError(f"{fields.what}.accelerators has {got[:80]}, expected {' or '.join(ACCELERATORS)}")
+    return names
+
+
+def _guests(fields: Fields) -> tuple[Guest, ...]:
+    found: dict[tuple[bytes, bytes], Guest] = {}
+    for item in fields.items("guests", limit=MAX_ENTRIES):
+        inner = Fields(item, f"{fields.what}.guests")
+        guest = Guest(
+            kernel=inner.digest("kernel"),
+            initrd=inner.digest("initrd"),
+            command_lines=frozenset(_texts(inner, "command_lines")),
+        )
+        inner.done()
+        if found.setdefault((guest.kernel, guest.initrd), guest) is not guest:
+            raise FieldError(f"{inner.what} has kernel sha256:{guest.kernel.hex()} with its initrd twice")
+    return tuple(found.values())
+
+
+def _images(fields: Fields) -> frozenset[tuple[bytes, bytes, bytes]]:
     found = set()
     for item in fields.items("images", limit=MAX_ENTRIES):
         image = Fields(item, "policy.workload.images")
-        found.add((image.digest("manifest"), image.digest("tree")))
+        root = image.hex("verity_root", sizes=(32,)) if image.has("verity_root") else b""
+        found.add((image.digest("manifest"), image.digest("tree"), root))
         image.done()
     return frozenset(found)
 

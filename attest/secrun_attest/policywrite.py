@@ -3,7 +3,7 @@
 import json
 
 from secrun_attest.jcs import JsonObject, JsonValue
-from secrun_attest.policy import HIERARCHIES, VERSION, Platform, Policy, Runtime, Workload
+from secrun_attest.policy import HIERARCHIES, VERSION, Guest, Machines, Platform, Policy, Runtime, Workload
 
 
 def dump_policy(policy: Policy) -> bytes:
@@ -52,15 +52,38 @@ def _platform(platform: Platform) -> JsonObject:
 
 
 def _runtime(runtime: Runtime) -> JsonObject:
-    return {"binaries": _digests(runtime.binaries), "stage1": _digests(runtime.stage1)}
+    return {
+        "binaries": _digests(runtime.binaries),
+        "stage1": _digests(runtime.stage1),
+        "machines": _machines(runtime.machines),
+    }
+
+
+def _machines(machines: Machines) -> JsonObject:
+    guests = sorted(machines.guests, key=lambda guest: (guest.kernel, guest.initrd))
+    return {
+        "required": machines.required,
+        "accelerators": [*sorted(machines.accelerators)],
+        "guests": [_guest(guest) for guest in guests],
+    }
+
+
+def _guest(guest: Guest) -> JsonObject:
+    return {
+        "kernel": _digest(guest.kernel),
+        "initrd": _digest(guest.initrd),
+        "command_lines": [*sorted(guest.command_lines)],
+    }
+
+
+def _image(manifest: bytes, tree: bytes, verity_root: bytes) -> JsonObject:
+    image: JsonObject = {"manifest": _digest(manifest), "tree": _digest(tree)}
+    return image | {"verity_root": verity_root.hex()} if verity_root else image
 
 
 def _workload(workload: Workload) -> JsonObject:
-    images: list[JsonValue] = [
-        {"manifest": _digest(manifest), "tree": _digest(tree)} for manifest, tree in sorted(workload.images)
-    ]
     return {
-        "images": images,
+        "images": [_image(*image) for image in sorted(workload.images)],
         "manifests": _digests(workload.manifests),
         "trees": _digests(workload.trees),
         "references": [*workload.references],

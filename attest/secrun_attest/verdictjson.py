@@ -8,6 +8,7 @@ from secrun_attest.policyfile import Part
 from secrun_attest.rejection import RejectedError
 from secrun_attest.verify import Appraisal, Verdict
 from secrun_attest.verify.machine import App, Pod
+from secrun_attest.verify.state import machine_json
 
 SCHEMA = "secrun.dev/verdict/v1"
 REJECTED = "rejected"
@@ -78,6 +79,7 @@ def _pod(pod: Pod, appraisal: Appraisal) -> JsonObject:
         "state": pod.state.value,
         "manifest": _digest(pod.manifest),
         "stage1": stage1,
+        "machine": None if pod.machine is None else machine_json(pod.machine),
         "entries": appraisal.entries,
         "relaxations": [*pod.relaxations],
         "apps": [_app(app) for app in pod.apps],
@@ -91,6 +93,7 @@ def _app(app: App) -> JsonObject:
         "reference": app.image.reference,
         "manifest": _digest(app.image.manifest),
         "tree": _digest(app.image.tree),
+        "verity_root": app.verity_root.hex() or None,
         "bypassed": app.image.bypassed,
         "relaxations": [*app.relaxations],
     }

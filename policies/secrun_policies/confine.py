@@ -8,13 +8,13 @@ import hashlib
 from enum import StrEnum
 from typing import NamedTuple
 
-from secrun_policies import capabilities, outer, paths
+from secrun_policies import capabilities, outer, paths, sysctls
 from secrun_policies.errors import PolicyError, near
 from secrun_policies.jsonvalue import JsonObject, canonical
 from secrun_policies.oci import linux_fields, process_fields, seccomp_section
 from secrun_policies.outer import NetworkMode
 from secrun_policies.seccomp import DEFAULT_PROFILE, MACHINES, SeccompProfile
-from secrun_policies.seccomp_resolve import SeccompFilter, resolve
+from secrun_policies.seccomp_resolve import SeccompFilter, is_open, resolve
 
 # getrlimit(2); what crun accepts.
 RLIMITS = frozenset({
@@ -34,6 +34,9 @@ class RelaxationKind(StrEnum):
     UNMASKED_PATHS = "unmasked-paths"
     NEW_PRIVILEGES = "new-privileges"
     CORE_DUMPS = "core-dumps"
+    SYSCTL = "sysctl"
+    DEVICE = "device"
+    PRIVILEGED = "privileged"
 
 
 class Relaxation(NamedTuple):
@@ -56,7 +59,8 @@ class AppFacts(NamedTuple):
     """What one app asks for.
 
     `seccomp` is the profile to use, None for no filter at all. `unmasked_paths` gives the app the kernel's
-    files as they are; `new_privileges` lets setuid programs and file capabilities work.
+    files as they are, `unmask` some of them; `new_privileges` lets setuid programs and file capabilities
+    work. `privileged` only names what the other fields add up to.
     """
 
     name: str
@@ -70,13 +74,24 @@ class AppFacts(NamedTuple):
     unmasked_paths: bool = False
     new_privileges: bool = False
     rlimits: tuple[Rlimit, ...] = ()
+    mask: tuple[str, ...] = ()
+    unmask: tuple[str, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()
+    oom_score_adj: int | None = None
+    devices: tuple[str, ...] = ()
+    privileged: bool = False
 
 
 class PodFacts(NamedTuple):
-    """What the pod's apps share, and the apps."""
+    """What the pod's apps share, and the apps.
+
+    `reference` is what filters are compared with: one that lets no more through is no relaxation. Without it
+    every profile that is not called `default` is one.
+    """
 
     network: NetworkMode
     apps: tuple[AppFacts, ...]
+    reference: SeccompProfile | None = None
 
 
 class HostFacts(NamedTuple):
@@ -100,6 +115,8 @@ class Confinement(NamedTuple):
     rlimits: tuple[Rlimit, ...]
     relaxations: tuple[Relaxation, ...]
     digest: str
+    sysctls: tuple[tuple[str, str], ...] = ()
+    oom_score_adj: int | None = None
 
 
 class PodConfinement(NamedTuple):
@@ -148,52 +165,40 @@ def _rlimits(app: AppFacts) -> tuple[Rlimit, ...]:
     return tuple(sorted((*app.rlimits, *default)))
 
 
-def _relaxations(app: AppFacts, granted: capabilities.Granted) -> tuple[Relaxation, ...]:
-    result = [
-        Relaxation(
-            kind=RelaxationKind.CAPABILITY, subject=name, reason="a capability beyond the default set"
-        )
-        for name in granted.added
+# What each kind opens, in words; those that depend on more are written where they are found.
+_REASONS = {
+    RelaxationKind.CAPABILITY: "a capability beyond the default set",
+    RelaxationKind.SECCOMP_UNCONFINED: "the app has no system call filter; only the pod's stays",
+    RelaxationKind.SECCOMP_PROFILE: "the app's own filter lets through more than the default one",
+    RelaxationKind.UNMASKED_PATHS: "the app sees and may write the kernel's files in /proc and /sys",
+    RelaxationKind.NEW_PRIVILEGES: "setuid programs and file capabilities work",
+    RelaxationKind.CORE_DUMPS: "the app may write core files",
+    RelaxationKind.SYSCTL: "the pod's kernel settings are not the kernel's defaults",
+    RelaxationKind.DEVICE: "the app may open a device of the host",
+    RelaxationKind.PRIVILEGED: "the app is confined by the pod alone",
+}
+
+
+def _relaxations(
+    app: AppFacts, granted: capabilities.Granted, opened: tuple[str, ...], *, widened: bool
+) -> tuple[Relaxation, ...]:
+    kinds = RelaxationKind
+    unmasked = (app.name,) if paths.UNMASK_ALL in opened else opened
+    core = any(limit.name == "RLIMIT_CORE" and limit.hard > 0 for limit in app.rlimits)
+    found = [
+        *((kinds.CAPABILITY, name) for name in granted.added),
+        *((kinds.SECCOMP_UNCONFINED, app.name) for _ in (1,) if app.seccomp is None),
+        *((kinds.SECCOMP_PROFILE, app.seccomp.name) for _ in (1,) if widened and app.seccomp),
+        *((kinds.UNMASKED_PATHS, path) for path in unmasked),
+        *((kinds.NEW_PRIVILEGES, app.name) for _ in (1,) if app.new_privileges),
+        *((kinds.CORE_DUMPS, app.name) for _ in (1,) if core),
+        *((kinds.SYSCTL, f"{name}={value}") for name, value in app.sysctls),
+        *((kinds.DEVICE, path) for path in app.devices),
+        *((kinds.PRIVILEGED, app.name) for _ in (1,) if app.privileged),
     ]
-    if app.seccomp is None:
-        result.append(
-            Relaxation(
-                kind=RelaxationKind.SECCOMP_UNCONFINED,
-                subject=app.name,
-                reason="the app has no system call filter; only the pod's stays",
-            )
-        )
-    elif app.seccomp.name != DEFAULT_PROFILE:
-        result.append(
-            Relaxation(
-                kind=RelaxationKind.SECCOMP_PROFILE,
-                subject=app.seccomp.name,
-                reason="the app has a filter of its own instead of the default one",
-            )
-        )
-    if app.unmasked_paths:
-        result.append(
-            Relaxation(
-                kind=RelaxationKind.UNMASKED_PATHS,
-                subject=app.name,
-                reason="the app sees and may write the kernel's files in /proc and /sys",
-            )
-        )
-    if app.new_privileges:
-        result.append(
-            Relaxation(
-                kind=RelaxationKind.NEW_PRIVILEGES,
-                subject=app.name,
-                reason="setuid programs and file capabilities work",
-            )
-        )
-    if any(limit.name == "RLIMIT_CORE" and limit.hard > 0 for limit in app.rlimits):
-        result.append(
-            Relaxation(
-                kind=RelaxationKind.CORE_DUMPS, subject=app.name, reason="the app may write core files"
-            )
-        )
-    return tuple(sorted(result))
+    return tuple(
+        sorted(Relaxation(kind=kind, subject=subject, reason=_REASONS[kind]) for kind, subject in found)
+    )
 
 
 def _filter(app: AppFacts, granted: capabilities.Granted, host: HostFacts) -> SeccompFilter | None:
@@ -205,12 +210,42 @@ def _filter(app: AppFacts, granted: capabilities.Granted, host: HostFacts) -> Se
             hint="boot a kernel with CONFIG_SECCOMP_FILTER, or ask for seccomp=unconfined",
             code="policy-host",
         )
+    return _resolved(app.seccomp, granted, host)
+
+
+def _resolved(profile: SeccompProfile, granted: capabilities.Granted, host: HostFacts) -> SeccompFilter:
     if (table := MACHINES.get(host.architecture)) is None:
         raise PolicyError(
             f"no seccomp profile for {host.architecture}, only for {', '.join(sorted(MACHINES))}",
             code="policy-host",
         )
-    return resolve(app.seccomp, caps=frozenset(granted.bounding), table=table, kernel=host.kernel)
+    return resolve(profile, caps=frozenset(granted.bounding), table=table, kernel=host.kernel)
+
+
+def _widened(
+    pod: PodFacts,
+    app: AppFacts,
+    filter_: SeccompFilter | None,
+    granted: capabilities.Granted,
+    host: HostFacts,
+) -> bool:
+    """Tell whether an app's filter lets through what the default one for the same capabilities does not."""
+    if filter_ is None or app.seccomp is None or app.seccomp.name == DEFAULT_PROFILE:
+        return False
+    if pod.reference is None:
+        return True
+    from secrun_policies.seccomp_compare import wider
+
+    return bool(wider(filter_, _resolved(pod.reference, granted, host)))
+
+
+def _oom_score(app: AppFacts) -> int | None:
+    score = app.oom_score_adj
+    if score is not None and not -1000 <= score <= 1000:
+        raise PolicyError(
+            f"app {app.name}: oom_score_adj {score} is not between -1000 and 1000", code="policy-oom"
+        )
+    return score
 
 
 def compile_app(pod: PodFacts, app: AppFacts, host: HostFacts) -> Confinement:
@@ -222,13 +257,18 @@ def compile_app(pod: PodFacts, app: AppFacts, host: HostFacts) -> Confinement:
     granted = capabilities.grant(app.cap_add, app.cap_drop, uid=app.uid, known=known, withheld=withheld)
     seccomp = _filter(app, granted, host)
     rlimits = _rlimits(app)
-    relaxations = _relaxations(app, granted)
-    masked = () if app.unmasked_paths else paths.MASKED
-    readonly = () if app.unmasked_paths else paths.READ_ONLY
+    hidden = paths.hide(app.mask, (paths.UNMASK_ALL,) if app.unmasked_paths else app.unmask)
+    widened = _widened(pod, app, seccomp, granted, host)
+    relaxations = _relaxations(app, granted, hidden.opened, widened=widened)
+    score = _oom_score(app)
+    settings = sysctls.check(app.sysctls, own_network=pod.network is NetworkMode.NONE)
     fields: JsonObject = {
         "app": app.name,
-        "process": process_fields(granted, no_new_privileges=not app.new_privileges, rlimits=rlimits),
-        "linux": linux_fields(seccomp, masked, readonly),
+        "process": process_fields(
+            granted, no_new_privileges=not app.new_privileges, rlimits=rlimits, oom_score_adj=score
+        ),
+        "linux": linux_fields(seccomp, hidden.masked, hidden.read_only, settings),
+        "devices": list(app.devices),
         "relaxations": [dict(item) for item in _relaxation_objects(relaxations)],
     }
     return Confinement(
@@ -236,11 +276,13 @@ def compile_app(pod: PodFacts, app: AppFacts, host: HostFacts) -> Confinement:
         capabilities=granted,
         no_new_privileges=not app.new_privileges,
         seccomp=seccomp,
-        masked_paths=masked,
-        readonly_paths=readonly,
+        masked_paths=hidden.masked,
+        readonly_paths=hidden.read_only,
         rlimits=rlimits,
         relaxations=relaxations,
         digest=_digest(fields),
+        sysctls=settings,
+        oom_score_adj=score,
     )
 
 
@@ -249,6 +291,7 @@ def compile_pod(pod: PodFacts, host: HostFacts) -> PodConfinement:
     names = [app.name for app in pod.apps]
     if len(set(names)) != len(names):
         raise PolicyError("two apps of the pod have one name", code="policy-app")
+    sysctls.agree([app.sysctls for app in pod.apps])
     apps = tuple(compile_app(pod, app, host) for app in pod.apps)
     known = capabilities.of_host(host.last_capability)
     granted = frozenset(name for app in apps for name in app.capabilities.bounding)
@@ -278,16 +321,22 @@ def compile_pod(pod: PodFacts, host: HostFacts) -> PodConfinement:
 def _outer_filter(
     pod: PodFacts, host: HostFacts, apps: tuple[Confinement, ...], needed: frozenset[str]
 ) -> SeccompFilter | None:
-    """Return the pod's own filter where every app runs under the default profile."""
-    profile = pod.apps[0].seccomp if pod.apps else None
+    """Return the pod's own filter where every app has one that refuses what it does not name."""
+    profile = pod.reference or (pod.apps[0].seccomp if pod.apps else None)
     if profile is None or profile.name != DEFAULT_PROFILE:
         return None
-    if any(app.seccomp != profile for app in pod.apps):
+    filters = tuple(app.seccomp for app in apps)
+    if any(filter_ is None or is_open(filter_) for filter_ in filters):
         return None
-    return outer.pod_filter(
-        profile,
-        needed=needed,
-        filters=tuple(app.seccomp for app in apps),
-        table=MACHINES[host.architecture],
-        kernel=host.kernel,
+    if pod.reference is None and any(app.seccomp != profile for app in pod.apps):
+        return None
+    result = outer.pod_filter(
+        profile, needed=needed, filters=filters, table=MACHINES[host.architecture], kernel=host.kernel
     )
+    if all(app.seccomp == profile for app in pod.apps):
+        return result
+    from secrun_policies.seccomp_compare import opened_for
+
+    for filter_ in filters:
+        result = result if filter_ is None else opened_for(result, filter_)
+    return result

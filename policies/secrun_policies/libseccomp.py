@@ -22,6 +22,22 @@ def _binding() -> "ModuleType":
     return module
 
 
+def knows(name: str) -> bool:
+    """Tell whether the installed libseccomp knows a call of this name, of whatever architecture."""
+    seccomp = _binding()
+    return bool(seccomp.resolve_syscall(seccomp.Arch(), name) != -1)
+
+
+def name_of_number(number: int) -> str | None:
+    """Return the name of a call in this machine's own table; None if the installed libseccomp has none."""
+    seccomp = _binding()
+    try:
+        name = seccomp.resolve_syscall(seccomp.Arch(), number)
+    except ValueError:
+        return None
+    return name.decode("ascii") if isinstance(name, bytes) else str(name)
+
+
 def validate_with_libseccomp(profile: SeccompProfile) -> None:
     """Raise PolicyError if the installed libseccomp does not know a syscall that `profile` names.
 

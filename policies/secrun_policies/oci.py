@@ -16,14 +16,20 @@ def _strings(items: Iterable[str]) -> list[JsonValue]:
 
 
 def process_fields(
-    granted: "Granted", *, no_new_privileges: bool, rlimits: "tuple[Rlimit, ...]"
+    granted: "Granted",
+    *,
+    no_new_privileges: bool,
+    rlimits: "tuple[Rlimit, ...]",
+    oom_score_adj: int | None = None,
 ) -> JsonObject:
     """Return the members of `process` that confine.
 
     The inheritable set holds nothing but the ambient one: more of it would survive into programs with
     inheritable file capabilities (CVE-2022-24769).
     """
+    score: JsonObject = {} if oom_score_adj is None else {"oomScoreAdj": oom_score_adj}
     return {
+        **score,
         "capabilities": {
             "bounding": _strings(granted.bounding),
             "effective": _strings(granted.effective),
@@ -59,12 +65,17 @@ def seccomp_section(seccomp: SeccompFilter) -> JsonObject:
 
 
 def linux_fields(
-    seccomp: SeccompFilter | None, masked: tuple[str, ...], readonly: tuple[str, ...]
+    seccomp: SeccompFilter | None,
+    masked: tuple[str, ...],
+    readonly: tuple[str, ...],
+    sysctls: tuple[tuple[str, str], ...] = (),
 ) -> JsonObject:
     """Return the members of `linux` that confine; without a filter there is no `seccomp` member."""
     result: JsonObject = {"maskedPaths": _strings(masked), "readonlyPaths": _strings(readonly)}
     if seccomp is not None:
         result["seccomp"] = seccomp_section(seccomp)
+    if sysctls:
+        result["sysctl"] = dict(sysctls)
     return result
 
 
@@ -74,5 +85,8 @@ def to_oci(confinement: "Confinement") -> tuple[JsonObject, JsonObject]:
         confinement.capabilities,
         no_new_privileges=confinement.no_new_privileges,
         rlimits=confinement.rlimits,
+        oom_score_adj=confinement.oom_score_adj,
     )
-    return process, linux_fields(confinement.seccomp, confinement.masked_paths, confinement.readonly_paths)
+    return process, linux_fields(
+        confinement.seccomp, confinement.masked_paths, confinement.readonly_paths, confinement.sysctls
+    )

@@ -67,8 +67,9 @@ class Architecture(StrEnum):
     AARCH64 = "SCMP_ARCH_AARCH64"
 
 
-# The name of the shipped profile; any other name is a relaxation. Files are named by their path.
+# The names of the shipped profiles; files are named by their path.
 DEFAULT_PROFILE = "default"
+STRICT_PROFILE = "strict"
 
 # uname(2) machine -> table, and the Go names that profiles use in includes.arches.
 MACHINES = {"x86_64": Architecture.X86_64, "aarch64": Architecture.AARCH64}

@@ -23,7 +23,8 @@ from secrun_policies.seccomp import (
 
 # (mask, value): the bits of an argument that are fixed, and to what. value is 0 outside mask.
 _Pattern: TypeAlias = tuple[int, int]
-_Box: TypeAlias = dict[int, _Pattern]
+# What is asked of each argument; an empty one holds always.
+Box: TypeAlias = dict[int, _Pattern]
 _Verdict: TypeAlias = tuple[Action, int | None, tuple[Comparison, ...]]
 
 # One syscall's conditions grow by at most 32 pieces per excluded number; beyond this a profile is unusable.
@@ -48,17 +49,21 @@ class SeccompFilter(NamedTuple):
     rules: tuple[FlatRule, ...]
 
 
-def _box(rule: Rule) -> _Box | None:
-    """Return the rule's condition as bit patterns, or None if an order comparison is in it."""
-    result: _Box = {}
-    for item in rule.args:
+def is_open(filter_: SeccompFilter) -> bool:
+    """Tell whether a filter lets through what it does not name."""
+    return filter_.default_action in (Action.ALLOW, Action.LOG)
+
+
+def box_of_args(args: tuple[Comparison, ...]) -> Box | None:
+    """Return a condition as bit patterns, or None if an order comparison is in it."""
+    result: Box = {}
+    for item in args:
         if item.op is Operator.EQ:
             result[item.argument] = (MAX_VALUE, item.value)
         elif item.op is Operator.MASKED_EQ:
             if item.value_two & ~item.value:
                 raise PolicyError(
-                    f"rule for {rule.names[0]} never matches: {item.value_two:#x} has bits outside the mask "
-                    f"{item.value:#x}",
+                    f"a test never matches: {item.value_two:#x} has bits outside the mask {item.value:#x}",
                     code="policy-seccomp",
                 )
             result[item.argument] = (item.value, item.value_two)
@@ -67,7 +72,7 @@ def _box(rule: Rule) -> _Box | None:
     return result
 
 
-def _disjoint(left: _Box, right: _Box) -> bool:
+def _disjoint(left: Box, right: Box) -> bool:
     for index, (mask, value) in left.items():
         other_mask, other_value = right.get(index, (0, 0))
         if (value ^ other_value) & mask & other_mask:
@@ -75,11 +80,11 @@ def _disjoint(left: _Box, right: _Box) -> bool:
     return False
 
 
-def _minus(left: _Box, right: _Box) -> list[_Box]:
+def minus(left: Box, right: Box) -> list[Box]:
     """Return disjoint boxes that together are `left` without `right`."""
     if _disjoint(left, right):
         return [left]
-    result = list[_Box]()
+    result = list[Box]()
     rest = dict(left)
     for index, (other_mask, other_value) in sorted(right.items()):
         mask, value = rest.get(index, (0, 0))
@@ -94,7 +99,7 @@ def _minus(left: _Box, right: _Box) -> list[_Box]:
     return result
 
 
-def _comparisons(box: _Box) -> tuple[Comparison, ...]:
+def _comparisons(box: Box) -> tuple[Comparison, ...]:
     return tuple(
         Comparison(argument=index, op=Operator.MASKED_EQ, value=mask, value_two=value)
         for index, (mask, value) in sorted(box.items())
@@ -146,7 +151,7 @@ def _pieces(name: str, rule: Rule, earlier: list[Rule]) -> list[tuple[Comparison
     boxes = [_box_of(name, rule)]
     for other in conflicting:
         taken = _box_of(name, other)
-        boxes = [rest for piece in boxes for rest in _minus(piece, taken)]
+        boxes = [rest for piece in boxes for rest in minus(piece, taken)]
         if len(boxes) > MAX_PIECES:
             raise PolicyError(
                 f"the rules for {name} need more than {MAX_PIECES} comparisons", code="policy-seccomp-order"
@@ -154,8 +159,11 @@ def _pieces(name: str, rule: Rule, earlier: list[Rule]) -> list[tuple[Comparison
     return [_comparisons(piece) for piece in boxes]
 
 
-def _box_of(name: str, rule: Rule) -> _Box:
-    box = _box(rule)
+def _box_of(name: str, rule: Rule) -> Box:
+    try:
+        box = box_of_args(rule.args)
+    except PolicyError as error:
+        raise PolicyError(f"rule for {name}: {error.message}", code=error.code) from error
     if box is None:
         raise PolicyError(
             f"the rules for {name} overlap and one compares by size: their order cannot be expressed",

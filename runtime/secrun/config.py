@@ -28,36 +28,43 @@ class Setting:
     origin: str
 
 
-def _main_file(places: Sequence[Path]) -> Iterator[Path]:
+def files(name: str, places: Sequence[Path]) -> list[Path]:
+    """Return the files that settings called `name` are read from, in order."""
+    return [*_main_file(name, places), *drop_ins(f"{name}.d", places)]
+
+
+def _main_file(name: str, places: Sequence[Path]) -> Iterator[Path]:
     for place in places:
-        path = place / FILE_NAME
+        path = place / name
         if os.path.lexists(path):
             yield path
             return
 
 
-def _drop_ins(places: Sequence[Path]) -> Iterator[Path]:
+def drop_ins(name: str, places: Sequence[Path]) -> Iterator[Path]:
+    """Yield the TOML files of the folders `name` in order; of one name the first place counts."""
     found: dict[str, Path] = {}
     for place in places:
-        folder = place / f"{FILE_NAME}.d"
-        names = os.listdir(folder) if folder.is_dir() else []
-        for name in names:
-            if name.endswith(".toml"):
-                found.setdefault(name, folder / name)
-    for name in sorted(found):
-        yield found[name]
+        folder = place / name
+        members = os.listdir(folder) if folder.is_dir() else []
+        for member in members:
+            if member.endswith(".toml"):
+                found.setdefault(member, folder / member)
+    for member in sorted(found):
+        yield found[member]
 
 
-def _read(path: Path) -> Tree:
+def read(path: Path, *, limit: int = MAX_BYTES) -> Tree:
+    """Return a TOML file of at most `limit` bytes; raises UsageError."""
     import tomllib
 
     try:
         with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+            data = stream.read(limit + 1)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", code="usage-config") from error
-    if len(data) > MAX_BYTES:
-        raise UsageError(f"{path} has more than {MAX_BYTES} bytes", code="usage-config")
+    if len(data) > limit:
+        raise UsageError(f"{path} has more than {limit} bytes", code="usage-config")
     try:
         found: Tree = tomllib.loads(data.decode("utf-8"))
     except ValueError as error:
@@ -86,10 +93,10 @@ def load(
 
     Raises UsageError for a file that cannot be read or understood, and for a key that is not one of `keys`.
     """
-    paths = [file] if file is not None else [*_main_file(places), *_drop_ins(places)]
+    paths = [file] if file is not None else files(FILE_NAME, places)
     found: dict[str, Setting] = {}
     for path in paths:
-        for key, value in _flatten(_read(path), path):
+        for key, value in _flatten(read(path), path):
             if key not in keys:
                 raise UsageError(
                     f"{path}: unknown key {key!r}",

@@ -39,6 +39,10 @@ class Fields:
     def _wrong(self, name: str, value: JsonValue, expected: str) -> StateError:
         return self._bad(f"{self._what}.{name}", f"is a {type(value).__name__}, expected {expected}")
 
+    def has(self, name: str) -> bool:
+        """Tell whether a field is there to be taken."""
+        return name in self._left
+
     def text(self, name: str) -> str:
         """Take a string."""
         value = self._take(name)
@@ -89,6 +93,16 @@ class Fields:
             if not isinstance(value, int) or isinstance(value, bool):
                 raise self._wrong(name, value, "integers")
             result.append(value)
+        return tuple(result)
+
+    def text_lists(self, name: str) -> tuple[tuple[str, ...], ...]:
+        """Take an array of arrays of strings."""
+        result: list[tuple[str, ...]] = []
+        for value in self._array(name):
+            words = [word for word in value if isinstance(word, str)] if isinstance(value, list) else None
+            if words is None or not isinstance(value, list) or len(words) != len(value):
+                raise self._wrong(name, value, "arrays of strings")
+            result.append(tuple(words))
         return tuple(result)
 
     def object(self, name: str) -> Self:

@@ -52,6 +52,39 @@ def describe_status(returncode: int) -> str:
     return f"exit status {returncode}"
 
 
+def leave_running(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    pass_fds: Sequence[int] = (),
+    output: int,
+    user: int | None = None,
+) -> None:
+    """Start a command that outlives this process, in a session of its own; it prints to `output`.
+
+    `user` is as for `run`. Raises HostError if the program is missing.
+    """
+    import subprocess
+
+    words = tuple(os.fspath(word) for word in argv)
+    try:
+        subprocess.Popen(  # noqa: S603 - the one door; callers pass lists, never a shell line
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=dict(BASE_ENVIRONMENT),
+            pass_fds=pass_fds,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise HostError(
+            f"{words[0]} is not installed", hint="run secrun doctor", code="host-program"
+        ) from error
+
+
 def run(
     argv: Sequence[str | os.PathLike[str]],
     *,
@@ -59,13 +92,15 @@ def run(
     environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     cwd: Path | None = None,
+    user: int | None = None,
     check: bool = True,
     timeout: float | None = None,
 ) -> Completed:
     """Run a command to its end and capture its output.
 
-    `environment` is added to BASE_ENVIRONMENT; `timeout` is in seconds. Raises HostError if the program
-    is missing, ExternalError if it fails (unless `check` is off) or outlives `timeout`.
+    `environment` is added to BASE_ENVIRONMENT; `timeout` is in seconds; `user` is a uid, and the gid of the
+    same number, without any other group. Raises HostError if the program is missing, ExternalError if it
+    fails (unless `check` is off) or outlives `timeout`.
     """
     import subprocess
 
@@ -78,6 +113,9 @@ def run(
             env={**BASE_ENVIRONMENT, **(environment or {})},
             pass_fds=pass_fds,
             cwd=cwd,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
             timeout=timeout,
             check=False,
         )

@@ -66,6 +66,11 @@ class Layout:
         return self.run_root / "locks"
 
     @property
+    def categories(self) -> Path:
+        """SELinux categories of live pods: a locked file each."""
+        return self.run_root / "categories"
+
+    @property
     def scratch(self) -> Path:
         """Unfinished downloads and renderings; on the same file system as their targets."""
         return self.root / "scratch"

@@ -1,6 +1,7 @@
 """Reference values: what a host will measure of an image, computed from the image alone on any machine."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from secrun import __version__
 from secrun.digest import Digest
@@ -9,8 +10,13 @@ from secrun.image.fetch import FetchOptions, ensure_image
 from secrun.jsonio import JsonObject
 from secrun.paths import Layout
 from secrun.record import record
+from secrun.stage1 import flavours
+from secrun.stage1.machine import Accelerator, CommandLine
 from secrun_attest.errors import FormatError
-from secrun_attest.fields import Fields, parse_json
+from secrun_attest.fields import FieldError, Fields, parse_json
+
+if TYPE_CHECKING:
+    from secrun.stage1.imagerecord import Manifest
 
 SCHEMA = "secrun.dev/prediction/v1"
 # Ten thousand images.
@@ -33,13 +39,19 @@ class PredictedImage:
 
 @record
 class PredictedStage1:
-    """One built stage1 image; `file` is the digest of the image file."""
+    """One built stage1 image; `file` is the digest of the image file.
+
+    A guest's `tree` is the image's own digest, for its kernel and initramfs are not among the files.
+    """
 
     flavour: str
     digest: Digest
     tree: Digest
     verity_root: str
     file: Digest
+    kernel: Digest | None = None
+    initrd: Digest | None = None
+    command_lines: tuple[CommandLine, ...] = ()
 
 
 @record
@@ -57,23 +69,28 @@ def predict(layout: Layout, words: Sequence[str], options: FetchOptions) -> Pred
 
     Raises what fetching and rendering raise; nothing is left out in silence but a missing agent.
     """
-    from secrun.stage1.imagebuild import list_stage1
+    from secrun.stage1.imagestore import list_images
 
-    stage1 = tuple(
-        PredictedStage1(
-            flavour="nspawn",
-            digest=item.digest,
-            tree=item.tree_digest,
-            verity_root=item.verity_root,
-            file=Digest("sha256", item.file_sha256),
-        )
-        for item in list_stage1(layout)
-    )
+    stage1 = tuple(_stage1(item) for item in list_images(layout))
     return Prediction(
         version=__version__,
         runtime=_runtime(),
         stage1=stage1,
         images=tuple(_image(layout, word, options) for word in words),
+    )
+
+
+def _stage1(manifest: "Manifest") -> PredictedStage1:
+    guest = manifest.guest
+    return PredictedStage1(
+        flavour=manifest.flavour,
+        digest=manifest.digest,
+        tree=manifest.reference,
+        verity_root=manifest.verity_root,
+        file=Digest("sha256", manifest.file_sha256),
+        kernel=Digest("sha256", guest.kernel.sha256) if guest else None,
+        initrd=Digest("sha256", guest.initrd.sha256) if guest else None,
+        command_lines=tuple(flavours.load(manifest.flavour).command_lines()) if guest else (),
     )
 
 
@@ -104,6 +121,31 @@ def _image(layout: Layout, word: str, options: FetchOptions) -> PredictedImage:
     )
 
 
+def _stage1_json(stage1: PredictedStage1) -> JsonObject:
+    found: JsonObject = {
+        "flavour": stage1.flavour,
+        "digest": str(stage1.digest),
+        "tree": str(stage1.tree),
+        "verity_root": stage1.verity_root,
+        "file": str(stage1.file),
+    }
+    if stage1.kernel is not None:
+        found["kernel"] = str(stage1.kernel)
+    if stage1.initrd is not None:
+        found["initrd"] = str(stage1.initrd)
+    if stage1.command_lines:
+        found["command_lines"] = [_command_line_json(item) for item in stage1.command_lines]
+    return found
+
+
+def _command_line_json(line: CommandLine) -> JsonObject:
+    return {
+        "accelerator": str(line.accelerator),
+        "model": line.model,
+        "text": line.text,
+    }
+
+
 def to_json(prediction: Prediction) -> JsonObject:
     """Return what `parse` reads."""
     return {
@@ -112,16 +154,7 @@ def to_json(prediction: Prediction) -> JsonObject:
             "version": prediction.version,
             "digest": None if prediction.runtime is None else str(prediction.runtime),
         },
-        "stage1": [
-            {
-                "flavour": item.flavour,
-                "digest": str(item.digest),
-                "tree": str(item.tree),
-                "verity_root": item.verity_root,
-                "file": str(item.file),
-            }
-            for item in prediction.stage1
-        ],
+        "stage1": [_stage1_json(item) for item in prediction.stage1],
         "images": [
             {
                 "reference": item.reference,
@@ -182,9 +215,29 @@ def _parse_stage1(fields: Fields) -> PredictedStage1:
         tree=_digest(fields, "tree"),
         verity_root=_verity(fields),
         file=_digest(fields, "file"),
+        kernel=_digest(fields, "kernel") if fields.has("kernel") else None,
+        initrd=_digest(fields, "initrd") if fields.has("initrd") else None,
+        command_lines=_command_lines(fields) if fields.has("command_lines") else (),
     )
     fields.done()
     return stage1
+
+
+def _command_lines(fields: Fields) -> tuple[CommandLine, ...]:
+    found = []
+    for item in fields.items("command_lines", limit=_MAX_ENTRIES):
+        inner = Fields(item, f"{fields.what}.command_lines")
+        accelerator = inner.text("accelerator", limit=40)
+        if accelerator not in tuple(Accelerator):
+            raise FieldError(f"{inner.what} has the accelerator {accelerator!r}, expected kvm or tcg")
+        line = CommandLine(
+            accelerator=Accelerator(accelerator),
+            model=inner.text("model", limit=40),
+            text=inner.text("text"),
+        )
+        inner.done()
+        found.append(line)
+    return tuple(found)
 
 
 def _parse_image(fields: Fields) -> PredictedImage:

@@ -1,7 +1,8 @@
 """What secrun itself is made of: one digest over every file of it that runs, or decides what runs.
 
 A log names it first, so that a verifier knows which code measured all the rest. It covers secrun's four
-packages with their data, and the agent; not the interpreter and the libraries that they use.
+packages with their data, the agent, and the init of a guest; not the interpreter and the libraries that
+they use.
 """
 
 import hashlib
@@ -14,15 +15,15 @@ from pathlib import Path
 from secrun.digest import Digest
 from secrun.errors import HostError
 from secrun.record import row
-from secrun.stage1.agent import agent_path
+from secrun.stage1.agent import agent_path, stage0_path
 
 PACKAGES = ("secrun", "secrun_kvm", "secrun_policies", "secrun_attest")
-_AGENT = "agent/secrun-agent"
+# Listed under names of their own: a distribution keeps them elsewhere.
+_PROGRAMS = (("agent/secrun-agent", agent_path), ("agent/secrun-stage0", stage0_path))
 # A source tree and a wheel hold these in two places; the names are those of the wheel.
 _DATA = (("secrun_policies", "data/seccomp", "seccomp"),)
 # Byte code of sources that are listed themselves; Python checks it against them.
 _CACHE = "__pycache__"
-# The agent is listed under a name of its own: a distribution keeps it elsewhere.
 _SKIPPED = frozenset({_CACHE, "_agent"})
 
 
@@ -68,8 +69,9 @@ def _files() -> list[_File]:
         if package in folders and not (folders[package] / inside).is_dir():
             data = _walk(folders[package].parent / beside, f"{package}/{inside}")
             found.update((item.name, item) for item in data)
-    agent = str(agent_path())
-    found[_AGENT] = _File(_AGENT, agent, os.stat(agent))
+    for name, find in _PROGRAMS:
+        program = str(find())
+        found[name] = _File(name, program, os.stat(program))
     return [found[name] for name in sorted(found)]
 
 

@@ -34,6 +34,13 @@ MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
 MS_SHARED = 0x100000
 
+# mount_setattr(2)
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+
 # umount2(2)
 MNT_FORCE = 0x1
 MNT_DETACH = 0x2
@@ -54,6 +61,7 @@ CAP_SYS_ADMIN = 21
 
 # Numbers above 423 are the same on every architecture (asm-generic/unistd.h).
 _NR_PIDFD_GETFD = 438
+_NR_MOUNT_SETATTR = 442
 _NR_LANDLOCK_CREATE_RULESET = 444
 _NR_LANDLOCK_RESTRICT_SELF = 446
 
@@ -80,6 +88,9 @@ class Syscalls(Protocol):
 
     def umount(self, target: str, flags: int = 0) -> None:
         """Unmount `target`."""
+
+    def seal_mounts(self, target: str, *, read_only: bool) -> None:
+        """Take set-user-ID, devices and, with `read_only`, writing from a mount and all below it."""
 
     def pivot_root(self, new_root: str, put_old: str) -> None:
         """Make `new_root` the root mount and move the old one to `put_old`."""
@@ -167,6 +178,14 @@ class LinuxSyscalls:
     def umount(self, target: str, flags: int = 0) -> None:
         """Unmount `target`."""
         self._check(self._libc.umount2(os.fsencode(target), flags), target)
+
+    def seal_mounts(self, target: str, *, read_only: bool) -> None:
+        """Change the attributes of a tree of mounts."""
+        flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0)
+        raw = b"".join(word.to_bytes(8, "little") for word in (flags, 0, 0, 0))
+        attributes = self._ctypes.create_string_buffer(raw, len(raw))
+        path = self._ctypes.create_string_buffer(os.fsencode(target))
+        self._syscall(_NR_MOUNT_SETATTR, _AT_FDCWD, path, _AT_RECURSIVE, attributes, len(raw))
 
     def pivot_root(self, new_root: str, put_old: str) -> None:
         """Swap the root mount."""

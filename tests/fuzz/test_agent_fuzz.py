@@ -27,7 +27,34 @@ def seeds() -> list[bytes]:
     programs = [Path(path).read_bytes()[:65536] for path in ("/bin/dash", "/bin/busybox")]
     scripts = [b"#!/bin/sh\necho\n", b"#! \t/usr/bin/env -S python3\n", b"#!" + b"x" * 300]
     lines = [b"line\n" * 50, b"x" * 40_000 + b"\n", b"\n" * 500, b"a" * 16_384 + b"\nb"]
-    return [*frames, hello, execute, *programs, *scripts, *lines, pack(3, bytes(65_536)), b""]
+    verity = f"{'a1' * 32} 5c00"
+    more = f"image a app-0 2 {verity}\nvolume a 0 t ro .\nvolume a 1 t rw f\n"
+    tables = [
+        f"17 {verity}\n",
+        f"quiet secrun.pod=9:{'a1' * 32}\n",
+        "base /secrun/modules.d/virtio.ko\npci /secrun/modules.d/virtio_pci.ko\n",
+        "secrun-guest 1\nhostname h\nuuid 01234567-89ab-cdef-0123-456789abcdef\nscratch\ntpm\n" + more,
+    ]
+    kinds = (*range(0x41, 0x44), *range(0x51, 0x54))
+    link = b"".join(pack(kind, bytes(size)) for kind in kinds for size in (0, 2, 8, 32))
+    channel = (
+        pack(0x61, b"\x01\x00\x01") + pack(0x62, b"\x01\x00" + hello) + pack(0x63, b"\x01\x00\x00\x01\0\0")
+    )
+    console = b"secrun-stage0: 254:0 is disk a\r\n[1] device-mapper: verity: 254:0: block 3 is corrupted\r\n"
+    return [
+        link,
+        channel + pack(0x64, b"\x01\x00"),
+        console + b"Kernel panic - not syncing: x\r\n",
+        *(table.encode() for table in tables),
+        *frames,
+        hello,
+        execute,
+        *programs,
+        *scripts,
+        *lines,
+        pack(3, bytes(65_536)),
+        b"",
+    ]
 
 
 def mutate(data: bytes, chance: random.Random, pool: list[bytes]) -> bytes:

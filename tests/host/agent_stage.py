@@ -81,8 +81,12 @@ def _wait_for(pid: int) -> int:
 
 
 def _init(root: str, command: list[str]) -> int:
-    """Be PID 1: run the command as a child and reap what it leaves."""
+    """Be PID 1: run the command as a child and reap what it leaves.
+
+    Asked to power off, end everything as systemd-shutdown does: SIGTERM to every process.
+    """
     _die_with_parent()
+    signal.signal(signal.SIGRTMIN + 14, lambda *_: os.kill(-1, signal.SIGTERM))
     _enter_root(root)
     pid = os.fork()
     if pid == 0:

@@ -10,6 +10,7 @@ import pytest
 
 from host.agent_host import Host, Terminal, hosted, opened_terminal
 from host.agent_kit import Stage
+from host.agent_vm_kit import Guest, Vm, hosted_vm
 from support.images import busybox_image
 from support.leaks import Footprint, footprint, leaks_since
 from support.secrun import Secrun
@@ -89,10 +90,36 @@ def secrun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secrun]:
     command("attest", "stop", "--force")
 
 
+@pytest.fixture(scope="session")
+def guests(secrun: Secrun) -> Secrun:
+    """The same root, with pods in virtual machines that are emulated."""
+    secrun("stage1", "build", "kvm")
+    options = (*secrun.pod_options, "--stage1=kvm", "--accel=tcg")
+    return dataclasses.replace(secrun, flavour="kvm", pod_options=options)
+
+
+@pytest.fixture(scope="session", params=["nspawn", "kvm"])
+def pods(request: pytest.FixtureRequest) -> Secrun:
+    """What a user meets is the same, whatever isolates a pod."""
+    made: Secrun = request.getfixturevalue("secrun" if request.param == "nspawn" else "guests")
+    return made
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
     with hosted(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def vm() -> Iterator[Vm]:
+    with hosted_vm() as made:
+        yield made
+
+
+@pytest.fixture
+def guest(vm: Vm) -> Guest:
+    return Guest(vm)
 
 
 @pytest.fixture

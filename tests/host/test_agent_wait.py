@@ -264,6 +264,24 @@ def test_ready_when_every_app_has_started(host: Host) -> None:
     os.close(read)
 
 
+def test_marks_tell_when_apps_start_and_end_and_when_stage1_ends(host: Host) -> None:
+    marks = host.top / "marks"
+    marks.write_text("host before 1\n")
+    fd = os.open(marks, os.O_WRONLY | os.O_APPEND)
+    before = time.monotonic_ns()
+    steps = ["connect", "a", "recv", "81", "started", "ended", "0"]
+    host.wait(steps, "--timing-fd", str(fd), fds=[fd]).wait()
+    os.close(fd)
+    rows = [line.split(" ") for line in marks.read_text().splitlines()]
+    assert [(side, name) for side, name, _ in rows[1:]] == [
+        ("host", "started:a"),
+        ("host", "ended:a"),
+        ("host", "stage1-ended"),
+    ]
+    times = [before, *(int(ns) for *_, ns in rows[1:]), time.monotonic_ns()]
+    assert times == sorted(times)
+
+
 def test_failed_when_stage1_ends_first(host: Host) -> None:
     read, write = os.pipe()
     process = host.wait(["exit", "1"], "--ready-fd", str(write), fds=[write])

@@ -262,6 +262,7 @@ def test_eight_fetches_of_one_image_download_each_blob_once(secrun, served, imag
 
 POINTS = (
     "fetch-resolved",
+    "fetch-admitted",
     "fetch-blob-written",
     "fetch-blob-stored",
     "fetch-manifest-stored",

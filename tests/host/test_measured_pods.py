@@ -21,7 +21,8 @@ RELAXED = ("--pull=never", "--insecure-options=image")
 def events(secrun: Secrun, *operations: str) -> list[tuple[str, dict]]:
     """The log as (operation, fields), all of it or only some operations."""
     lines = secrun("attest", "log").out.splitlines()
-    found = [(line.split(" ")[-2], json.loads(line.split(" ", 7)[-1].split(" ", 1)[-1])) for line in lines]
+    words = (line.partition("{") for line in lines)
+    found = [(head.split()[-1], json.loads(brace + rest)) for head, brace, rest in words]
     return [(name, fields) for name, fields in found if not operations or name in operations]
 
 

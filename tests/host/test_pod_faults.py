@@ -41,6 +41,11 @@ POINTS = (
     "measured-PodExit",
 )
 
+MACHINE = ("--stage1=kvm", "--accel=tcg")
+# What a machine adds, and what is made otherwise for it.
+MACHINE_POINTS = ("machine-folder", "images-mounted", "machine-written")
+MACHINE_FAULTS = ("mount-namespace", *MACHINE_POINTS, "before-waiter", "cleaned-up")
+
 
 def run_with_fault(secrun: Secrun, tmp_path: Path, point: str, *options: str) -> tuple[int, list[str]]:
     passed = tmp_path / "points"
@@ -71,6 +76,26 @@ def test_the_list_of_instants_is_complete(secrun: Secrun, tmp_path):
     assert code == 0
     assert tuple(passed) == POINTS
     clean_up(secrun)
+
+
+def test_the_instants_of_a_machine_are_those_of_any_pod_and_its_own(secrun: Secrun, tmp_path):
+    code, passed = run_with_fault(secrun, tmp_path, "", *MACHINE)
+    assert code == 0
+    place = POINTS.index("images-mounted")
+    assert tuple(passed) == (*POINTS[:place], *MACHINE_POINTS, *POINTS[place + 1 :])
+    clean_up(secrun)
+
+
+@pytest.mark.parametrize("point", MACHINE_FAULTS)
+def test_a_machine_killed_at_any_instant_leaves_a_clean_host_after_gc(secrun: Secrun, tmp_path, point):
+    clean_up(secrun)
+    before = footprint(str(secrun.root))
+    code, passed = run_with_fault(secrun, tmp_path, point, *MACHINE)
+    assert code == -signal.SIGKILL
+    assert point in passed
+    uuids = [pod["uuid"] for pod in secrun.pods()]
+    clean_up(secrun)
+    assert_nothing_is_left(secrun, before, uuids)
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -12,7 +12,8 @@ import pytest
 from secrun.digest import Digest
 from secrun.launch import run
 from secrun.paths import Layout
-from secrun.stage1.imagebuild import Stage1Image, ensure_stage1, load_manifest
+from secrun.stage1.imagebuild import ensure_stage1
+from secrun.stage1.imagestore import BuiltImage
 from support.stage1pod import UNITS, Pod, mounted_image
 
 # What would give somebody who got into stage1 a hold.
@@ -30,22 +31,22 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 @pytest.fixture(scope="module")
-def image(layout: Layout) -> Stage1Image:
+def image(layout: Layout) -> BuiltImage:
     return ensure_stage1(layout)
 
 
 @pytest.fixture
-def mounted(image: Stage1Image) -> Iterator[Path]:
+def mounted(image: BuiltImage) -> Iterator[Path]:
     with mounted_image(image) as folder:
         yield folder
 
 
 def test_there_is_nothing_to_work_with_in_it(layout, image):
-    names = {Path(item.path).name for item in load_manifest(layout, image.digest).files}
+    names = {Path(item.path).name for item in image.manifest.files}
     assert names & UNWANTED == set()
     programs = {
         item.path
-        for item in load_manifest(layout, image.digest).files
+        for item in image.manifest.files
         if item.kind == "file" and item.mode & 0o111 and ".so" not in item.path
     }
     assert programs == {
@@ -57,13 +58,13 @@ def test_there_is_nothing_to_work_with_in_it(layout, image):
 
 
 def test_nothing_in_it_is_privileged_or_writable(layout, image):
-    for item in load_manifest(layout, image.digest).files:
+    for item in image.manifest.files:
         assert item.kind in ("dir", "file", "link")
         assert item.kind == "link" or item.mode in (0o755, 0o644), item.path
 
 
 def test_every_file_of_the_host_has_a_package(layout, image):
-    found = [item for item in load_manifest(layout, image.digest).files if item.source]
+    found = [item for item in image.manifest.files if item.source]
     assert len(found) > 20
     assert [item.path for item in found if not (item.package and item.version)] == []
 
@@ -86,10 +87,7 @@ def test_the_manifest_is_what_the_kernel_shows(layout, image, mounted):
                 digest,
                 target,
             )
-    listed = {
-        item.path: (item.kind, item.mode, item.sha256, item.target)
-        for item in load_manifest(layout, image.digest).files
-    }
+    listed = {item.path: (item.kind, item.mode, item.sha256, item.target) for item in image.manifest.files}
     assert seen == listed
 
 

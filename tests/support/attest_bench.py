@@ -45,6 +45,21 @@ def raw(text: str) -> bytes:
 
 RUNTIME, TREE = sha("secrun"), sha("tree")
 STAGE1 = {"digest": sha("stage1"), "tree": sha("stage1 tree")}
+ROOT = "00" * 32
+MACHINE = {
+    "accelerator": "kvm",
+    "model": "q35",
+    "vcpus": 1,
+    "memory_bytes": 512 << 20,
+    "storage_bytes": 0,
+    "vtpm": False,
+    "kernel": sha("kernel"),
+    "initrd": sha("initrd"),
+    "command_line": "console=ttyS0 quiet",
+    "pod_root": "11" * 32,
+    "pod_blocks": 9,
+}
+GUEST = {name: MACHINE[name] for name in ("kernel", "initrd")} | {"command_lines": [MACHINE["command_line"]]}
 IMAGE_MANIFEST = b'{"schemaVersion":2}'
 IMAGE = "sha256:" + hashlib.sha256(IMAGE_MANIFEST).hexdigest()
 POD_MANIFEST = b'{"apps":["web"]}'
@@ -170,12 +185,19 @@ class Host:
             "config": sha("config"),
             "rootfs": sha("rootfs"),
             "tree": TREE,
-            "verity_root": "00" * 32,
+            "verity_root": ROOT,
             "verdict": {"policy": "/etc/containers/policy.json", "bypass": False},
         }
         self.measure(Operation.IMAGE_ADMIT, **fields | changes)
 
-    def prepare(self, pod: str = POD, relaxations: tuple = (), stage1: object = STAGE1, **app) -> None:
+    def prepare(
+        self,
+        pod: str = POD,
+        relaxations: tuple = (),
+        stage1: object = STAGE1,
+        machine: object = None,
+        **app,
+    ) -> None:
         known = {"name": "web", "image": IMAGE, "tree": TREE, "relaxations": [], "bundle": sha("bundle")}
         apps = [known | app]
         self.measure(
@@ -185,6 +207,7 @@ class Host:
             stage1=stage1,
             apps=apps,
             relaxations=[*relaxations],
+            **({} if machine is None else {"machine": machine}),
         )
 
     def pod(self, uuid: str = POD) -> None:

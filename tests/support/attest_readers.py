@@ -9,7 +9,7 @@ from secrun_attest.events import parse_event
 from secrun_attest.evidence import parse_as_json, parse_evidence
 from secrun_attest.record import Operation, event_data, parse_event_data, tag_of
 from secrun_attest.sentlog import MARK, Columns
-from support.attest_bench import BANKS, IMAGE, POD, POD_DIGEST, STAGE1, TREE, Host
+from support.attest_bench import BANKS, IMAGE, MACHINE, POD, POD_DIGEST, ROOT, STAGE1, TREE, Host
 from support.hostile_json import damaged_bytes, damaged_member
 
 MARKED = f'"{MARK}"'.encode()
@@ -112,6 +112,17 @@ EVENTS = [
             "stage1": {**STAGE1, "flavour": "nspawn"},
             "relaxations": ["a", "b"],
             "apps": [APP, {**APP, "name": "db", "bundle": IMAGE, "relaxations": []}],
+        },
+    ),
+    (
+        Operation.POD_PREPARE,
+        {
+            "pod": POD,
+            "manifest": POD_DIGEST,
+            "stage1": {**STAGE1, "flavour": "kvm"},
+            "relaxations": [],
+            "machine": MACHINE,
+            "apps": [{**APP, "verity_root": ROOT}],
         },
     ),
     (

@@ -22,6 +22,17 @@ class Result:
     err: str
 
 
+# The same program, which looks for its files below another folder than /etc/secrun.
+_ELSEWHERE = """
+import sys
+from pathlib import Path
+from secrun import config
+config.PLACES = (Path({place!r}),)
+from secrun.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrun:
     """The command line with a fixed `--root` and `--run-root`."""
@@ -36,11 +47,19 @@ class Secrun:
     """What the command is run by, e.g. nsenter."""
     network: str = "none"
     """What pods get that name no network: most tests need none, and it costs time."""
+    flavour: str = "nspawn"
+    pod_options: tuple[str, ...] = ("--pull=never", "--insecure-options=image")
+    """Options of every pod."""
+    place: Path | None = None
+    """Stands for /etc/secrun and its like."""
 
     def argv(self, *words: str | os.PathLike[str]) -> list[str]:
+        program = (
+            ("-m", "secrun") if self.place is None else ("-c", _ELSEWHERE.format(place=str(self.place)))
+        )
         return [
             *self.prefix,
-            *(sys.executable, "-P", "-m", "secrun", "--root", str(self.root)),
+            *(sys.executable, "-P", *program, "--root", str(self.root)),
             *("--run-root", str(self.run_root)),
             *self.options,
             *self._connected([os.fspath(word) for word in words]),
@@ -83,15 +102,22 @@ class Secrun:
         self, *words: str, options: tuple[str, ...] = (), code: int | None = 0, stdin: str = ""
     ) -> Result:
         """Run `words` in a busybox pod that is removed afterwards."""
-        relaxed = ("--pull=never", "--insecure-options=image")
-        return self("run", "--rm", *relaxed, *options, self.image, "--", *words, code=code, stdin=stdin)
+        before = ("run", "--rm", *self.pod_options, *options)
+        return self(*before, self.image, "--", *words, code=code, stdin=stdin)
+
+    def kept(self, *apps: str, code: int | None = 0, stdin: str = "") -> tuple[str, Result]:
+        """Run a pod, given by its apps as on the command line, that stays; return its UUID too."""
+        saved = self.root / f"uuid-{time.monotonic_ns()}"
+        result = self("run", *self.pod_options, "--uuid-file-save", saved, *apps, code=code, stdin=stdin)
+        return saved.read_text().strip(), result
+
+    def prepare(self, *words: str, options: tuple[str, ...] = ()) -> str:
+        """Prepare a busybox pod; return its UUID."""
+        return self("prepare", *self.pod_options, *options, self.image, "--", *words).out.strip()
 
     def detach(self, *words: str, options: tuple[str, ...] = ()) -> str:
         """Start a busybox pod in the background; return its UUID."""
-        started = self(
-            "run", "-d", "--pull=never", "--insecure-options=image", *options, self.image, "--", *words
-        )
-        return started.out.strip()
+        return self("run", "-d", *self.pod_options, *options, self.image, "--", *words).out.strip()
 
     def status(self, uuid: str) -> dict[str, object]:
         return json.loads(self("status", "--format=json", uuid).out)

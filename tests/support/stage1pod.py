@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secrun.launch import Completed, run
-from secrun.stage1.imagebuild import Stage1Image
 from secrun.stage1.imagemount import mount_image
+from secrun.stage1.imagestore import BuiltImage
 from secrun.syscalls import LinuxSyscalls
 
 BASE = 0x70010000
@@ -39,7 +39,7 @@ sys.exit("seccomp") if load else os.execvp(sys.argv[2], sys.argv[2:])
 
 
 @contextmanager
-def mounted_image(image: Stage1Image) -> Iterator[Path]:
+def mounted_image(image: BuiltImage) -> Iterator[Path]:
     """Mount the image where the mapped users of a pod can reach it: pytest's own folders are closed."""
     folder = Path(tempfile.mkdtemp(prefix="secrun-stage1-", dir="/run"))
     folder.chmod(0o755)

@@ -1,8 +1,8 @@
-"""A Debian 12 machine of its own under QEMU: Debian's kernel and systemd, a TPM, nothing of this kernel.
+"""A Debian 12 machine of its own under QEMU: Debian's kernel, which enforces SELinux, systemd, a TPM.
 
 It is always emulated (TCG): a /dev/kvm proves nothing about what this processor can run. Its TPM is a swtpm
 of this side, which the machine sees as a chip: SeaBIOS measures into it, its kernel drives it. It needs
-root, debootstrap, mkfs.ext4, busybox-static, swtpm and qemu-system-x86_64.
+root, debootstrap, setfiles, mkfs.ext4, busybox-static, swtpm and qemu-system-x86_64.
 """
 
 import hashlib
@@ -32,6 +32,7 @@ PACKAGES = (
     # The judge of what is measured.
     "tpm2-tools",
     *("systemd-sysv", "udev", "dbus", "kmod", "linux-image-cloud-amd64"),
+    *("selinux-policy-default", "policycoreutils", "auditd", "dmsetup"),
 )
 DISK_BYTES = 3 << 30
 MEMORY_MIB = 2048
@@ -47,9 +48,14 @@ LEFT_OUT = (
 )
 
 GUEST_FOLDER = "opt/secrun-test"
+SHELL_WORD = "secrun.shell"
 # Ends with the test, however it ends: the machine is switched off by its failure too.
+PAYLOAD = """ExecStartPre=/bin/tar -C / -xf /dev/vdb
+ExecStartPre=/sbin/restorecon -R /usr/local/lib/python3.11/dist-packages/secrun
+"""
 UNIT = f"""[Unit]
 Description=tests of secrun
+ConditionKernelCommandLine=!{SHELL_WORD}
 After=systemd-user-sessions.service
 SuccessAction=poweroff-force
 FailureAction=poweroff-force
@@ -57,17 +63,37 @@ FailureAction=poweroff-force
 [Service]
 Type=oneshot
 WorkingDirectory=-/{GUEST_FOLDER}
-ExecStartPre=/bin/tar -C / -xf /dev/vdb
-ExecStart=/usr/bin/python3 -B -m vmhost.guest /dev/ttyS1
+{PAYLOAD}ExecStart=/usr/bin/python3 -B -m vmhost.guest /dev/ttyS1
 StandardOutput=journal+console
 StandardError=journal+console
+"""
+# A shell of root's, logged in as people are, on the same machine with the same things in it.
+SHELL = f"""[Unit]
+Description=shell on the console
+ConditionKernelCommandLine={SHELL_WORD}
+After=systemd-user-sessions.service
+Conflicts=serial-getty@ttyS0.service
+Before=serial-getty@ttyS0.service
+SuccessAction=poweroff-force
+FailureAction=poweroff-force
+
+[Service]
+Type=idle
+{PAYLOAD}ExecStart=/sbin/agetty --autologin root --noclear --keep-baud 115200 ttyS0 linux
+TTYPath=/dev/ttyS0
+TTYReset=yes
 """
 FILES = {
     "etc/fstab": "/dev/vda / ext4 defaults 0 1\n",
     "etc/hostname": "vmhost\n",
     "etc/systemd/system/secrun-test.service": UNIT,
+    "etc/systemd/system/secrun-shell.service": SHELL,
+    "etc/selinux/config": "SELINUX=enforcing\nSELINUXTYPE=default\n",
     "usr/local/bin/secrun": '#!/bin/sh\nexec /usr/bin/python3 -P -m secrun "$@"\n',
 }
+# The host's policy, secrun's module, and what lets a test act as a pod that has got out of all else.
+MODULES = ("policies/selinux/secrun.cil", "tests/vmhost/intruder.cil")
+POLICY = "etc/selinux/default"
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "systemd-networkd.service")
 
 
@@ -89,10 +115,34 @@ def _seal(machine: Machine) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def build() -> Machine:
-    """Return the machine, made by debootstrap once per recipe and kept outside the checkout."""
-    recipe = [lab.SUITE, lab.mirror(), *PACKAGES, *LEFT_OUT, *MASKED, str(DISK_BYTES), json.dumps(FILES)]
-    folder = lab.cache_folder() / hashlib.sha256("\n".join(recipe).encode()).hexdigest()
+def _digest(words: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def _debian() -> Path:
+    """Return a tar of the packages' tree, made by debootstrap once and kept outside the checkout."""
+    folder = lab.cache_folder() / _digest([lab.SUITE, lab.mirror(), *PACKAGES, *LEFT_OUT])
+    kept = folder / "vm.tar"
+    if kept.exists():
+        return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="tree-") as scratch:
+        tree, made = Path(scratch, "tree"), Path(scratch, "vm.tar")
+        include = f"--include={','.join(PACKAGES)}"
+        lab.tool("debootstrap", "--variant=minbase", include, lab.SUITE, tree, lab.mirror())
+        for name in LEFT_OUT:
+            shutil.rmtree(tree / name, ignore_errors=True)
+        lab.tool("tar", "-C", tree, "--numeric-owner", "--xattrs", "-cf", made, ".")
+        made.rename(kept)
+    return kept
+
+
+def build(checkout: Path) -> Machine:
+    """Return the machine, made once per recipe, the policy's modules included, outside the checkout."""
+    debian, modules = _debian(), [checkout / name for name in MODULES]
+    texts = [path.read_text() for path in modules]
+    recipe = [debian.parent.name, *MASKED, str(DISK_BYTES), json.dumps(FILES), *texts]
+    folder = lab.cache_folder() / _digest(recipe)
     machine = Machine(disk=folder / "disk.ext4", kernel=folder / "vmlinuz", initrd=folder / "initrd.img")
     seal = folder / "vm.seal"
     if (
@@ -105,9 +155,10 @@ def build() -> Machine:
     seal.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="tree-") as scratch:
         tree = Path(scratch, "tree")
-        include = f"--include={','.join(PACKAGES)}"
-        lab.tool("debootstrap", "--variant=minbase", include, lab.SUITE, tree, lab.mirror())
+        tree.mkdir()
+        lab.tool("tar", "-C", tree, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", debian)
         _furnish(tree)
+        _label(tree, modules)
         shutil.copy(next(tree.glob("boot/vmlinuz-*")), machine.kernel)
         shutil.copy(next(tree.glob("boot/initrd.img-*")), machine.initrd)
         made = Path(scratch, "disk.ext4")
@@ -119,9 +170,16 @@ def build() -> Machine:
     return machine
 
 
+def _label(tree: Path, modules: Iterable[Path]) -> None:
+    """Add the modules to the tree's policy and label every file by it: this kernel need not know SELinux."""
+    for path in modules:
+        shutil.copy(path, tree / "root")
+        lab.tool("chroot", tree, "semodule", "--noreload", "--install", f"/root/{path.name}")
+        (tree / "root" / path.name).unlink()
+    lab.tool("setfiles", "-F", "-r", tree, tree / POLICY / "contexts/files/file_contexts", tree)
+
+
 def _furnish(tree: Path) -> None:
-    for name in LEFT_OUT:
-        shutil.rmtree(tree / name, ignore_errors=True)
     for name, text in FILES.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text)
@@ -132,7 +190,8 @@ def _furnish(tree: Path) -> None:
         (units / name).symlink_to("/dev/null")
     wants = units / "multi-user.target.wants"
     wants.mkdir(exist_ok=True)
-    (wants / "secrun-test.service").symlink_to("../secrun-test.service")
+    for name in ("secrun-test.service", "secrun-shell.service"):
+        (wants / name).symlink_to(f"../{name}")
 
 
 def _needed(name: str, extra: str = "") -> Iterator[str]:
@@ -195,19 +254,7 @@ def boot(machine: Machine, given: Boot, folder: Path) -> list[dict[str, object]]
     """
     folder.mkdir()
     console, results = folder / "console.log", folder / "results.jsonl"
-    kernel = ["root=/dev/vda", "rw", "console=ttyS0", "panic=-1", "quiet", "systemd.show_status=false"]
-    argv = [
-        *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        # Emulated, the system management mode does not come back from a sleep.
-        *("-machine", "q35,smm=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
-        *("-m", str(MEMORY_MIB), "-kernel", str(machine.kernel), "-initrd", str(machine.initrd)),
-        *("-append", " ".join([*kernel, *given.words])),
-        *("-drive", f"file={given.disk},format=raw,if=virtio,cache=unsafe"),
-        *("-drive", f"file={given.payload},format=raw,if=virtio,readonly=on"),
-        *("-chardev", f"socket,id=chip,path={given.tpm.control}"),
-        *("-tpmdev", "emulator,id=tpm0,chardev=chip", "-device", "tpm-crb,tpmdev=tpm0"),
-        *("-serial", f"file:{console}", "-serial", f"file:{results}"),
-    ]
+    argv = _command(machine, given, f"file:{console}", f"file:{results}")
     given.tpm.start_as_chip()
     try:
         done = subprocess.run(
@@ -224,3 +271,31 @@ def boot(machine: Machine, given: Boot, folder: Path) -> list[dict[str, object]]
         said = console.read_text(errors="replace")[-6000:] if console.exists() else ""
         raise RuntimeError(f"the machine did not finish ({end}); its console:\n{said}")
     return reports[:-1]
+
+
+def shell(machine: Machine, given: Boot) -> None:
+    """Boot the machine with its console on this terminal, where root is logged in, until it is off."""
+    given.tpm.start_as_chip()
+    try:
+        subprocess.run(_command(machine, given, "mon:stdio"), check=False)
+    finally:
+        given.tpm.stop()
+
+
+def _command(machine: Machine, given: Boot, *serials: str) -> list[str]:
+    """Return QEMU's command line; the first serial line is the console."""
+    kernel = ["root=/dev/vda", "rw", "console=ttyS0", "panic=-1", "quiet", "systemd.show_status=false"]
+    # No denial may be lost, neither before auditd runs nor in a burst.
+    kernel += ["security=selinux", "selinux=1", "enforcing=1", "audit=1", "audit_backlog_limit=8192"]
+    return [
+        *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        # Emulated, the system management mode does not come back from a sleep.
+        *("-machine", "q35,smm=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
+        *("-m", str(MEMORY_MIB), "-kernel", str(machine.kernel), "-initrd", str(machine.initrd)),
+        *("-append", " ".join([*kernel, *given.words])),
+        *("-drive", f"file={given.disk},format=raw,if=virtio,cache=unsafe"),
+        *("-drive", f"file={given.payload},format=raw,if=virtio,readonly=on"),
+        *("-chardev", f"socket,id=chip,path={given.tpm.control}"),
+        *("-tpmdev", "emulator,id=tpm0,chardev=chip", "-device", "tpm-crb,tpmdev=tpm0"),
+        *(word for serial in serials for word in ("-serial", serial)),
+    ]

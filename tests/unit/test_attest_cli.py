@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from secrun.cli import main as cli
 from secrun.selfdigest import runtime_digest
-from secrun_attest.policy import parse_policy
+from secrun_attest.policy import Machines, parse_policy
 from secrun_attest.policyfile import sign_policy
 from secrun_attest.policywrite import dump_policy
 from secrun_attest.record import Operation
@@ -313,7 +313,8 @@ def test_a_policy_begins_with_what_was_predicted(desk):
     assert policy.software_tpm
     assert policy.runtime.binaries == {raw("secrun")}
     assert policy.runtime.stage1 == {raw("stage1 tree")}
-    assert policy.workload.images == {(raw("manifest"), raw("tree"))}
+    assert policy.workload.images == {(raw("manifest"), raw("tree"), bytes(32))}
+    assert policy.runtime.machines == Machines()
     assert policy.workload.forbidden_operations == {"PodExec"}
     assert policy.platform.pcrs == ((4, frozenset({b"\xab" * 32})),)
 
@@ -323,10 +324,54 @@ def test_several_predictions_make_one_policy(desk):
     second["images"][0]["manifest"] = sha("another")
     words = ("--from", desk.write("a", prediction()), "--from", desk.write("b", json.dumps(second).encode()))
     out = desk.run("policy", "init", "--id=x", *words)[1]
-    assert {manifest for manifest, _ in parse_policy(out.encode()).workload.images} == {
+    assert {manifest for manifest, *_ in parse_policy(out.encode()).workload.images} == {
         raw("manifest"),
         raw("another"),
     }
+
+
+def guest_prediction(**changes):
+    line = {"model": "q35", "text": "quiet"}
+    guest = {
+        "flavour": "kvm",
+        "digest": sha("stage1"),
+        "tree": sha("stage1"),
+        "verity_root": "00" * 32,
+        "file": sha("file"),
+        "kernel": sha("kernel"),
+        "initrd": sha("initrd"),
+        "command_lines": [
+            line | {"accelerator": "kvm"},
+            line | {"accelerator": "kvm", "model": "microvm", "text": "quiet tpm"},
+            line | {"accelerator": "tcg", "text": "quiet slow"},
+        ],
+    }
+    return prediction(stage1=[guest | changes])
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ((), {"quiet", "quiet tpm"}),
+        (("--accelerator=tcg",), {"quiet slow"}),
+        (("--accelerator=kvm", "--accelerator=tcg"), {"quiet", "quiet tpm", "quiet slow"}),
+    ],
+)
+def test_a_policy_begins_with_the_predicted_guests_of_the_accelerators_it_accepts(desk, words, lines):
+    path = desk.write("p.json", guest_prediction())
+    out = desk.run("policy", "init", "--id=shop", "--from", path, "--require-machine", *words)[1]
+    machines = parse_policy(out.encode()).runtime.machines
+    (guest,) = machines.guests
+    assert (guest.kernel, guest.initrd, guest.command_lines) == (raw("kernel"), raw("initrd"), lines)
+    assert machines.required
+    assert machines.accelerators == {word.partition("=")[2] for word in words} or {"kvm"}
+
+
+def test_a_guest_without_a_command_line_is_told_of(desk):
+    lines = json.loads(guest_prediction())["stage1"][0]["command_lines"][2:]
+    path = desk.write("p.json", guest_prediction(command_lines=lines))
+    code, _, err = desk.run("policy", "init", "--id=shop", "--from", path, "--accelerator=kvm")
+    assert (code, "a guest kernel has no command line" in err) == (0, True)
 
 
 def test_what_a_policy_says_nothing_about_is_said(desk):
@@ -353,6 +398,7 @@ def test_what_a_policy_says_nothing_about_is_said(desk):
         (["--id=x", "--valid=soon"], "usage"),
         (["--id=x", "--key=00"], "usage-ak"),
         (["--id=x", "--from=/dev/null"], "usage-prediction"),
+        (["--id=x", "--accelerator=hvf"], "usage-field"),
     ],
 )
 def test_a_policy_that_would_mean_nothing_is_not_written(desk, words, code):
@@ -367,6 +413,8 @@ def test_a_policy_that_would_mean_nothing_is_not_written(desk, words, code):
         {"surprise": 1},
         {"images": [{}]},
         {"stage1": {}},
+        {"stage1": [json.loads(guest_prediction(command_lines=[{}]))["stage1"][0]]},
+        {"stage1": [json.loads(guest_prediction(kernel="x"))["stage1"][0]]},
         {"runtime": {"version": "1", "digest": "md5:00"}},
         {"runtime": {"version": "1", "digest": None, "surprise": 1}},
     ],

@@ -18,6 +18,7 @@ from support.attest_bench import (
     NOW,
     POD,
     REFERENCE,
+    ROOT,
     RUNTIME,
     STAGE1,
     TREE,
@@ -208,6 +209,7 @@ def test_entries_denials_and_bypasses_are_in_verdict_token_and_state():
         "reference": REFERENCE,
         "manifest": IMAGE,
         "tree": TREE,
+        "verity_root": ROOT,
         "bypassed": False,
         "relaxations": [],
     }

@@ -11,12 +11,17 @@ from secrun.measure import events, journal, marker
 from secrun.measure.identity import HostIdentity, load, required, store
 from secrun.measure.marker import Marker
 from secrun.paths import Layout
+from secrun.record import replace
+from secrun.stage1.machine import Accelerator
+from secrun.stage1.machine import Machine as VirtualMachine
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Limits, Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.trust.admission import BYPASS
+from secrun_attest.fields import Fields
 from secrun_attest.record import Epoch, Event, Operation, event_data, parse_event_data
 from secrun_attest.tpm import TpmKind
-from secrun_attest.verify.machine import Machine
+from secrun_attest.verify.machine import Machine, virtual_machine
+from support import attest_bench
 
 DIGEST = Digest.of(b"x")
 UUID = "11111111-2222-4333-8444-555555555555"
@@ -74,6 +79,21 @@ def pod(*names: str, relaxations: tuple[str, ...] = ()) -> PodManifest:
     )
 
 
+MACHINE = VirtualMachine(
+    accelerator=Accelerator.TCG,
+    model="q35",
+    vcpus=2,
+    memory_bytes=1 << 29,
+    storage_bytes=0,
+    vtpm=True,
+    kernel=DIGEST,
+    initrd=DIGEST,
+    command_line="quiet",
+    pod_root="11" * 32,
+    pod_blocks=7,
+)
+
+
 def measured(operation: Operation, fields: dict, seq: int) -> Event:
     """The event as a verifier reads it back."""
     epoch = Epoch(reset=1, restart=0, boot_id="0a1b2c3d-0000-4000-8000-000000000001")
@@ -103,6 +123,20 @@ def test_a_verifier_understands_what_a_pods_events_say():
     assert found.relaxations == ("insecure-options:image",)
     assert {app.relaxations for app in found.apps} == {("capability:NET_ADMIN",)}
     assert found.manifest.hex() == Digest.of(manifest.to_bytes()).hex
+
+
+def test_a_verifier_understands_what_is_said_of_a_pods_machine():
+    manifest = replace(pod("web", "db"), machine=MACHINE)
+    fields = events.pod_prepare(manifest, DIGEST)
+    found = virtual_machine(Fields(fields["machine"], "machine"))
+    assert (found.accelerator, found.kernel.hex(), found.command_line) == ("tcg", DIGEST.hex, "quiet")
+    assert (found.pod_root.hex(), found.memory, found.vtpm) == (MACHINE.pod_root, 1 << 29, True)
+    # What its kernel enforces of each app is said, and is not for pods on the host's own kernel.
+    assert [app["verity_root"] for app in fields["apps"]] == ["00" * 32] * 2
+    assert "verity_root" not in str(events.pod_prepare(pod("web"), DIGEST))
+    # The quick reader knows these members in this form.
+    assert fields["machine"].keys() == attest_bench.MACHINE.keys()
+    measured(Operation.POD_PREPARE, fields, 3)
 
 
 def test_neither_words_nor_variables_of_an_app_are_in_its_events():

@@ -115,7 +115,7 @@ def test_no_document_makes_the_readers_fail_otherwise(document: dict[str, object
 @given(st.binary())
 def test_no_bytes_make_the_readers_fail_otherwise(data: bytes):
     for parse in (conflist.parse, result.parse):
-        with pytest.raises(NetworkError):
+        with contextlib.suppress(NetworkError):
             parse(data, "x")
     assert result.failure(b"", data, "x", "exit status 1").message.isprintable()
 

@@ -103,3 +103,11 @@ def test_the_log_is_read_over_its_rotation_and_its_tail_alone(files):
 def test_an_exit_survives_its_own_bytes():
     value = exits.PodExit(code=3, finished_ns=9, error="e", apps=(ended("a", None), ended("b", 3)))
     assert exits.PodExit.from_bytes(value.to_bytes()) == value
+
+
+def test_stage1_tells_why_it_ended_in_the_last_words_of_its_supervisor(files):
+    assert exits.tail(files) == "it printed nothing"
+    files.stage1_log.write_text("one\n\x1b[2Jtwo\n")
+    assert exits.tail(files) == "one; ?[2Jtwo"
+    files.stage1_log.write_text("x" * 5000 + "\n" * 900 + "secrun: the guest refused \x07 it\n")
+    assert exits.tail(files) == "the guest refused ? it"

@@ -244,3 +244,77 @@ def test_an_app_without_the_default_profile_leaves_the_outer_filter_to_nspawn(se
     result = compile_pod(pod(app(), app(name="own", seccomp=seccomp)), HOST)
     assert result.outer_filter is None
     assert result.nspawn_environment == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ((("kernel.panic", "1"),), "is the whole host's"),
+        ((("kernel.shmmax", "1"),), "cannot be written in a pod"),
+        ((("net.core.somaxconn", "1"), ("net.core.somaxconn", "1")), "given twice"),
+        ((("net..x", "1"),), "is not NAME=VALUE"),
+        ((("net.x", "a\nb"),), "is not NAME=VALUE"),
+    ],
+)
+def test_only_settings_of_the_pods_network_can_be_had(settings, said):
+    with pytest.raises(PolicyError, match=said):
+        compiled(sysctls=settings)
+
+
+def test_settings_are_the_pods_so_its_apps_must_agree():
+    def sharing(*values: str, network=NetworkMode.NONE):
+        apps = tuple(
+            AppFacts(f"a{number}", default_profile(), sysctls=(("net.core.somaxconn", value),))
+            for number, value in enumerate(values)
+        )
+        return compile_pod(PodFacts(network=network, apps=apps), HOST)
+
+    assert sharing("1", "1").apps[0].sysctls == (("net.core.somaxconn", "1"),)
+    with pytest.raises(PolicyError, match="for another"):
+        sharing("1", "2")
+    with pytest.raises(PolicyError, match="not the pod.s own"):
+        sharing("1", network=NetworkMode.HOST)
+
+
+def test_paths_are_masked_and_unmasked_by_name():
+    plain = compiled()
+    opened = compiled(unmask=("/proc/acpi", "/proc/bus"))
+    assert set(plain.masked_paths) - set(opened.masked_paths) == {"/proc/acpi"}
+    assert set(plain.readonly_paths) - set(opened.readonly_paths) == {"/proc/bus"}
+    subjects = {item.subject for item in opened.relaxations}
+    assert subjects == {"/proc/acpi", "/proc/bus"}
+    assert compiled(unmask=("/proc/*", "/sys/*")).masked_paths == ()
+    assert compiled(mask=("/etc/shadow",)).masked_paths[-1] == "/etc/shadow"
+    assert compiled(mask=("/etc/shadow",)).relaxations == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"unmask": ("/proc/nothing",)}, "nothing of that name"),
+        ({"mask": ("relative",)}, "is not an absolute path"),
+        ({"mask": ("/a/../b",)}, "is not an absolute path"),
+        ({"mask": ("/proc/acpi",), "unmask": ("/proc/acpi",)}, "both masked and unmasked"),
+        ({"oom_score_adj": 1001}, "is not between"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(changes, said):
+    with pytest.raises(PolicyError, match=said):
+        compiled(**changes)
+
+
+def test_everything_that_opens_an_app_has_a_name_and_changes_the_digest():
+    plain = compiled()
+    changes = (
+        {"sysctls": (("net.core.somaxconn", "1"),)},
+        {"devices": ("/dev/fuse",)},
+        {"privileged": True},
+        {"unmask": ("/proc/acpi",)},
+    )
+    for change in changes:
+        found = compiled(**change)
+        assert len(found.relaxations) == 1, change
+        assert found.digest != plain.digest
+    for change in ({"mask": ("/x",)}, {"oom_score_adj": 5}):
+        assert compiled(**change).relaxations == ()
+        assert compiled(**change).digest != plain.digest

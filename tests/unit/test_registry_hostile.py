@@ -18,6 +18,7 @@ from secrun.image.manifest import Descriptor
 from secrun.image.progress import NullProgress
 from secrun.image.proxy import ProxySettings
 from secrun.image.registry import RegistryClient
+from secrun.image.target import BytesUpload
 from secrun.image.wire import UrllibClient
 from support.hostile import FakeClock, Reply, hostile_server
 from support.images import OCI_MANIFEST
@@ -482,3 +483,17 @@ def test_a_proxy_is_asked_for_the_whole_url_and_given_its_password():
         (request,) = proxy.requests
     assert request.headers["proxy-authorization"] == "Basic " + base64.b64encode(b"user:p@ss").decode()
     assert request.headers["host"] == "r.example"
+
+
+def test_an_upload_goes_to_no_other_host_than_the_registry():
+    class Sender(Recorder):
+        def request(self, method, url, headers):
+            self.requests.append((url, headers))
+            status = {"HEAD": 404, "POST": 202}[method]
+            return ScriptedAnswer(status, {"location": "https://other.example/upload"})
+
+    http = Sender(200)
+    with pytest.raises(RegistryError) as caught:
+        verified(http).put_blob(Digest.of(b"x"), BytesUpload(data=b"x"))
+    assert "other.example" in caught.value.message
+    assert all(url.startswith("https://r.example/") for url, _ in http.requests)

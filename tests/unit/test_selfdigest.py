@@ -62,7 +62,8 @@ def test_anybody_can_compute_the_digest_as_it_is_documented(repository, tmp_path
         for path in site.rglob("*")
         if path.is_file()
     }
-    found["agent/secrun-agent"] = found.pop("secrun/_agent/secrun-agent")
+    for name in ("secrun-agent", "secrun-stage0"):
+        found[f"agent/{name}"] = found.pop(f"secrun/_agent/{name}")
     listing = [["secrun-runtime", 1], *([name, found[name]] for name in sorted(found))]
     assert asked(site) == f"sha256:{hashlib.sha256(rfc8785.dumps(listing)).hexdigest()}"
 
@@ -73,6 +74,7 @@ def test_anybody_can_compute_the_digest_as_it_is_documented(repository, tmp_path
         "secrun/cli/main.py",
         "secrun/py.typed",
         "secrun/_agent/secrun-agent",
+        "secrun/_agent/secrun-stage0",
         "secrun_kvm/__init__.py",
         "secrun_policies/data/seccomp/default.json",
         "secrun_attest/verify/judge.py",

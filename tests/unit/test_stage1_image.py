@@ -16,18 +16,11 @@ from secrun.digest import Digest
 from secrun.errors import HostError, ImageError, SecrunError, StateError
 from secrun.image import rootfs
 from secrun.paths import Layout
-from secrun.stage1 import agent, content, imagebuild, provenance
+from secrun.stage1 import agent, content, imagebuild, imagestore, provenance
 from secrun.stage1.elf import closure, read_elf
-from secrun.stage1.imagebuild import (
-    current,
-    ensure_stage1,
-    list_stage1,
-    load_manifest,
-    load_stage1,
-    remove_unused,
-    verify_stage1,
-)
+from secrun.stage1.imagebuild import ensure_stage1
 from secrun.stage1.imagerecord import parse_inputs, parse_manifest
+from secrun.stage1.imagestore import current, list_images, load, remove_unused, verify
 
 PROGRAM = Path("/usr/bin/sleep")
 
@@ -47,7 +40,7 @@ def agent_file(tmp_path):
 
 
 def paths(layout, image):
-    return {item.path: item for item in load_manifest(layout, image.digest).files}
+    return {item.path: item for item in load(layout, "nspawn", image.digest).manifest.files}
 
 
 def test_an_elf_program_names_its_loader_and_libraries():
@@ -102,17 +95,21 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
         closure((PROGRAM,))
 
 
-def test_the_agent_beside_the_package_comes_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "find"), [("secrun-agent", agent.agent_path), ("secrun-stage0", agent.stage0_path)]
+)
+def test_a_program_beside_the_package_comes_first(tmp_path, monkeypatch, name, find):
     monkeypatch.setattr(agent.secrun, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setattr(agent, "INSTALLED", tmp_path / "installed")
-    with pytest.raises(HostError) as caught:
-        agent.agent_path()
+    with pytest.raises(HostError, match=name) as caught:
+        find()
     assert "make setup" in caught.value.hint
-    (tmp_path / "installed").touch()
-    assert agent.agent_path() == tmp_path / "installed"
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / name).touch()
+    assert find() == tmp_path / "installed" / name
     (tmp_path / "_agent").mkdir()
-    (tmp_path / "_agent" / "secrun-agent").touch()
-    assert agent.agent_path() == tmp_path / "_agent" / "secrun-agent"
+    (tmp_path / "_agent" / name).touch()
+    assert find() == tmp_path / "_agent" / name
 
 
 def test_the_manifest_lists_what_is_in_the_image(layout, agent_file):
@@ -149,7 +146,7 @@ def test_two_builds_are_bit_identical(layout, agent_file, tmp_path):
 
 def test_an_unchanged_host_builds_nothing(layout, agent_file, monkeypatch):
     first = ensure_stage1(layout, agent_file)
-    monkeypatch.setattr(imagebuild, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(imagestore, "_build", lambda *_: pytest.fail("built again"))
     assert ensure_stage1(layout, agent_file) == first
 
 
@@ -159,9 +156,9 @@ def test_a_changed_agent_gives_another_image_and_keeps_the_old_one(layout, agent
         stream.write(b"\0")
     second = ensure_stage1(layout, agent_file)
     assert second.digest != first.digest
-    assert load_stage1(layout, first.digest) == first
-    assert [item.digest for item in list_stage1(layout)] == [first.digest, second.digest]
-    assert current(layout) == second.digest
+    assert load(layout, "nspawn", first.digest) == first
+    assert [item.digest for item in list_images(layout)] == [first.digest, second.digest]
+    assert current(layout, "nspawn") == second.digest
 
 
 def test_a_touched_agent_is_looked_at_again_and_is_the_same_image(layout, agent_file):
@@ -182,7 +179,7 @@ def test_a_removed_image_is_built_again(layout, agent_file):
     first = ensure_stage1(layout, agent_file)
     shutil.rmtree(first.path.parent)
     with pytest.raises(HostError) as caught:
-        load_stage1(layout, first.digest)
+        load(layout, "nspawn", first.digest)
     assert caught.value.code == "host-stage1-gone"
     assert ensure_stage1(layout, agent_file) == first
     assert first.path.exists()
@@ -193,21 +190,21 @@ def test_a_truncated_image_is_noticed_and_built_again(layout, agent_file, name):
     first = ensure_stage1(layout, agent_file)
     os.truncate(first.path.parent / name, 100)
     with pytest.raises(SecrunError):
-        load_stage1(layout, first.digest)
+        load(layout, "nspawn", first.digest)
     assert ensure_stage1(layout, agent_file) == first
-    verify_stage1(first)
+    verify(first)
 
 
 def test_a_changed_byte_is_found_by_reading(layout, agent_file):
     image = ensure_stage1(layout, agent_file)
-    verify_stage1(image)
+    verify(image)
     with image.path.open("r+b") as stream:
         stream.seek(5000)
         byte = stream.read(1)
         stream.seek(5000)
         stream.write(bytes([byte[0] ^ 1]))
     with pytest.raises(ImageError, match="expected sha256"):
-        verify_stage1(image)
+        verify(image)
 
 
 def test_an_image_under_another_name_is_refused(layout, agent_file):
@@ -215,11 +212,11 @@ def test_an_image_under_another_name_is_refused(layout, agent_file):
     other = Digest("sha256", "0" * 64)
     shutil.copytree(image.path.parent, layout.stage1 / f"nspawn-{other.hex}")
     with pytest.raises(StateError):
-        load_stage1(layout, other)
+        load(layout, "nspawn", other)
 
 
 def test_an_input_that_changes_while_it_is_copied_is_copied_again(layout, agent_file, monkeypatch):
-    real, calls = imagebuild._pack, []
+    real, calls = imagebuild._write, []
 
     def pack(*args):
         calls.append(1)
@@ -228,20 +225,20 @@ def test_an_input_that_changes_while_it_is_copied_is_copied_again(layout, agent_
             agent_file.write_bytes(agent_file.read_bytes() + b"\0")
         return result
 
-    monkeypatch.setattr(imagebuild, "_pack", pack)
+    monkeypatch.setattr(imagebuild, "_write", pack)
     image = ensure_stage1(layout, agent_file)
     assert len(calls) == 2
     assert paths(layout, image)["/usr/bin/secrun-agent"].sha256 == Digest.of(agent_file.read_bytes()).hex
 
 
 def test_callers_at_the_same_time_build_once(layout, agent_file, monkeypatch):
-    real, calls, images = imagebuild._build, [], []
+    real, calls, images = imagestore._build, [], []
 
     def build(*args):
         calls.append(1)
         return real(*args)
 
-    monkeypatch.setattr(imagebuild, "_build", build)
+    monkeypatch.setattr(imagestore, "_build", build)
     threads = [
         threading.Thread(target=lambda: images.append(ensure_stage1(layout, agent_file))) for _ in range(4)
     ]
@@ -261,28 +258,27 @@ def test_a_failed_build_leaves_nothing(layout, tmp_path, monkeypatch):
     with pytest.raises(HostError) as caught:
         ensure_stage1(layout, PROGRAM)
     assert "apt install" in caught.value.hint
-    assert list_stage1(layout) == []
+    assert list_images(layout) == []
     assert not any(layout.scratch.glob("*"))
 
 
 def test_a_killed_build_leaves_only_what_gc_removes(layout, agent_file, monkeypatch):
     started, go = os.pipe()
 
-    def pack(scratch, *_):
-        (scratch / "image").mkdir()
+    def pack(*_):
         os.write(go, b"x")
         signal.pause()
 
     pid = os.fork()
     if pid == 0:
-        monkeypatch.setattr(imagebuild, "_pack", pack)
+        monkeypatch.setattr(imagebuild, "_write", pack)
         ensure_stage1(layout, agent_file)
         os._exit(1)
     os.read(started, 1)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert len(list(layout.scratch.iterdir())) == 1
-    assert list_stage1(layout) == []
+    assert list_images(layout) == []
     assert len(rootfs.purge_stale(layout)) == 1
     assert list(layout.scratch.iterdir()) == []
     assert ensure_stage1(layout, agent_file).path.exists()
@@ -294,12 +290,12 @@ def test_unused_images_go_and_used_ones_stay(layout, agent_file):
         digests.append(ensure_stage1(layout, agent_file).digest)
         agent_file.write_bytes(agent_file.read_bytes() + b"\0")
     assert remove_unused(layout, {digests[0]}) == [digests[1]]
-    assert {item.digest for item in list_stage1(layout)} == {digests[0], digests[2]}
+    assert {item.digest for item in list_images(layout)} == {digests[0], digests[2]}
 
 
 def test_no_image_is_no_error(layout):
-    assert list_stage1(layout) == []
-    assert current(layout) is None
+    assert list_images(layout) == []
+    assert current(layout, "nspawn") is None
     assert remove_unused(layout, ()) == []
 
 

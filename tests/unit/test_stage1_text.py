@@ -6,66 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secrun.digest import Digest
 from secrun.errors import StateError, UsageError
 from secrun.record import replace
 from secrun.stage1 import bundle, cgroups, nspawnprobe, uidrange, units
 from secrun.stage1.imagemount import mounts_files
 from secrun.stage1.machine import Accelerator, Machine
-from secrun.stage1.manifest import AppManifest, ImageIdentity, Limits, Network, PodManifest, Volume
-from secrun.trust.admission import BYPASS
-
-DIGEST = Digest.of(b"x")
-
-
-def app(name="web", **changes):
-    fields = {
-        "name": name,
-        "image": ImageIdentity(
-            reference="r/x:1",
-            manifest=DIGEST,
-            config=DIGEST,
-            rootfs=DIGEST,
-            tree=DIGEST,
-            verity_root="00",
-            admission=replace(BYPASS, reason=""),
-        ),
-        "args": ("/bin/true",),
-        "env_names": ("PATH",),
-        "search_path": "/bin",
-        "cwd": "/",
-        "uid": 0,
-        "gid": 0,
-        "groups": (),
-        "read_only": False,
-        "terminal": False,
-        "stdin": False,
-        "stop_signal": 15,
-        "stop_timeout_seconds": 10,
-        "volumes": (),
-        "limits": Limits(),
-        "capabilities": ("CAP_KILL",),
-        "relaxations": (),
-        "bundle": DIGEST,
-    }
-    return AppManifest(**{**fields, **changes})
-
-
-def pod(*apps, network=Network.NONE):
-    return PodManifest(
-        uuid="0a0a0a0a-1111-4111-8111-111111111111",
-        hostname="h",
-        network=network,
-        flavour="nspawn",
-        stage1=DIGEST,
-        stage1_tree=DIGEST,
-        created_ns=1,
-        relaxations=(),
-        outer_arguments=(),
-        outer_filter=None,
-        apps=apps or (app(),),
-    )
-
+from secrun.stage1.manifest import Limits, Network, PodManifest, Volume
+from support.manifests import DIGEST, app, pod
 
 MACHINE = Machine(
     accelerator=Accelerator.TCG,
@@ -153,7 +100,7 @@ def test_a_bundle_shares_the_pods_namespaces_and_shows_its_etc():
         network=Network.NONE,
         etc=("hosts", "resolv.conf"),
         read_only=True,
-        volumes=(Volume(source="/s", target="/t", read_only=True),),
+        extras=bundle.Extras(volumes=(Volume(source="/s", target="/t", read_only=True),)),
         process_confinement={"noNewPrivileges": True},
         linux_confinement={"maskedPaths": ["/proc/kcore"]},
     )
@@ -178,13 +125,13 @@ def test_the_confinement_cannot_be_overwritten_by_the_process():
 @pytest.mark.parametrize("target", ["relative", "/", "/proc", "/a/../b", "/dev/"])
 def test_volume_targets_that_would_break_the_app_are_refused(target):
     with pytest.raises(UsageError):
-        bundle.check_volumes([Volume(source="/s", target=target, read_only=False)])
+        bundle.check_targets(bundle.Extras(volumes=(Volume(source="/s", target=target, read_only=False),)))
 
 
 def test_one_target_twice_is_refused():
     volume = Volume(source="/s", target="/t", read_only=False)
     with pytest.raises(UsageError, match="two volumes"):
-        bundle.check_volumes([volume, volume])
+        bundle.check_targets(bundle.Extras(volumes=(volume, volume)))
 
 
 @given(st.text(), st.lists(st.tuples(st.integers(0, 1 << 31), st.integers(0, 1 << 31)), max_size=3))

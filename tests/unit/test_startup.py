@@ -77,7 +77,8 @@ def test_version_loads_only_what_is_allowed():
 
 def test_the_overview_loads_no_parser_and_no_dataclasses():
     tables = {
-        f"secrun.cli.options_{name}" for name in ("attest", "serve", "verifier")
+        f"secrun.cli.options_{name}"
+        for name in ("attest", "policy", "security", "serve", "trust", "verifier")
     }  # the overview names every verb
     assert loaded_by("--help") - VERSION - SHARED - STANDARD - tables == set()
 
@@ -158,7 +159,8 @@ def test_a_start_of_a_pod_loads_nothing_dear():
 
 def test_the_last_act_of_a_pod_finds_its_modules_without_site(tmp_path):
     uuid = "0a1b2c3d-0000-4000-8000-000000000000"
-    words = [*interpreter(), str(tmp_path), str(tmp_path), uuid, "0", "keep", "tell", "--stage1-status=0"]
+    flags = ("keep", "tell", "no-timing", "--stage1-status=0")
+    words = [*interpreter(), str(tmp_path), str(tmp_path), uuid, "0", *flags]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, cwd="/")
     assert done.returncode == 125
     assert f"{tmp_path}/pods/run/{uuid}: No such file or directory [host-os]" in done.stderr

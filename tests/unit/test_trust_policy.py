@@ -11,14 +11,20 @@ from secrun.errors import DeniedError, UsageError
 from secrun.image import identity
 from secrun.image.reference import FileReference, RegistryReference, localize
 from secrun.image.reference import parse as parse_reference
-from secrun.trust import admission
-from secrun.trust.admission import Decision, decide
+from secrun.trust import plan as plans
+from secrun.trust.admission import Decision, Subject, require
 from secrun.trust.policy import parse
+from secrun.trust.ring import KeyRing
 
 ACCEPT = [{"type": "insecureAcceptAnything"}]
 REJECT = [{"type": "reject"}]
 SIGNED = [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k"}]
 SIGSTORE = [{"type": "sigstoreSigned", "keyData": "AAAA", "signedIdentity": {"type": "matchRepository"}}]
+
+FULCIO = {"caPath": "/ca", "oidcIssuer": "https://issuer.example", "subjectEmail": "alice@x.example"}
+REKOR = {"rekorPublicKeyPath": "/rekor"}
+PKI = {"caRootsPath": "/ca", "subjectHostname": "build.example"}
+REMAP = {"type": "remapIdentity", "prefix": "a.example", "signedPrefix": "b.example/x"}
 
 
 def policy(document):
@@ -28,7 +34,8 @@ def policy(document):
 def judge(document, text):
     reference = localize(parse_reference(text))
     assert isinstance(reference, RegistryReference | FileReference)
-    return decide(policy(document), identity.subject(reference))
+    context = plans.TrustContext(policy=policy(document), ring=KeyRing(Path("/no/such/ring")))
+    return plans.unsigned(context.plan(identity.subject(reference)))
 
 
 SCOPES = [
@@ -83,10 +90,8 @@ def test_layouts_are_judged_by_path(tmp_path):
 
 
 @pytest.mark.parametrize("requirements", [SIGNED, SIGSTORE, ACCEPT + SIGNED])
-def test_signatures_are_not_understood_yet_and_so_reject(requirements):
-    found = judge({"default": requirements}, "r.example/x")
-    assert found.decision is Decision.REJECT
-    assert "does not understand" in found.reason
+def test_what_must_be_signed_is_never_admitted_without_a_look_at_signatures(requirements):
+    assert judge({"default": requirements}, "r.example/x").decision is Decision.REJECT
 
 
 def test_all_requirements_must_hold():
@@ -121,6 +126,29 @@ def test_all_requirements_must_hold():
         {"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k", "keyData": "AAAA"}]},
         {"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyData": "!"}]},
         {"default": [{"type": "sigstoreSigned", "keyPath": "/k", "fulcio": {}}]},
+        {"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyDatas": ["AAAA"]}]},
+        {"default": [{"type": "sigstoreSigned", "keyPath": "/k", "keyDatas": ["AAAA"]}]},
+        {"default": [{"type": "sigstoreSigned", "keyPaths": []}]},
+        {"default": [{"type": "sigstoreSigned", "keyPaths": [1]}]},
+        {"default": [{"type": "sigstoreSigned", "rekorPublicKeyPath": "/k"}]},
+        {"default": [{"type": "sigstoreSigned", "fulcio": FULCIO}]},
+        {"default": [{"type": "sigstoreSigned", "fulcio": FULCIO, **REKOR, "keyPath": "/k"}]},
+        {"default": [{"type": "sigstoreSigned", "fulcio": {**FULCIO, "caData": "AAAA"}, **REKOR}]},
+        {"default": [{"type": "sigstoreSigned", "fulcio": {**FULCIO, "oidcIssuer": ""}, **REKOR}]},
+        {"default": [{"type": "sigstoreSigned", "fulcio": {**FULCIO, "x": 1}, **REKOR}]},
+        {"default": [{"type": "sigstoreSigned", "fulcio": FULCIO, **REKOR, "rekorPublicKeyData": "AAAA"}]},
+        {"default": [{"type": "sigstoreSigned", "pki": {"caRootsPath": "/ca"}}]},
+        {"default": [{"type": "sigstoreSigned", "pki": {"subjectEmail": "a@x"}}]},
+        {"default": [{"type": "sigstoreSigned", "pki": {**PKI, "caRootsData": "AAAA"}}]},
+        {"default": [{**SIGSTORE[0], "signedIdentity": {"type": "exactReference", "dockerReference": "x"}}]},
+        {
+            "default": [
+                {**SIGSTORE[0], "signedIdentity": {"type": "exactRepository", "dockerRepository": "x:1"}}
+            ]
+        },
+        {"default": [{**SIGSTORE[0], "signedIdentity": {"type": "remapIdentity", "prefix": "a.example"}}]},
+        {"default": [{**SIGSTORE[0], "signedIdentity": {**REMAP, "prefix": "library/busybox"}}]},
+        {"default": [{**SIGSTORE[0], "signedIdentity": {**REMAP, "signedPrefix": "a.example/x:1"}}]},
         {"default": [{**SIGSTORE[0], "signedIdentity": {"type": "matchAll"}}]},
         {"default": [{**SIGSTORE[0], "signedIdentity": {"type": "exactReference"}}]},
         {"default": [{**SIGSTORE[0], "signedIdentity": {"type": "matchExact", "prefix": "x"}}]},
@@ -131,6 +159,23 @@ def test_what_is_not_understood_rejects_the_whole_file(document):
         policy(document)
     assert caught.value.code == "usage-policy"
     assert "/policy.json" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "materials"),
+    [
+        ({"keyPath": "/k"}, ["/k"]),
+        ({"keyPaths": ["/k", "/l"]}, ["/k", "/l"]),
+        ({"keyData": "AAAA"}, [b"\0\0\0"]),
+        ({"keyDatas": ["AAAA", "AAAB"]}, [b"\0\0\0", b"\0\0\1"]),
+        ({"fulcio": FULCIO, **REKOR}, ["/rekor", "/ca"]),
+        ({"pki": {**PKI, "caIntermediatesData": "AAAA"}}, ["/ca", b"\0\0\0"]),
+        ({"keyPath": "/k", "rekorPublicKeyDatas": ["AAAA"], "signedIdentity": REMAP}, ["/k", b"\0\0\0"]),
+    ],
+)
+def test_every_form_of_sigstore_requirements_is_read(fields, materials):
+    (found,) = policy({"default": [{"type": "sigstoreSigned", **fields}]}).default
+    assert [item.path or item.data for item in found.materials] == materials
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"default": [], "default": []}', b"\xff", b"[" * 100_000])
@@ -169,40 +214,52 @@ def test_the_order_of_scopes_does_not_matter(scopes):
 
 
 def test_without_any_policy_nothing_is_admitted(tmp_path):
+    found = plans.read_policy(None, defaults=(tmp_path / "a", tmp_path / "b"))
+    context = plans.TrustContext(policy=found, ring=KeyRing(tmp_path / "ring"))
+    subject = Subject(name="docker://r.example/x:1", transport="docker", scopes=("r.example/x:1",))
     with pytest.raises(DeniedError) as caught:
-        admission.load(None, defaults=(tmp_path / "a", tmp_path / "b"))
+        require(plans.unsigned(context.plan(subject)), subject)
     assert caught.value.exit_code == 120
-    assert "containers-policy.json" in caught.value.hint
+    assert caught.value.code == "denied-no-policy"
+    for word in ("containers-policy.json", "secrun trust add"):
+        assert word in caught.value.hint
 
 
 def test_the_first_policy_that_exists_counts_even_if_it_is_broken(tmp_path):
     (tmp_path / "b").write_text(json.dumps({"default": REJECT}))
-    assert admission.load(None, defaults=(tmp_path / "a", tmp_path / "b")).source == str(tmp_path / "b")
+    assert plans.read_policy(None, defaults=(tmp_path / "a", tmp_path / "b")).source == str(tmp_path / "b")
     (tmp_path / "a").write_text("{")
     with pytest.raises(UsageError):
-        admission.load(None, defaults=(tmp_path / "a", tmp_path / "b"))
+        plans.read_policy(None, defaults=(tmp_path / "a", tmp_path / "b"))
 
 
 def test_a_named_policy_must_exist(tmp_path):
     with pytest.raises(UsageError, match="no such file"):
-        admission.load(tmp_path / "none")
+        plans.read_policy(tmp_path / "none")
 
 
-def test_a_bypass_asks_no_policy_and_says_so():
-    subject = admission.Subject(name="x", transport="docker", scopes=())
-    found = admission.admit(subject, policy=Path("/does/not/exist"), bypass=True)
-    assert found.bypass
-    assert found.decision is Decision.ACCEPT
-    assert found.policy_source == ""
-
-
-def test_a_denial_names_image_policy_and_scope(tmp_path):
+@pytest.mark.parametrize("content", ["{", '{"default": [], "default": []}', None])
+def test_a_policy_that_cannot_be_used_denies_and_names_image_and_file(tmp_path, content):
     path = tmp_path / "policy.json"
-    path.write_text(json.dumps({"default": ACCEPT, "transports": {"docker": {"r.example": REJECT}}}))
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    subject = Subject(name="docker://r.example/x:1", transport="docker", scopes=())
+    with pytest.raises(DeniedError) as caught:
+        plans.load_for(subject, path, tmp_path / "ring")
+    assert caught.value.exit_code == 120
+    assert "docker://r.example/x:1" in caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_denial_names_image_policy_and_scope():
+    document = {"default": ACCEPT, "transports": {"docker": {"r.example": REJECT}}}
     reference = parse_reference("r.example/x:1")
     assert isinstance(reference, RegistryReference)
     with pytest.raises(DeniedError) as caught:
-        admission.admit(identity.subject(reference), policy=path, bypass=False)
+        require(judge(document, "r.example/x:1"), identity.subject(reference))
     assert caught.value.code == "denied-image"
-    for word in ("docker://r.example/x:1", str(path), "docker:r.example", "rejects"):
+    for word in ("docker://r.example/x:1", "/policy.json", "docker:r.example", "rejects"):
         assert word in caught.value.message

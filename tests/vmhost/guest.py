@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from vmhost import kit, podchecks, rebootchecks, tpmchecks
+from vmhost import kit, podchecks, rebootchecks, selinuxchecks, tpmchecks
 
 CHECK_SECONDS = 180
 # In the order in which their checks run.
-MODULES = (podchecks, tpmchecks, rebootchecks)
+MODULES = (podchecks, tpmchecks, selinuxchecks, rebootchecks)
 
 
 def report(name: str) -> dict[str, object]:

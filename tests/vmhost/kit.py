@@ -12,7 +12,7 @@ from pathlib import Path
 
 WAIT_SECONDS = 60
 STORE = Path("/var/lib/secrun")
-CGROUPS = Path("/sys/fs/cgroup/secrun")
+SCOPES = Path("/sys/fs/cgroup/machine.slice")
 LAYOUT = "oci:/opt/secrun-test/images:busybox"
 RELAXED = ("--insecure-options=image", "--pull=never", "--net=none")
 # What one boot of the machine tells the next is on its disk.
@@ -65,6 +65,11 @@ def status(uuid: str) -> dict[str, object]:
     return json.loads(secrun("status", "--format=json", uuid))
 
 
+def group(uuid: str) -> Path:
+    """Return the control group of a pod."""
+    return SCOPES / f"secrun-{uuid}.scope" / "pod"
+
+
 def eventually(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
@@ -93,8 +98,9 @@ def commands() -> Iterator[str]:
 
 def remains() -> list[str]:
     """List what a pod could have left on this host."""
-    found = [str(path) for path in CGROUPS.glob("*/")]
+    found = [str(path) for path in SCOPES.glob("secrun-*/")]
     found += tool("losetup", "--list", "--noheadings").splitlines()
+    found += [path.read_text().strip() for path in Path("/sys/block").glob("dm-*/dm/name")]
     mounts = Path("/proc/mounts").read_text().splitlines()
     found += [line for line in mounts if re.search("secrun|erofs", line)]
     found += [name for name in commands() if name.startswith(("secrun", "crun", "systemd-nspawn", "swtpm"))]

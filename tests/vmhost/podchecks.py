@@ -3,18 +3,20 @@
 One check fetches the image for all; some share a pod.
 """
 
+import json
 import os
 import re
 import time
 from pathlib import Path
 
 from vmhost.kit import (
-    CGROUPS,
+    IDLE,
     LAYOUT,
     RELAXED,
     STORE,
     check,
     eventually,
+    group,
     nothing_remains,
     run,
     secrun,
@@ -36,7 +38,7 @@ LIMITS_SET = {
 
 def in_unit(uuid: str, name: str) -> str:
     """Read a file of the one app's unit in the pod's cgroup."""
-    (unit,) = (CGROUPS / uuid).rglob("app-*.service")
+    (unit,) = group(uuid).rglob("app-*.service")
     return (unit / name).read_text().strip()
 
 
@@ -96,7 +98,7 @@ def a_volume_on_ext4_maps_its_owners() -> None:
     volume.mkdir()
     os.chown(volume, 1000, 1000)
     script = "stat -c %u /v; echo hello >/v/file; stat -c %u /v/file"
-    options = (f"--volume={volume}:/v", "--user=1000:1000")
+    options = (f"--volume={volume}:/v:Z", "--user=1000:1000")
     assert run("sh", "-c", script, options=options).split() == ["1000", "1000"]
     made = (volume / "file").stat()
     assert (made.st_uid, made.st_gid, (volume / "file").read_text()) == (1000, 1000, "hello\n")
@@ -111,28 +113,60 @@ def two_apps_share_a_network() -> None:
 
 
 @check
-def too_much_memory_kills_the_program() -> None:
-    run("dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1", options=("--memory=64m",), code=137)
+def too_much_memory_kills_the_app_that_takes_it() -> None:
+    hungry = ("dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1")
+    words = (
+        "--memory=64m",
+        LAYOUT,
+        "--name=hungry",
+        "--",
+        *hungry,
+        "---",
+        LAYOUT,
+        "--name=idle",
+        "--",
+        *IDLE,
+    )
+    saved = Path("/run/hungry-uuid")
+    secrun("run", *RELAXED, f"--uuid-file-save={saved}", *words, code=137)
+    apps = {app["name"]: app["exit_code"] for app in status(saved.read_text().strip())["apps"]}
+    # The other one was stopped in order.
+    assert apps == {"hungry": 137, "idle": 0}
+    secrun("rm", saved.read_text().strip())
+
+
+def cpu_share(uuid: str) -> float:
+    """Return how much of one CPU the app takes, over a while."""
+
+    def usage() -> tuple[float, float]:
+        facts = dict(line.split() for line in in_unit(uuid, "cpu.stat").splitlines())
+        return int(facts["usage_usec"]) / 1e6, time.monotonic()
+
+    (used, begin), _ = usage(), time.sleep(6)
+    more, end = usage()
+    return (more - used) / (end - begin)
 
 
 @check
-def too_many_processes_are_refused() -> str:
+def too_many_processes_are_refused_and_too_much_time() -> str:
     """The pod waits for a file: what starts an app counts until it has ended, and may be slow here."""
     gate = Path("/srv/gate")
     gate.mkdir()
     script = "i=0; while [ $i -lt 20 ]; do sleep 60 & i=$((i+1)); echo child $i; done"
     script = f"while [ ! -e /gate/open ]; do :; done; {{ {script}; }} 2>&1"
-    options = (f"--volume={gate}:/gate", "--pids-limit=10")
+    options = (f"--volume={gate}:/gate:Z", "--pids-limit=10", "--cpus=0.5")
     uuid = secrun("run", "-d", *RELAXED, *options, LAYOUT, "--", "sh", "-c", script).strip()
     # The shell and its shim.
     eventually(lambda: in_unit(uuid, "pids.current") == "2", "the end of what started the app")
+    share = cpu_share(uuid)
+    assert 0.85 * 0.5 <= share <= 1.15 * 0.5, share
     (gate / "open").touch()
     eventually(lambda: status(uuid)["state"] == "exited", "the end of the pod")
     said = secrun("logs", uuid)
     secrun("rm", uuid)
     assert "child 9\n" in said, said
     assert "child 10\n" not in said, said
-    return said
+    return f"{share:.3f} of a CPU\n{said}"
 
 
 # The next checks share one pod, started as from a login: a scope that ends while the pod goes on.
@@ -150,11 +184,30 @@ def a_pod_outlives_the_scope_it_was_started_from() -> None:
 
 
 @check
-def its_images_are_mounted_by_loop_devices() -> str:
+def systemd_shows_it_as_a_scope_of_its_own() -> str:
+    uuid = SHARED.read_text()
+    show = ("systemctl", "show", "--property=ActiveState,Slice,Delegate,Description", f"secrun-{uuid}.scope")
+    wanted = {"ActiveState=active", "Slice=machine.slice", "Delegate=yes", f"Description=secrun pod {uuid}"}
+    assert set(tool(*show).splitlines()) == wanted
+    said = tool("systemctl", "status", "--no-pager", f"secrun-{uuid}.scope")
+    for name in ("systemd-nspawn", "app-images.service", "trap 'echo bye"):
+        assert name in said, said
+    return said
+
+
+@check
+def its_images_are_checked_by_the_kernel_block_by_block() -> str:
+    """Each is a dm-verity device on a read-only loop device, with the root hash that the manifest has."""
+    manifest = json.loads(secrun("cat-manifest", SHARED.read_text()))
+    names = {path.read_text().strip(): path.parents[1] for path in Path("/sys/block").glob("dm-*/dm/name")}
+    assert sorted(names) == [f"secrun-{SHARED.read_text()}-{number}" for number in range(2)]
+    tables = [tool("dmsetup", "table", name) for name in sorted(names)]
+    assert all(" verity 1 7:" in table for table in tables), tables
+    assert manifest["apps"][0]["image"]["verity_root"] in tables[1]
     used = tool("losetup", "--list", "--noheadings", "--output", "RO,AUTOCLEAR,BACK-FILE").splitlines()
     assert [line.split()[:2] for line in used] == [["1", "1"]] * 2, used
     assert not re.search("secrun|erofs", Path("/proc/mounts").read_text())
-    return "\n".join(used)
+    return "\n".join(tables)
 
 
 @check
@@ -183,11 +236,11 @@ def it_is_entered_and_stopped() -> None:
 @check
 def a_service_is_its_pod_and_stops_with_it() -> str:
     uuid = started_service("web", "--rm")
-    assert (CGROUPS / uuid).is_dir()
+    assert group(uuid).is_dir()
     begin = time.monotonic()
     tool("systemctl", "stop", "web")
     seconds = time.monotonic() - begin
-    assert not (CGROUPS / uuid).exists()
+    assert not group(uuid).exists()
     said = tool("journalctl", "--unit=web", "--output=cat")
     assert "web.service: Deactivated successfully." in said.splitlines(), said
     nothing_remains()

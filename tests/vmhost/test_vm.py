@@ -16,7 +16,7 @@ from support import swtpm, vm
 from support.images import busybox_image
 from vmhost import guest, kit
 
-PROGRAMS = ("debootstrap", "mkfs.ext4", "qemu-system-x86_64", "busybox", "swtpm", "swtpm_setup")
+PROGRAMS = ("debootstrap", "setfiles", "mkfs.ext4", "qemu-system-x86_64", "busybox", "swtpm", "swtpm_setup")
 FIRMWARE_PCRS = range(8)
 
 
@@ -41,7 +41,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Story:
     assert not missing, f"missing programs: {' '.join(missing)}; run ci/setup --test"
     assert os.geteuid() == 0, "building the machine needs root"
     folder = tmp_path_factory.mktemp("vm")
-    machine, tpm = vm.build(), swtpm.manufacture(folder / "tpm", certificates=True)
+    machine, tpm = vm.build(repository), swtpm.manufacture(folder / "tpm", certificates=True)
     payload = vm.payload(repository, Path(guest.__file__).parent, folder / "payload.tar")
     disk, nonces = vm.disk_copy(machine, folder / "disk"), (secrets.token_hex(32), secrets.token_hex(32))
 

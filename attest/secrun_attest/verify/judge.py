@@ -6,10 +6,10 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from secrun_attest.evidence import Header
-from secrun_attest.policy import Policy
+from secrun_attest.policy import Machines, Policy
 from secrun_attest.rejection import Code, RejectedError
 from secrun_attest.tpm import TpmKind
-from secrun_attest.verify.machine import App, Machine, Pod, PodState
+from secrun_attest.verify.machine import App, Machine, Pod, PodState, VirtualMachine
 from secrun_attest.verify.session import Enrolment, Session
 
 
@@ -176,21 +176,22 @@ def _runtime(policy: Policy, machine: Machine) -> Iterator[Finding]:
 
 
 def judge_pods(policy: Policy, pods: Iterable[Pod]) -> tuple[tuple[str, Appraisal], ...]:
-    """17c: each pod's images, relaxations and entries against the policy."""
+    """17c: each pod's images, machine, relaxations and entries against the policy."""
     known: dict[Pod, Appraisal] = {}
     return tuple((pod.uuid, _judge_pod(policy, pod, known)) for pod in pods)
 
 
 def _judge_pod(policy: Policy, pod: Pod, known: dict[Pod, Appraisal]) -> Appraisal:
     # Most pods are copies of others. What is replaced here no policy speaks of.
-    copy = pod._replace(uuid="", state=PodState.EXITED, manifest=b"")
+    machine = None if pod.machine is None else pod.machine._replace(pod_root=b"")
+    copy = pod._replace(uuid="", state=PodState.EXITED, manifest=b"", machine=machine)
     if (found := known.get(copy)) is None:
         found = known[copy] = judge_pod(policy, copy)
     return found
 
 
 def judge_pod(policy: Policy, pod: Pod) -> Appraisal:
-    """Judge one pod by all but its name, state and manifest."""
+    """Judge one pod by all but its name, state, manifest and own image."""
     return appraisal(
         _pod(policy, pod), operations=pod.operations, unmeasured=pod.unmeasured, entries=pod.entries
     )
@@ -207,6 +208,7 @@ def _pod(policy: Policy, pod: Pod) -> Iterator[Finding]:
             yield Finding(claim=Claim.CONFIGURATION, value=BAD, reason=reason)
     yield from _bypassed(pod.unmeasured)
     yield from _stage1(policy, pod)
+    yield from _machine(policy.runtime.machines, pod.machine)
     if not pod.apps:
         yield Finding(claim=Claim.EXECUTABLES, value=BAD, reason="the pod names no app")
     for app in pod.apps:
@@ -228,6 +230,36 @@ def _stage1(policy: Policy, pod: Pod) -> Iterator[Finding]:
         yield Finding(claim=Claim.EXECUTABLES, value=BAD, reason=f"{what} is not a reference value")
 
 
+def _machine(rules: Machines, machine: VirtualMachine | None) -> Iterator[Finding]:
+    """Compare accelerator, kernel, initramfs and command line, or tell that there must be a machine."""
+    if machine is None:
+        if rules.required:
+            reason = "the pod has no virtual machine, the policy requires one"
+            yield Finding(claim=Claim.CONFIGURATION, value=BAD, reason=reason)
+        return
+    if machine.accelerator not in rules.accelerators:
+        reason = f"accelerator {machine.accelerator!r} is not one of {', '.join(sorted(rules.accelerators))}"
+        yield Finding(claim=Claim.CONFIGURATION, value=BAD, reason=reason)
+    yield _guest(rules, machine)
+
+
+def _guest(rules: Machines, machine: VirtualMachine) -> Finding:
+    if not rules.guests:
+        reason = "no reference values for guest kernels"
+        return Finding(claim=Claim.EXECUTABLES, value=UNRECOGNISED, reason=reason)
+    what = f"guest kernel sha256:{machine.kernel.hex()} with initrd sha256:{machine.initrd.hex()}"
+    guest = rules.guest(kernel=machine.kernel, initrd=machine.initrd)
+    if guest is None:
+        return Finding(claim=Claim.EXECUTABLES, value=BAD, reason=f"{what} is not a reference value")
+    if not guest.command_lines:
+        reason = f"{what}: no reference values for its command line"
+        return Finding(claim=Claim.EXECUTABLES, value=UNRECOGNISED, reason=reason)
+    if machine.command_line not in guest.command_lines:
+        reason = f"{what}: the command line {machine.command_line!r} is not a reference value"
+        return Finding(claim=Claim.EXECUTABLES, value=BAD, reason=reason)
+    return Finding(claim=Claim.EXECUTABLES, value=APPROVED, reason="")
+
+
 def _app(policy: Policy, app: App) -> Finding:
     workload, image = policy.workload, app.image
     what = f"app {app.name!r}: image {image.reference!r} sha256:{image.manifest.hex()}"
@@ -236,8 +268,10 @@ def _app(policy: Policy, app: App) -> Finding:
         return Finding(claim=Claim.EXECUTABLES, value=UNRECOGNISED, reason=reason)
     # A glob trusts the host's trust policy to have checked who signed what has this name.
     reference = None if image.bypassed else image.reference
-    if workload.allows(reference=reference, manifest=image.manifest, tree=image.tree):
+    root = app.verity_root
+    if workload.allows(reference=reference, manifest=image.manifest, tree=image.tree, verity_root=root):
         return Finding(claim=Claim.EXECUTABLES, value=APPROVED, reason="")
     past = ", admitted past the host's trust policy," if image.bypassed else ""
-    reason = f"{what} with tree sha256:{image.tree.hex()}{past} is not a reference value"
+    content = f"tree sha256:{image.tree.hex()} and verity root {root.hex() or 'unknown'}"
+    reason = f"{what} with {content}{past} is not a reference value"
     return Finding(claim=Claim.EXECUTABLES, value=BAD, reason=reason)

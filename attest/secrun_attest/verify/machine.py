@@ -22,6 +22,8 @@ MAX_RELAXATIONS = 256
 MAX_OPTION = 255
 # A UUID has 36 characters; there is no other bound on how long a pod's name may be.
 MAX_UUID = 64
+# Names of accelerators and machine types.
+MAX_MODEL = 40
 
 # Copies of a pod share what they have in common: each has at most an event's 16 KiB of it.
 SHARED = 256
@@ -56,6 +58,7 @@ class Image(NamedTuple):
     manifest: bytes
     tree: bytes
     bypassed: bool = False
+    verity_root: bytes = b""
 
 
 class Stage1(NamedTuple):
@@ -66,17 +69,39 @@ class Stage1(NamedTuple):
 
 
 class App(NamedTuple):
-    """One app of a pod: which admitted image it runs and which guards were relaxed for it."""
+    """One app of a pod: which admitted image it runs and which guards were relaxed for it.
+
+    `verity_root` is the dm-verity root hash of what is mounted, empty if the log does not tell it.
+    """
 
     name: str
     image: Image
     relaxations: tuple[str, ...]
+    verity_root: bytes = b""
+
+
+class VirtualMachine(NamedTuple):
+    """The virtual machine of a pod; sizes in bytes, `storage` is 0 without a disk for what apps write.
+
+    `command_line` lacks its last word; that names `pod_root`, the root hash of the pod's own image.
+    """
+
+    accelerator: str
+    model: str
+    vcpus: int
+    memory: int
+    storage: int
+    vtpm: bool
+    kernel: bytes
+    initrd: bytes
+    command_line: str
+    pod_root: bytes
 
 
 class Pod(NamedTuple):
     """One pod; `operations` are those of the events that name it, `unmeasured` the options that let it by.
 
-    `stage1` is None for a flavour that has none.
+    `stage1` is None for a flavour that has none, `machine` for one that starts no virtual machine.
     """
 
     uuid: str
@@ -88,6 +113,7 @@ class Pod(NamedTuple):
     operations: frozenset[str] = frozenset()
     unmeasured: frozenset[str] = frozenset()
     entries: int = 0
+    machine: VirtualMachine | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -170,6 +196,7 @@ class Machine:
             manifest=fields.digest("manifest"),
             tree=fields.digest("tree"),
             bypassed=_bypassed(fields.object("verdict")) if fields.has("verdict") else False,
+            verity_root=_verity_root(fields),
         )
         # The first name stands: a second one must not lend an image a name that the policy likes.
         self.images.setdefault((image.manifest, image.tree), image)
@@ -190,6 +217,7 @@ class Machine:
             apps=_same_apps(apps),
             relaxations=_relaxations(fields),
             operations=frozenset({_NAMES[event.operation]}),
+            machine=virtual_machine(fields.object("machine")) if fields.has("machine") else None,
         )
 
     def _app(self, event: Event, fields: Fields) -> App:
@@ -197,7 +225,9 @@ class Machine:
         image = self.images.get((fields.digest("image"), fields.digest("tree")))
         if image is None:
             raise _illegal(event, f"app {name!r} runs an image that was not admitted")
-        return App(name=name, image=image, relaxations=_relaxations(fields))
+        # Only a pod's own virtual machine is told the root hash by the pod itself.
+        root = _verity_root(fields) or image.verity_root
+        return App(name=name, image=image, relaxations=_relaxations(fields), verity_root=root)
 
     def _enter(self, event: Event, fields: Fields) -> None:
         pod = self._move(event, PodState.STARTED, PodState.STARTED)
@@ -261,14 +291,31 @@ def _tpm(fields: Fields) -> TpmKind:
 
 
 def _bypassed(verdict: Fields) -> bool:
-    value = verdict.take("bypass") if verdict.has("bypass") else False
-    if not isinstance(value, bool):
-        raise FieldError(f"{verdict.what}.bypass is neither true nor false")
-    return value
+    return verdict.boolean("bypass") if verdict.has("bypass") else False
 
 
 def _stage1(fields: Fields) -> Stage1:
     return Stage1(digest=fields.digest("digest"), tree=fields.digest("tree"))
+
+
+def _verity_root(fields: Fields) -> bytes:
+    return fields.hex("verity_root", sizes=(32,)) if fields.has("verity_root") else b""
+
+
+def virtual_machine(fields: Fields) -> VirtualMachine:
+    """Read the machine of a pod; raises FieldError. More members are allowed."""
+    return VirtualMachine(
+        accelerator=fields.text("accelerator", limit=MAX_MODEL),
+        model=fields.text("model", limit=MAX_MODEL),
+        vcpus=fields.integer("vcpus"),
+        memory=fields.integer("memory_bytes"),
+        storage=fields.integer("storage_bytes"),
+        vtpm=fields.boolean("vtpm"),
+        kernel=fields.digest("kernel"),
+        initrd=fields.digest("initrd"),
+        command_line=fields.text("command_line"),
+        pod_root=fields.hex("pod_root", sizes=(32,)),
+    )
 
 
 def _relaxations(fields: Fields) -> tuple[str, ...]:

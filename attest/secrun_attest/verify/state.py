@@ -10,7 +10,16 @@ from secrun_attest.jcs import JsonObject
 from secrun_attest.limits import MAX_COUNT, MAX_INTEGER, MAX_RECORDS
 from secrun_attest.record import Bank, Epoch
 from secrun_attest.tpm import TpmKind
-from secrun_attest.verify.machine import App, Image, Machine, Pod, PodState, Stage1
+from secrun_attest.verify.machine import (
+    App,
+    Image,
+    Machine,
+    Pod,
+    PodState,
+    Stage1,
+    VirtualMachine,
+    virtual_machine,
+)
 from secrun_attest.wire import Clock
 
 VERSION = 2
@@ -108,12 +117,34 @@ def _digest(value: bytes) -> str:
 
 
 def _image_json(image: Image) -> JsonObject:
-    reference, manifest, tree, bypassed = image
+    reference, manifest, tree, bypassed, root = image
     return {
         "reference": reference,
         "manifest": _digest(manifest),
         "tree": _digest(tree),
         "bypassed": int(bypassed),
+        **_root_json(root),
+    }
+
+
+def _root_json(root: bytes) -> JsonObject:
+    return {"verity_root": root.hex()} if root else {}
+
+
+def machine_json(machine: VirtualMachine) -> JsonObject:
+    """Return what `virtual_machine` reads."""
+    accelerator, model, vcpus, memory, storage, vtpm, kernel, initrd, command_line, pod_root = machine
+    return {
+        "accelerator": accelerator,
+        "model": model,
+        "vcpus": vcpus,
+        "memory_bytes": memory,
+        "storage_bytes": storage,
+        "vtpm": vtpm,
+        "kernel": _digest(kernel),
+        "initrd": _digest(initrd),
+        "command_line": command_line,
+        "pod_root": pod_root.hex(),
     }
 
 
@@ -122,7 +153,7 @@ def _stage1_json(stage1: Stage1) -> JsonObject:
 
 
 def _pod_json(pod: Pod) -> JsonObject:
-    uuid, state, manifest, stage1, apps, relaxations, operations, unmeasured, entries = pod
+    uuid, state, manifest, stage1, apps, relaxations, operations, unmeasured, entries, machine = pod
     return {
         "uuid": uuid,
         "state": state,
@@ -133,12 +164,18 @@ def _pod_json(pod: Pod) -> JsonObject:
         "operations": [*sorted(operations)],
         "unmeasured": [*sorted(unmeasured)],
         "entries": entries,
+        **({} if machine is None else {"machine": machine_json(machine)}),
     }
 
 
 def _app_json(app: App) -> JsonObject:
-    name, image, relaxations = app
-    return {"name": name, "image": _image_json(image), "relaxations": [*relaxations]}
+    name, image, relaxations, root = app
+    return {
+        "name": name,
+        "image": _image_json(image),
+        "relaxations": [*relaxations],
+        **_root_json(root),
+    }
 
 
 def _machine(fields: Fields) -> Machine:
@@ -177,9 +214,20 @@ def _image(fields: Fields) -> Image:
         manifest=fields.digest("manifest"),
         tree=fields.digest("tree"),
         bypassed=fields.integer("bypassed", limit=1) == 1,
+        verity_root=_root(fields),
     )
     fields.done()
     return image
+
+
+def _root(fields: Fields) -> bytes:
+    return fields.hex("verity_root", sizes=(32,)) if fields.has("verity_root") else b""
+
+
+def _virtual_machine(fields: Fields) -> VirtualMachine:
+    machine = virtual_machine(fields)
+    fields.done()
+    return machine
 
 
 def _stage1(fields: Fields) -> Stage1:
@@ -202,6 +250,7 @@ def _pod(fields: Fields) -> Pod:
         operations=frozenset(_texts(fields, "operations")),
         unmeasured=frozenset(_texts(fields, "unmeasured")),
         entries=fields.integer("entries"),
+        machine=_virtual_machine(fields.object("machine")) if fields.has("machine") else None,
     )
     fields.done()
     return pod
@@ -212,6 +261,7 @@ def _app(fields: Fields) -> App:
         name=fields.text("name"),
         image=_image(fields.object("image")),
         relaxations=_texts(fields, "relaxations"),
+        verity_root=_root(fields),
     )
     fields.done()
     return app

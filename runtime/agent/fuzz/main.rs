@@ -3,9 +3,12 @@
 
 use std::io::Read;
 
+use secrun_agent::console::{Console, KEPT};
 use secrun_agent::elf::{inspect, Program};
-use secrun_agent::frame::{decode, encode, Reader, MAX_PAYLOAD};
+use secrun_agent::frame::{decode, encode, Reader, MAX_PAYLOAD, WINDOW};
 use secrun_agent::log::{Lines, Stream, MAX_LINE};
+use secrun_agent::mux::{self, Flow, Item};
+use secrun_agent::table;
 
 fn main() {
     let mut bytes = Vec::new();
@@ -17,6 +20,8 @@ fn main() {
         frames(input);
         program(input);
         lines(input);
+        console(input);
+        tables(&String::from_utf8_lossy(input));
         (rest, count) = (next, count + 1);
     }
     println!("{count}");
@@ -40,6 +45,7 @@ fn frames(input: &[u8]) {
     };
     let whole = read(input.len().max(1));
     assert_eq!(whole, read(3));
+    link(&whole);
     for (kind, payload) in whole {
         assert!(payload.len() <= MAX_PAYLOAD);
         if let Ok(message) = decode(kind, &payload) {
@@ -49,6 +55,46 @@ fn frames(input: &[u8]) {
             assert_eq!(&again[5..], &payload[..]);
         }
     }
+}
+
+/// The same for frames of the link; a channel never owes or is owed more than its window.
+fn link(frames: &[(u8, Vec<u8>)]) {
+    let mut flow = Flow::default();
+    for (kind, payload) in frames {
+        let item = match mux::decode(*kind, payload) {
+            Ok(item) => item,
+            Err(_) => continue,
+        };
+        let mut again = Vec::new();
+        mux::encode(&item, &mut again);
+        assert_eq!((again[0], &again[5..]), (*kind, &payload[..]));
+        let kept = match item {
+            Item::Data { bytes, .. } => flow.data(bytes.len()).map(|_| flow.taken(bytes.len())),
+            Item::Credit { count, .. } => flow.credited(count),
+            Item::Close { .. } => flow.closed(),
+            _ => Ok(()),
+        };
+        if kept.is_err() {
+            return;
+        }
+        assert!(flow.credit <= WINDOW && flow.due().unwrap_or(0) as usize <= WINDOW);
+    }
+}
+
+/// However it is cut, a console shows the same, bounded and without control characters.
+fn console(input: &[u8]) {
+    let show = |size: usize| {
+        let (mut console, mut shown) = (Console::new(Vec::new()), Vec::new());
+        let mut sink = |bytes: &[u8]| shown.extend_from_slice(bytes);
+        input.chunks(size).for_each(|piece| console.push(piece, &mut sink));
+        console.finish(&mut sink);
+        (shown, console.cause())
+    };
+    let (shown, cause) = show(input.len().max(1));
+    assert!(shown.len() < 2 * KEPT + 100);
+    let plain = |byte: &u8| matches!(byte, b'\n' | b'\t' | b' '..=b'~');
+    assert!(shown.iter().all(plain) && cause.iter().all(|text| text.bytes().all(|byte| plain(&byte))));
+    assert_eq!((shown, cause), show(5));
 }
 
 /// Interpreters are non-empty and bounded, and no offset in the file makes it read far.
@@ -82,4 +128,21 @@ fn lines(input: &[u8]) {
     }
     lines.finish("T", &mut sink);
     assert_eq!(text, input);
+}
+
+/// No name that a guest's stage0 makes a path of leaves its folder.
+fn tables(text: &str) {
+    let plain = |name: &str| !name.is_empty() && !name.starts_with('.') && !name.contains('/');
+    for verity in [table::stage1(text), table::pod(text, "00")].into_iter().flatten() {
+        assert!(verity.blocks.checked_mul(4096).is_some());
+        assert_eq!(verity.parameters("D").split(' ').count(), 12);
+    }
+    for module in table::modules(text).unwrap_or_default() {
+        assert!(module.path.strip_prefix("/secrun/modules.d/").map_or(false, plain));
+    }
+    if let Ok(guest) = table::guest(text) {
+        assert!(guest.images.iter().all(|image| plain(&image.app) && image.serial.len() <= 20));
+        let file = |name: &Option<String>| name.as_deref().map_or(true, plain);
+        assert!(guest.volumes.iter().all(|volume| plain(&volume.app) && file(&volume.file)));
+    }
 }

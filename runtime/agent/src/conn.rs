@@ -1,12 +1,13 @@
 //! One connection: frames in, frames out, neither ever waiting.
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::io::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::io::{AsRawFd, OwnedFd, RawFd};
 
 use libc::c_short;
 
 use crate::frame::{encode, Message, Reader, Violation};
+use crate::sys;
 
 /// Bytes that one read takes at most.
 pub const CHUNK: usize = 16_384;
@@ -74,7 +75,7 @@ impl Queue {
 
 /// A connected peer.
 pub struct Conn {
-    stream: UnixStream,
+    stream: File,
     reader: Reader,
     /// Frames that wait for the peer to read.
     pub out: Queue,
@@ -87,9 +88,10 @@ impl AsRawFd for Conn {
 }
 
 impl Conn {
-    /// Take over a connected socket.
-    pub fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
+    /// Take over a connected socket, or another descriptor of two directions.
+    pub fn new(stream: impl Into<OwnedFd>) -> io::Result<Self> {
+        let stream = File::from(stream.into());
+        sys::set_nonblocking(&stream)?;
         Ok(Conn { stream, reader: Reader::default(), out: Queue::default() })
     }
 
@@ -120,6 +122,11 @@ impl Conn {
     /// The next whole frame that was read.
     pub fn next_frame(&mut self) -> Result<Option<(u8, Vec<u8>)>, Violation> {
         self.reader.next_frame()
+    }
+
+    /// Forget what was read.
+    pub fn forget(&mut self) {
+        self.reader = Reader::default();
     }
 
     /// What to poll for.

@@ -88,15 +88,17 @@ pub fn pipes(with_input: bool) -> io::Result<(Streams, Ends)> {
 pub struct Launch {
     prefix: PathBuf,
     console: Option<UnixListener>,
-    /// While this is open, a command on a terminal has not begun.
+    /// While this is open, a command on a terminal, or an app that is held, has not begun.
     gate: Option<OwnedFd>,
+    /// The process waits for more than its terminal's size.
+    pub held: bool,
     target: Target,
 }
 
 impl Launch {
     /// Prepare a run whose files begin with `prefix`.
     pub fn new(prefix: PathBuf, terminal: bool, target: Target) -> io::Result<Self> {
-        let mut launch = Launch { prefix, console: None, gate: None, target };
+        let mut launch = Launch { prefix, console: None, gate: None, held: false, target };
         if terminal {
             launch.console = Some(UnixListener::bind(launch.file("console"))?);
         }
@@ -115,8 +117,8 @@ impl Launch {
 
     /// Start crun; `words` say what it does. Returns crun's process id, not that of the app.
     ///
-    /// A command on a terminal begins with `hold`, and waits in it for `release`. The app needs none: crun itself
-    /// sets the size that its bundle names.
+    /// A command on a terminal begins with `hold`, and waits in it for `release`. The app needs none for that: crun
+    /// itself sets the size that its bundle names.
     pub fn start(&mut self, words: &[&str], last: &str, streams: Option<Streams>) -> io::Result<i32> {
         let mut command = Command::new(CRUN);
         command.args(["--cgroup-manager=disabled", "--root=/run/crun", "--log"]).arg(self.file("log"));
@@ -128,7 +130,7 @@ impl Launch {
             Some(Streams { input, outputs: [out, err] }) => command.stdin(input).stdout(out).stderr(err),
             None => command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()),
         };
-        if self.console.is_none() || words[0] != "exec" {
+        if !self.held && (self.console.is_none() || words[0] != "exec") {
             return command.arg(last).spawn().map(|child| child.id() as i32);
         }
         let (read, write) = sys::pipe()?;

@@ -61,7 +61,7 @@ pub enum Message<'a> {
 }
 
 /// Take fixed-size fields and rests off a payload.
-struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], Violation> {
@@ -73,7 +73,7 @@ impl<'a> Fields<'a> {
         Ok(head)
     }
 
-    fn number(&mut self, size: usize) -> Result<u64, Violation> {
+    pub fn number(&mut self, size: usize) -> Result<u64, Violation> {
         Ok(self.bytes(size)?.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
     }
 
@@ -94,16 +94,25 @@ impl<'a> Fields<'a> {
         self.bytes(count)
     }
 
-    fn rest(&mut self) -> &'a [u8] {
+    pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 
-    fn text(&mut self, limit: usize) -> Result<&'a str, Violation> {
+    pub fn text(&mut self, limit: usize) -> Result<&'a str, Violation> {
         let bytes = self.rest();
         if bytes.len() > limit {
             return Err(Violation("a text is too long"));
         }
         std::str::from_utf8(bytes).map_err(|_| Violation("a text is not UTF-8"))
+    }
+
+    /// Everything must have been used.
+    pub fn end(&self) -> Result<(), Violation> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(Violation("a payload is too long"))
+        }
     }
 }
 
@@ -139,10 +148,7 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Message<'_>, Violation> {
         0x87 => Message::Stop,
         _ => return Err(Violation("unknown frame type")),
     };
-    if !fields.0.is_empty() {
-        return Err(Violation("a payload is too long"));
-    }
-    Ok(message)
+    fields.end().map(|()| message)
 }
 
 /// Append one frame; what exceeds MAX_PAYLOAD is a bug of the caller, texts are cut at MAX_TEXT.

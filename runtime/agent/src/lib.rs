@@ -1,20 +1,33 @@
-//! The parts of secrun-agent: the shim of one app inside stage1, and the host's waiter and client.
+//! The parts of secrun-agent: the shim of one app inside stage1, the host's waiter and client,
+//! and what a KVM guest has in addition.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
 
 pub mod args;
+mod attach;
+mod bridge;
 pub mod client;
 pub mod conn;
+pub mod console;
 pub mod crun;
+pub mod dm;
 pub mod elf;
 pub mod frame;
 pub mod hold;
+pub mod lane;
 pub mod log;
+pub mod mux;
 mod peers;
+pub mod readback;
+pub mod relay;
 pub mod report;
 mod session;
 pub mod shim;
+pub mod stage0;
+mod starter;
 pub mod sys;
+pub mod table;
 pub mod tty;
+pub mod vm;
 pub mod wait;

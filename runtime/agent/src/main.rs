@@ -1,10 +1,10 @@
-//! secrun-agent: one static program with four modes.
+//! secrun-agent: one static program with several modes.
 
 use std::process::exit;
 
-use secrun_agent::{client, hold, shim, wait};
+use secrun_agent::{client, hold, relay, shim, vm, wait};
 
-const USAGE: &str = "usage: secrun-agent shim|wait|client OPTION...\n       secrun-agent hold COMMAND\n       secrun-agent --version";
+const USAGE: &str = "usage: secrun-agent shim|wait|client|vm|relay OPTION...\n       secrun-agent hold COMMAND\n       secrun-agent --version";
 
 fn main() {
     let mut words = std::env::args_os().skip(1);
@@ -14,6 +14,8 @@ fn main() {
         Some("shim") => shim::main(words),
         Some("wait") => wait::main(words),
         Some("client") => client::main(words),
+        Some("vm") => vm::main(words),
+        Some("relay") => relay::main(words),
         Some("hold") => hold::main(words),
         Some("--version") => {
             println!("secrun-agent {} protocol {}", env!("CARGO_PKG_VERSION"), secrun_agent::frame::VERSION);

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use crate::conn::Conn;
 use crate::crun::{Failure, Launch, Target};
 use crate::frame::{decode, flag, Message, Size, Violation, VERSION, WINDOW};
-use crate::report::stats;
+use crate::report::{now_ns, stats};
 use crate::session::Session;
 use crate::shim::{Shim, APP};
 
@@ -23,9 +23,16 @@ pub(crate) struct Peer {
     pub foreground: bool,
     pub lost: u64,
     pub closing: bool,
+    /// It closes the connection, not the shim.
+    pub closes: bool,
 }
 
 impl Peer {
+    /// Whether all was said to it and it has not closed yet.
+    pub fn lingers(&self) -> bool {
+        self.closing && self.closes
+    }
+
     pub fn report_loss(&mut self) {
         if self.lost > 0 {
             self.conn.send(&Message::Lost(self.lost));
@@ -60,6 +67,7 @@ impl Shim {
             foreground,
             lost: 0,
             closing: false,
+            closes: foreground && self.options.linger,
         };
         place(&mut self.peers, peer);
         Ok(())
@@ -78,13 +86,18 @@ impl Shim {
             Some(peer) => peer,
             None => return,
         };
-        if peer.closing || events & !libc::POLLOUT == 0 {
+        if peer.closing && !peer.closes || events & !libc::POLLOUT == 0 {
             return;
         }
         let open = matches!(peer.conn.fill(&mut self.scratch[..]), Ok(true));
         loop {
             let frame = match self.peers[index].as_mut() {
                 Some(peer) if !peer.closing => peer.conn.next_frame(),
+                Some(peer) if peer.closes => {
+                    // What it says after the end is not listened to, only whether it closes.
+                    peer.conn.forget();
+                    break;
+                }
                 _ => return,
             };
             let handled = match frame {
@@ -176,6 +189,13 @@ impl Shim {
         }
         if size != Size::default() {
             app.resize(size);
+        }
+        if foreground && app.launch.held {
+            app.launch.held = false;
+            if app.pid.is_some() {
+                app.launch.release();
+                self.started_ns = now_ns();
+            }
         }
         if let Some(peer) = self.peers[index].as_mut() {
             peer.session = Some(APP);

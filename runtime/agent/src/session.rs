@@ -88,7 +88,9 @@ impl Session {
             self.ends.outputs[0] = Some(File::from(master));
             self.resize(self.size);
         }
-        self.launch.release();
+        if !self.launch.held {
+            self.launch.release();
+        }
         if let Some(number) = self.signal.take() {
             self.deliver(number, true);
         }

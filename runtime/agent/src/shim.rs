@@ -38,6 +38,12 @@ pub(crate) struct Options {
     pub terminal: bool,
     pub stdin: bool,
     pub log_max: u64,
+    /// The host keeps the log: it must be attached.
+    pub no_log: bool,
+    /// After EXIT the foreground peer closes first: the pod does not end before it has everything.
+    pub linger: bool,
+    /// The app begins held, as the agent; it becomes its program when the foreground peer attaches.
+    pub hold: bool,
     pub stop_signal: i32,
     pub stop_timeout: Duration,
     pub target: Target,
@@ -50,6 +56,9 @@ fn parse(mut words: Words) -> Result<Options, String> {
         terminal: false,
         stdin: false,
         log_max: 16 << 20,
+        no_log: false,
+        linger: false,
+        hold: false,
         stop_signal: libc::SIGTERM,
         stop_timeout: Duration::from_secs(10),
         target: Target::default(),
@@ -61,6 +70,9 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--terminal" => options.terminal = true,
             "--stdin" => options.stdin = true,
             "--log-max" => options.log_max = words.number()?,
+            "--no-log" => options.no_log = true,
+            "--linger" => options.linger = true,
+            "--hold" => options.hold = true,
             "--stop-signal" => options.stop_signal = words.number()?,
             "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
             "--program" => options.target.program = words.os_value()?.into_vec(),
@@ -105,7 +117,7 @@ pub(crate) struct Shim {
     pub peers: Vec<Option<Peer>>,
     pub sessions: Vec<Option<Session>>,
     pub commands: u64,
-    pub log: Log,
+    pub log: Option<Log>,
     pub log_warned: bool,
     pub orphans: Vec<(i32, Status)>,
     pub started_ns: u64,
@@ -154,7 +166,10 @@ impl Shim {
         let run = PathBuf::from(format!("/run/secrun/apps/{}", options.app));
         folder(&run.join("rootfs"))?;
         folder(&keep)?;
-        let log = context(Log::open(&keep.join("log"), options.log_max), "log")?;
+        let log = match options.no_log {
+            true => None,
+            false => Some(context(Log::open(&keep.join("log"), options.log_max), "log")?),
+        };
         let socket = keep.join("ctl.sock");
         // A socket of an earlier start of the unit.
         let _ = fs::remove_file(&socket);
@@ -183,9 +198,16 @@ impl Shim {
 
     fn run(mut self) -> io::Result<u8> {
         match UnixStream::connect(ATTACH_SOCKET) {
-            Ok(stream) => self.greet(stream, true)?,
+            Ok(stream) => {
+                self.greet(stream, true)?;
+                if self.options.hold {
+                    self.start_app(Size::default())?;
+                }
+            }
             // Only a host that made no socket wants none; one that cannot be reached is an error.
-            Err(error) if error.kind() == ErrorKind::NotFound => self.start_app(Size::default())?,
+            Err(error) if error.kind() == ErrorKind::NotFound && self.log.is_some() => {
+                self.start_app(Size::default())?
+            }
             Err(error) => return context(Err(error), ATTACH_SOCKET),
         }
         let mut ended = None;
@@ -242,7 +264,8 @@ impl Shim {
         for (index, peer) in self.peers.iter().enumerate() {
             if let Some(peer) = peer {
                 // A peer that leaves its own answers unread is not asked for more.
-                let read = !peer.closing && (peer.session.is_some() || !peer.conn.out.is_full());
+                let asks = !peer.closing && (peer.session.is_some() || !peer.conn.out.is_full());
+                let read = asks || peer.lingers();
                 poller.add(&peer.conn, peer.conn.events(read), Token::Peer(index));
             }
         }
@@ -274,14 +297,17 @@ impl Shim {
             )?;
         }
         let lower = &self.options.lower;
-        let data =
-            format!("lowerdir={lower},upperdir={},workdir={},userxattr,volatile", upper.display(), work.display());
+        // In the first user namespace overlayfs has xattrs of its own, which every upper file system takes.
+        let names = if has_user_namespace() { "userxattr,volatile" } else { "volatile" };
+        let (upper, work) = (upper.display(), work.display());
+        let data = format!("lowerdir={lower},upperdir={upper},workdir={work},{names}");
         context(
-            sys::mount("overlay", &rootfs.display().to_string(), libc::MS_NODEV, &data),
+            sys::mount("overlay", &rootfs.display().to_string(), "overlay", libc::MS_NODEV, &data),
             &format!("overlay over {lower}"),
         )?;
         let target = self.options.target.clone();
-        let launch = Launch::new(self.run.join("run"), self.options.terminal, target)?;
+        let mut launch = Launch::new(self.run.join("run"), self.options.terminal, target)?;
+        launch.held = self.options.hold;
         let bundle = format!("/pod/apps/{}", self.options.app);
         let words = ["run", "--no-new-keyring", "-b", &bundle];
         self.sessions[APP] = Some(self.launch(launch, &words, self.options.stdin, size)?);
@@ -353,7 +379,8 @@ impl Shim {
 
     /// Tell the peers that the app has started.
     fn announce(&mut self) {
-        let started = self.sessions[APP].as_ref().map_or(false, |app| app.pid.is_some());
+        let runs = |app: &Session| app.pid.is_some() && !app.launch.held;
+        let started = self.sessions[APP].as_ref().map_or(false, runs);
         if !started || self.started_ns != 0 {
             return;
         }
@@ -378,9 +405,12 @@ impl Shim {
             }
             _ => return Ok(None),
         };
-        self.log.finish();
+        self.log.iter_mut().for_each(Log::finish);
         self.listener = None;
-        context(write_record(&self.keep, status, failure.as_ref(), self.started_ns), "exit record")?;
+        // Where the host keeps the log, it keeps the record too: a full disk of the guest's must not hide the exit.
+        if self.log.is_some() {
+            context(write_record(&self.keep, status, failure.as_ref(), self.started_ns), "exit record")?;
+        }
         self.finish_session(APP, status, failure);
         self.kill_at = None;
         self.flush_until = Some(Instant::now() + FLUSH_TIME);
@@ -425,14 +455,17 @@ impl Shim {
         }
         for index in 0..self.peers.len() {
             let gone = match &mut self.peers[index] {
-                Some(peer) => peer.conn.flush().is_err() || peer.closing && peer.conn.out.is_empty(),
+                Some(peer) => {
+                    let failed = peer.conn.flush().is_err();
+                    failed || peer.closing && peer.conn.out.is_empty() && !peer.lingers()
+                }
                 None => false,
             };
             if gone {
                 self.drop_peer(index);
             }
         }
-        if self.log.lost() > 0 && !self.log_warned {
+        if self.log.as_ref().map_or(0, Log::lost) > 0 && !self.log_warned {
             self.log_warned = true;
             eprintln!("secrun-agent: {}: the log cannot be written; entries are lost", self.options.app);
         }
@@ -480,8 +513,8 @@ impl Shim {
             let room = MAX_SAID - session.said.len().min(MAX_SAID);
             session.said.extend_from_slice(&bytes[..count.min(room)]);
         }
-        if index == APP {
-            self.log.push(if stream == 0 { Stream::Out } else { Stream::Err }, bytes);
+        if let (APP, Some(log)) = (index, &mut self.log) {
+            log.push(if stream == 0 { Stream::Out } else { Stream::Err }, bytes);
         }
         let (wanted, message) = match stream {
             0 => (flag::STDOUT, Message::Stdout(bytes)),
@@ -519,7 +552,7 @@ impl Shim {
             session.ends.input = None;
         }
         if let Some(peer) = session.owner.and_then(|owner| self.peers[owner].as_mut()) {
-            if gone > 0 {
+            if gone > 0 && !peer.closing {
                 peer.conn.send(&Message::Credit(gone as u32));
             }
         }
@@ -531,6 +564,12 @@ impl Shim {
             self.sessions[APP] = Some(Session::failed(launch, failure));
         }
     }
+}
+
+/// Whether this is a user namespace of its own, not the first one (user_namespaces(7)).
+fn has_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Whether systemd-shutdown has taken over as PID 1: it sends SIGTERM to every process, the app included.

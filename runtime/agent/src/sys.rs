@@ -1,4 +1,5 @@
-//! Thin wrappers of system calls that the standard library lacks; all unsafe code of the agent is here.
+//! Thin wrappers of system calls that the standard library lacks; all unsafe code of the agent is here
+//! and in its submodule.
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
@@ -14,6 +15,9 @@ use libc::{c_int, c_short};
 
 use crate::frame::Size;
 
+pub mod guest;
+pub mod host;
+
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -28,6 +32,14 @@ fn owned(fd: c_int) -> io::Result<OwnedFd> {
 
 fn c_string(text: &[u8]) -> io::Result<CString> {
     CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC, to compare with those of other processes of this host.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime fills one timespec; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Take over a descriptor that the parent handed down by number.
@@ -257,6 +269,18 @@ pub fn kill(pid: i32, signal: c_int) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// The process that connected a unix socket, as this process numbers it (unix(7), SO_PEERCRED).
+pub fn peer_pid(socket: &UnixStream) -> io::Result<i32> {
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut size = std::mem::size_of::<libc::ucred>() as libc::socklen_t;
+    let place = &mut found as *mut libc::ucred;
+    // SAFETY: the kernel writes at most `size` bytes into `found`, which is of that size.
+    check(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place.cast(), &mut size)
+    })?;
+    Ok(found.pid)
+}
+
 /// Adopt the descendants whose parents end.
 pub fn become_subreaper() -> io::Result<()> {
     // SAFETY: this prctl takes ints.
@@ -320,13 +344,16 @@ pub fn spawn_bound(
     command.spawn().map(|child| child.id() as i32)
 }
 
-/// mount(2) of a new file system.
-pub fn mount(kind: &str, target: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
-    let (kind, target, data) =
-        (c_string(kind.as_bytes())?, c_string(target.as_bytes())?, c_string(data.as_bytes())?);
+/// mount(2): `source` to `target`.
+pub fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let words = [source, target, kind, data].map(|word| c_string(word.as_bytes()));
+    let [source, target, kind, data] = words;
+    let (source, target, kind, data) = (source?, target?, kind?, data?);
     // SAFETY: all pointers are to NUL-terminated strings that outlive the call.
-    check(unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) })
-        .map(drop)
+    check(unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
+    })
+    .map(drop)
 }
 
 /// Open `path` for reading as if `root` were the root folder, links included (openat2, RESOLVE_IN_ROOT).

@@ -153,6 +153,8 @@ pub struct End {
 pub struct Remote {
     /// The connection.
     pub conn: Conn,
+    /// The process that connected: the shim, as the host numbers it.
+    pub pid: i32,
     /// Its app, once it has said HELLO.
     pub app: Option<String>,
     /// It has been answered.
@@ -173,6 +175,7 @@ impl Remote {
     /// Serve a new connection.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         Ok(Remote {
+            pid: sys::peer_pid(&stream)?,
             conn: Conn::new(stream)?,
             app: None,
             greeted: false,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::args::Words;
 use crate::conn::CHUNK;
 use crate::frame::{flag, Message, Size};
+use crate::readback::{ReadBack, Verdict};
 use crate::sys::{self, Filter, Poller, Status};
 use crate::tty::{Remote, Station};
 
@@ -28,8 +29,11 @@ struct Options {
     procs: Option<RawFd>,
     kill: Option<RawFd>,
     seccomp: Option<RawFd>,
+    expected: Option<RawFd>,
+    enforced: Option<RawFd>,
     log: Option<RawFd>,
     ready: Option<RawFd>,
+    timing: Option<RawFd>,
     keep: Vec<RawFd>,
     apps: Vec<String>,
     foreground: bool,
@@ -51,8 +55,11 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--cgroup-procs-fd" => options.procs = Some(words.fd()?),
             "--cgroup-kill-fd" => options.kill = Some(words.fd()?),
             "--seccomp-fd" => options.seccomp = Some(words.fd()?),
+            "--expected-fd" => options.expected = Some(words.fd()?),
+            "--enforced-fd" => options.enforced = Some(words.fd()?),
             "--log-fd" => options.log = Some(words.fd()?),
             "--ready-fd" => options.ready = Some(words.fd()?),
+            "--timing-fd" => options.timing = Some(words.fd()?),
             "--keep-fd" => options.keep.push(words.fd()?),
             "--app" => options.apps.push(words.value()?),
             "--foreground" => options.foreground = true,
@@ -115,6 +122,8 @@ struct Waiter {
     control: Option<UnixListener>,
     kill: Option<File>,
     ready: Option<File>,
+    /// Takes lines `host NAME NS`: when, by CLOCK_MONOTONIC, what was reached.
+    timing: Option<File>,
     controls: Vec<UnixStream>,
     station: Station,
     remotes: Vec<Remote>,
@@ -123,6 +132,8 @@ struct Waiter {
     started: usize,
     /// Apps whose shims have told their end.
     ended: usize,
+    /// What the kernel enforces for apps is read, if somebody said what was compiled.
+    read_back: Option<ReadBack>,
     finisher: Option<Finisher>,
     /// The finishing program is started ahead once at most.
     looked_ahead: bool,
@@ -173,7 +184,8 @@ impl Waiter {
     fn start(options: Options) -> std::io::Result<Self> {
         let named =
             [options.attach, options.control, options.procs, options.kill, options.log, options.ready];
-        let mut fds: Vec<RawFd> = named.into_iter().chain([options.seccomp]).flatten().collect();
+        let more = [options.seccomp, options.timing, options.expected, options.enforced];
+        let mut fds: Vec<RawFd> = named.into_iter().chain(more).flatten().collect();
         fds.extend(&options.keep);
         sys::keep_only(&fds)?;
         use libc::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
@@ -187,7 +199,12 @@ impl Waiter {
         };
         let attach = sys::inherited(options.attach.unwrap_or(-1)).and_then(listener)?;
         let control = open(options.control)?.map(listener).transpose()?;
-        let (kill, ready) = (open(options.kill)?.map(File::from), open(options.ready)?.map(File::from));
+        let file = |fd: Option<RawFd>| open(fd).map(|fd| fd.map(File::from));
+        let (kill, ready, timing) = (file(options.kill)?, file(options.ready)?, file(options.timing)?);
+        let read_back = match (open(options.expected)?, open(options.enforced)?) {
+            (Some(expected), Some(out)) => Some(ReadBack::new(expected.into(), out.into())?),
+            _ => None,
+        };
         let station = Station::new(options.tty, options.stdin_app.is_some())?;
         let mut command = Command::new(&options.stage1[0]);
         command.args(&options.stage1[1..]).stdin(Stdio::null());
@@ -201,12 +218,14 @@ impl Waiter {
             control,
             kill,
             ready,
+            timing,
             controls: Vec::new(),
             station,
             remotes: Vec::new(),
             seen: Vec::new(),
             started: 0,
             ended: 0,
+            read_back,
             finisher: None,
             looked_ahead: false,
             child: 0,
@@ -254,7 +273,8 @@ impl Waiter {
     fn step(&mut self) {
         let mut poller = Poller::new();
         self.interests(&mut poller);
-        let ready = match poller.wait(self.kill_at.into_iter().chain(self.rest_until).min()) {
+        let look = self.read_back.as_ref().and_then(ReadBack::deadline);
+        let ready = match poller.wait(self.kill_at.into_iter().chain(self.rest_until).chain(look).min()) {
             Ok(ready) => ready,
             Err(error) => {
                 eprintln!("secrun: poll: {error}");
@@ -278,8 +298,12 @@ impl Waiter {
                 }
             }
         }
-        gone.into_iter().rev().for_each(|index| drop(self.remotes.remove(index)));
+        for index in gone.into_iter().rev() {
+            let remote = self.remotes.remove(index);
+            self.read_over(remote.app.as_deref().unwrap_or(""));
+        }
         self.check_times();
+        self.read_back();
     }
 
     fn interests(&self, poller: &mut Poller<Token>) {
@@ -321,6 +345,42 @@ impl Waiter {
         self.heard = false;
     }
 
+    // --- what the kernel enforces
+
+    fn read_back(&mut self) {
+        for verdict in self.read_back.as_mut().map_or(Vec::new(), ReadBack::look) {
+            self.judge(verdict);
+        }
+    }
+
+    /// Nothing more can be read of an app.
+    fn read_over(&mut self, app: &str) {
+        if let Some(verdict) = self.read_back.as_mut().and_then(|read_back| read_back.over(app)) {
+            self.judge(verdict);
+        }
+    }
+
+    /// Let an app begin that was held; what is not as compiled ends a pod that is held strictly.
+    fn judge(&mut self, verdict: Verdict) {
+        let strict = self.read_back.as_ref().map_or(false, ReadBack::is_strict);
+        match (verdict.problem, strict) {
+            (Some(problem), true) => {
+                eprintln!("secrun: app {}: {problem}", verdict.app);
+                self.kill();
+            }
+            // The finishing program tells what was only noticed.
+            (Some(_), false) => (),
+            (None, _) => {
+                let held = |remote: &Remote| !remote.greeted && remote.app.as_deref() == Some(&verdict.app);
+                if let Some(index) = self.remotes.iter().position(held) {
+                    self.greet(index);
+                    // A connection that fails is seen by its next turn.
+                    let _ = self.remotes[index].conn.flush();
+                }
+            }
+        }
+    }
+
     // --- stage1
 
     fn take_signals(&mut self) {
@@ -357,6 +417,7 @@ impl Waiter {
     }
 
     fn stage1_ended(&mut self, status: Status) {
+        self.mark("stage1-ended");
         self.status = Some(status);
         self.kill_at = None;
         self.rest_until = Some(Instant::now() + REST_TIME);
@@ -418,6 +479,22 @@ impl Waiter {
         }
     }
 
+    /// Only apps that were expected get as far as to be named here.
+    fn mark_app(&mut self, what: &str, index: usize) {
+        let app = self.remotes[index].app.as_deref().unwrap_or_default();
+        let name = format!("{what}:{app}");
+        self.mark(&name);
+    }
+
+    fn mark(&mut self, name: &str) {
+        // One write each: others append to the same file.
+        let line = format!("host {name} {}\n", sys::monotonic_ns());
+        if let Some(Err(error)) = self.timing.as_mut().map(|file| file.write_all(line.as_bytes())) {
+            eprintln!("secrun: timing: {error}");
+            self.timing = None;
+        }
+    }
+
     fn tell_ready(&mut self, word: &[u8]) {
         if let Some(mut ready) = self.ready.take() {
             // Nobody may be left to be told.
@@ -470,17 +547,30 @@ impl Waiter {
         let mut open = remote.receive(&mut self.scratch[..], &mut self.station);
         if let (Some(app), false, Ok(_)) = (remote.app.clone(), remote.greeted, &open) {
             if self.options.apps.contains(&app) && !self.seen.contains(&app) {
+                match &mut self.read_back {
+                    // Its app does not begin before it has been read.
+                    Some(read_back) if read_back.is_strict() => read_back.begin(&app, remote.pid),
+                    _ => self.greet(index),
+                }
                 self.seen.push(app);
-                self.greet(index);
             } else {
                 open = Err(format!("an app {app:?} is not expected"));
             }
         }
-        let remote = &mut self.remotes[index];
-        if remote.started && !was_started {
+        let remote = &self.remotes[index];
+        let started = remote.started && !was_started;
+        let ended = remote.end.is_some() && !had_ended;
+        if started {
             self.started += 1;
+            if let Some(read_back) = self.read_back.as_mut().filter(|read_back| !read_back.is_strict()) {
+                read_back.begin(remote.app.as_deref().unwrap_or(""), remote.pid);
+            }
+            self.mark_app("started", index);
         }
-        self.ended += usize::from(remote.end.is_some() && !had_ended);
+        if ended {
+            self.ended += 1;
+            self.mark_app("ended", index);
+        }
         if self.started == self.options.apps.len() {
             self.tell_ready(b"ready\n");
         }

@@ -9,9 +9,9 @@ from secrun.cli import attest_files as files
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import write_json
 from secrun.errors import UsageError
-from secrun.predict import MAX_PREDICTION, Prediction
+from secrun.predict import MAX_PREDICTION, PredictedStage1, Prediction
 from secrun_attest.evidence import MAX_PCRS
-from secrun_attest.policy import Platform, Policy, Runtime, Workload, parse_policy
+from secrun_attest.policy import Guest, Machines, Platform, Policy, Runtime, Workload, parse_policy
 from secrun_attest.policyfile import MAX_FILE, OpenedPolicy, sign_policy
 from secrun_attest.policywrite import dump_policy, policy_json
 from secrun_attest.record import Bank
@@ -84,16 +84,41 @@ def _draft(args: Arguments, predictions: Iterable[Prediction]) -> Policy:
         runtime=Runtime(
             binaries=frozenset(bytes.fromhex(item.runtime.hex) for item in predicted if item.runtime),
             stage1=frozenset(bytes.fromhex(one.tree.hex) for item in predicted for one in item.stage1),
+            machines=_machines(args, [one for item in predicted for one in item.stage1]),
         ),
         workload=Workload(
             images=frozenset(
-                (bytes.fromhex(image.manifest.hex), bytes.fromhex(image.tree.hex))
+                (
+                    bytes.fromhex(image.manifest.hex),
+                    bytes.fromhex(image.tree.hex),
+                    bytes.fromhex(image.verity_root),
+                )
                 for item in predicted
                 for image in item.images
             ),
             forbidden_operations=frozenset({"PodExec"} if args.flag("forbid_exec") else ()),
         ),
         digest=b"",
+    )
+
+
+def _machines(args: Arguments, predicted: Iterable[PredictedStage1]) -> Machines:
+    """Return rules for virtual machines: each kernel with its initramfs and what it is booted with."""
+    accelerators = frozenset(args.many("accelerator")) or Machines().accelerators
+    guests: dict[tuple[bytes, bytes], frozenset[str]] = {}
+    for stage1 in predicted:
+        if stage1.kernel is None or stage1.initrd is None:
+            continue
+        key = (bytes.fromhex(stage1.kernel.hex), bytes.fromhex(stage1.initrd.hex))
+        lines = (line.text for line in stage1.command_lines if line.accelerator in accelerators)
+        guests[key] = guests.get(key, frozenset()).union(lines)
+    return Machines(
+        required=args.flag("require_machine"),
+        accelerators=accelerators,
+        guests=tuple(
+            Guest(kernel=kernel, initrd=initrd, command_lines=lines)
+            for (kernel, initrd), lines in guests.items()
+        ),
     )
 
 
@@ -131,6 +156,11 @@ def _gaps(policy: Policy) -> list[str]:
         gaps.append(
             "no stage1 is listed: every pod will get a warning (--from, predicted where one is built)"
         )
+    machines = policy.runtime.machines
+    if machines.required and not machines.guests:
+        gaps.append("no guest kernel is listed: every pod will get a warning (--from, of a kvm stage1)")
+    if not all(guest.command_lines for guest in machines.guests):
+        gaps.append("a guest kernel has no command line: its pods will get a warning (--from)")
     if not policy.platform.pcrs:
         gaps.append("no PCR of the platform has a value: every host will get a warning (--pcr-value)")
     if policy.keys is None:

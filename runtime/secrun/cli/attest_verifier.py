@@ -154,6 +154,10 @@ def predict(args: Arguments, context: Context) -> int:
     context.out.write(f"secrun   {found.version} {found.runtime or '-'}\n")
     for stage1 in found.stage1:
         context.out.write(f"stage1   {stage1.flavour} {stage1.digest}\n  tree     {stage1.tree}\n")
+        if stage1.kernel is not None:
+            context.out.write(f"  kernel   {stage1.kernel}\n  initrd   {stage1.initrd}\n")
+        for line in stage1.command_lines:
+            context.out.write(f"  cmdline  {line.accelerator} {line.model}: {line.text}\n")
     for image in found.images:
         context.out.write(
             f"image    {image.reference} {image.platform}\n  manifest {image.manifest}\n"

@@ -11,30 +11,23 @@ from pathlib import Path
 
 from secrun.cli.guard import guarded
 from secrun.errors import HostError
+from secrun.interpreter import command as interpreter_command
 from secrun.paths import Layout
 from secrun.pod.networks import release_beside
 from secrun.pod.states import LockedPod
-from secrun.selfdigest import PACKAGES, package_folder
 
 _STATUS = "--stage1-status="
 _STATUS_FD = "--stage1-status-fd="
 
 
 def interpreter() -> tuple[str, ...]:
-    """Return the command that runs `main`.
-
-    It needs the standard library and secrun itself. Without site a third of its start is saved, and
-    no other package can get in between.
-    """
-    folders = (package_folder(package) for package in PACKAGES)
-    roots = [*dict.fromkeys(str(folder.parent) for folder in folders if folder is not None)]
-    code = f"import sys; sys.path[:0] = {roots!r}; from secrun.cli.finish import main; sys.exit(main())"
-    return (sys.executable, "-S", "-P", "-c", code)
+    """Return the command that runs `main`."""
+    return interpreter_command("secrun.cli.finish")
 
 
-def command(pod: LockedPod, *, remove: bool, quiet: bool) -> tuple[str, ...]:
+def command(pod: LockedPod, *, remove: bool, quiet: bool, timing: bool = False) -> tuple[str, ...]:
     """Return what the waiter executes in the end; it adds the stage1 status."""
-    flags = ("rm" if remove else "keep", "quiet" if quiet else "tell")
+    flags = ("rm" if remove else "keep", "quiet" if quiet else "tell", "timing" if timing else "no-timing")
     return (*interpreter(), str(pod.layout.root), str(pod.layout.run_root), pod.uuid, str(pod.fd), *flags)
 
 
@@ -51,12 +44,16 @@ def _warn(text: str) -> None:
     sys.stderr.write(f"secrun: {text}\n")
 
 
+def _write(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 def _hush(text: str) -> None:
     """Nobody listens to a detached pod; `secrun gc` tells what is left to do."""
 
 
 def _finish(arguments: Sequence[str]) -> int:
-    root, run_root, uuid, lock_fd, removal, speech, ending = arguments
+    root, run_root, uuid, lock_fd, removal, speech, telling, ending = arguments
     if not ending.startswith(_STATUS):
         # Started ahead of the end, to be ready for it. Keys and signals meant for the pod must not end this.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
@@ -79,6 +76,7 @@ def _finish(arguments: Sequence[str]) -> int:
         lock_fd=int(lock_fd),
         stage1_status=status,
         remove=removal == "rm",
+        timing=_write if telling == "timing" else None,
         warn=_warn if speech == "tell" else _hush,
     )
     if speech == "tell":

@@ -6,15 +6,28 @@ from secrun.cli.guard import each
 from secrun.cli.imageoptions import fetch_options
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import table, write_json
+from secrun.errors import DeniedError
 from secrun.image import reference as references
 from secrun.image import resolve, view
 from secrun.image.entries import Entry
-from secrun.image.fetch import ensure_image
+from secrun.image.fetch import StoredImage, ensure_image
+from secrun.image.options import FetchOptions
 from secrun.image.progress import human
 from secrun.image.store import ImageStore
 from secrun.jsonio import JsonObject
 
 _SHORT_ID = 12
+
+
+def _ensured(args: Arguments, context: Context, word: str, options: FetchOptions) -> StoredImage:
+    """Fetch and admit one image; a refusal is measured where this host measures."""
+    try:
+        return ensure_image(context.layout, word, options)
+    except DeniedError as error:
+        from secrun.cli.attestoptions import measuring
+
+        measuring(args, context).denied(word, error)
+        raise
 
 
 def fetch(args: Arguments, context: Context) -> int:
@@ -24,7 +37,7 @@ def fetch(args: Arguments, context: Context) -> int:
     options = fetch_options(args, context)
 
     def one(word: str) -> None:
-        image = ensure_image(context.layout, word, options)
+        image = _ensured(args, context, word, options)
         rendered = rootfs.ensure(context.layout, image.layers)
         if args.text("format") == "json":
             row = view.fetched_json(image, rendered)

@@ -2,9 +2,10 @@
 
 import importlib
 
-from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, pull
+from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, app_option, pull
 from secrun.cli.options_net import NETWORK, NETWORK_GLOBAL
-from secrun.cli.table import Kind, Option, Positional, Scope, Verb
+from secrun.cli.options_security import SECURITY
+from secrun.cli.table import Kind, Option, Positional, Verb
 from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
 
 # Families of verbs with tables of their own: most starts of secrun need none of them.
@@ -15,13 +16,15 @@ FAMILIES = {
         "secrun.cli.options_serve:SERVE_VERBS",
     ),
     "network": ("secrun.cli.options_net:NETWORK_VERBS",),
+    "image": ("secrun.cli.options_trust:IMAGE_VERBS",),
+    "sign": ("secrun.cli.options_trust:SIGN_VERBS",),
+    "trust": ("secrun.cli.options_trust:TRUST_VERBS",),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
+    "policy": ("secrun.cli.options_policy:POLICY_VERBS",),
 }
 
 
-def _app(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = "") -> Option:  # noqa: A002 - argparse's word
-    return Option(flags=flags, help=help, kind=kind, metavar=metavar, scope=Scope.APP)
-
+_app = app_option
 
 UUID = Positional(name="uuid", help="the pod's UUID or a unique prefix of it")
 UUIDS = Positional(name="uuid", help="UUIDs or unique prefixes", count="+")
@@ -65,11 +68,13 @@ GLOBAL = (
     Option(flags=("--debug",), kind=Kind.FLAG, help="tell each step on stderr"),
 )
 
+_FLAVOUR = Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help="the isolation to use")
+
 POD = (
     Option(flags=("--hostname",), metavar="NAME", help="host name of the pod; default secrun-UUID"),
     *NETWORK,
     Option(flags=("--uuid-file-save",), metavar="FILE", help="write the UUID before anything can fail"),
-    Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help="the isolation to use"),
+    _FLAVOUR,
     Option(
         flags=("--accel",),
         kind=Kind.CHOICE,
@@ -94,18 +99,29 @@ APP = (
     _app("-w", "--workdir", metavar="DIR", help="working directory inside the image"),
     _app("--entrypoint", metavar="WORD|JSON", help="replaces the image's entry point"),
     _app("--read-only", kind=Kind.FLAG, help="the root file system cannot be written"),
-    _app("-v", "--volume", kind=Kind.LIST, metavar="HOST:POD[:ro]", help="bind mount with mapped owners"),
+    _app(
+        "-v",
+        "--volume",
+        kind=Kind.LIST,
+        metavar="HOST:POD[:ro,z]",
+        help="bind mount with mapped owners; z, Z: label it for all pods, for this one",
+    ),
     _app("-m", "--memory", metavar="BYTES[k|m|g]", help="memory limit"),
     _app("--cpus", metavar="NUMBER", help="CPU limit, e.g. 1.5"),
     _app("--pids-limit", kind=Kind.INTEGER, metavar="N", help="limit of processes and threads"),
-    _app("--cap-add", kind=Kind.LIST, metavar="CAP", help="grant a capability, a named relaxation"),
-    _app("--cap-drop", kind=Kind.LIST, metavar="CAP", help="take a capability away; all: every one"),
     _app("--stop-timeout", kind=Kind.INTEGER, metavar="SECONDS", help="from SIGTERM to SIGKILL; default 10"),
+    *SECURITY,
+)
+
+STREAMS = (
+    Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="the app may read standard input"),
+    Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
 )
 
 _RUN_ONLY = (
     Option(flags=("-d", "--detach"), kind=Kind.FLAG, help="print the UUID and leave the pod running"),
     Option(flags=("--rm",), kind=Kind.FLAG, help="remove the pod when it has exited"),
+    Option(flags=("--timing",), kind=Kind.FLAG, help="tell in the end when each step was reached"),
     Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="connect standard input to the app"),
     Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
 )
@@ -128,8 +144,7 @@ VERBS: tuple[Verb, ...] = (
         summary="Do all of run but the start; prints the UUID",
         handler="secrun.cli.pods:prepare",
         options=(
-            Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="the app may read standard input"),
-            Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
+            *STREAMS,
             *POD,
             pull("missing"),
             *IMAGE,
@@ -143,7 +158,7 @@ VERBS: tuple[Verb, ...] = (
         summary="Start a prepared pod and wait for its end",
         handler="secrun.cli.pods:run_prepared",
         positionals=(UUID,),
-        options=_RUN_ONLY[:2],
+        options=_RUN_ONLY[:3],
         needs_root=True,
     ),
     Verb(
@@ -277,29 +292,39 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         words=("stage1", "build"),
-        summary="Build the stage1 image from this host's packages",
+        summary="Build a stage1 image from this host's packages",
         handler="secrun.cli.stage1:build",
-        options=(FORMAT,),
+        positionals=(Positional(name="flavour", help="nspawn, the default, or kvm", count="?"),),
+        options=(
+            FORMAT,
+            Option(
+                flags=("--kernel",),
+                metavar="FILE",
+                help="with kvm; the guest's kernel, until the next build; default is the newest in /boot",
+            ),
+        ),
         needs_root=True,
     ),
     Verb(
         words=("stage1", "list"),
         summary="List built stage1 images",
-        handler="secrun.cli.stage1:list_images",
+        handler="secrun.cli.stage1:list_built",
         options=(FORMAT, NO_LEGEND),
     ),
     Verb(
         words=("stage1", "show"),
         summary="List what a stage1 image holds, with digests and origins",
         handler="secrun.cli.stage1:show",
-        positionals=(Positional(name="digest", help="a unique prefix; default is the newest", count="?"),),
+        positionals=(
+            Positional(name="digest", help="a unique prefix, or a flavour for its current one", count="?"),
+        ),
         options=(FORMAT,),
     ),
     Verb(
         words=("doctor",),
         summary="Tell what this host lacks, and what follows",
         handler="secrun.cli.views:doctor",
-        options=(FORMAT,),
+        options=(_FLAVOUR, FORMAT),
     ),
     Verb(
         words=("version",),
@@ -321,7 +346,8 @@ def verbs_of(family: str) -> tuple[Verb, ...]:
 
 def all_verbs() -> tuple[Verb, ...]:
     """Return every verb, for whoever lists them."""
-    return (*VERBS, *(verb for family in FAMILIES for verb in verbs_of(family)))
+    others = (verb for family in FAMILIES for verb in verbs_of(family))
+    return (*VERBS, *(verb for verb in others if verb not in VERBS))
 
 
 def families() -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Options that the verbs of several tables share."""
 
-from secrun.cli.table import Kind, Option
+from secrun.cli.table import Kind, Option, Scope
 
 FORMAT = Option(
     flags=("--format",),
@@ -9,6 +9,13 @@ FORMAT = Option(
     default="table",
     help="table for people, json for programs",
 )
+
+
+def app_option(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = "") -> Option:  # noqa: A002 - argparse's word
+    """Return an option that belongs to one app of a `run` command line."""
+    return Option(flags=flags, help=help, kind=kind, metavar=metavar, scope=Scope.APP)
+
+
 NO_LEGEND = Option(flags=("--no-legend",), kind=Kind.FLAG, help="leave out the heading")
 
 IMAGE = (

@@ -109,6 +109,17 @@ VERIFIER_VERBS = (
                 default="365d",
                 help="how long the policy is in force",
             ),
+            Option(
+                flags=("--accelerator",),
+                kind=Kind.LIST,
+                metavar="kvm|tcg",
+                help="accept such virtual machines; default is kvm alone: nothing in hardware isolates tcg",
+            ),
+            Option(
+                flags=("--require-machine",),
+                kind=Kind.FLAG,
+                help="accept only pods in virtual machines",
+            ),
             Option(flags=("--software-tpm",), kind=Kind.FLAG, help="accept software TPMs"),
             Option(flags=("--forbid-exec",), kind=Kind.FLAG, help="forbid to enter pods"),
             _OUT,

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from secrun import checkpoint
+from secrun.cli import confinement
 from secrun.cli import finish as finishing
 from secrun.cli.attestoptions import measuring
 from secrun.cli.guard import each
@@ -18,7 +20,6 @@ from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.start import StartOptions, start
 from secrun.pod.states import Folder, find, lock
 from secrun.stage1.machine import AcceleratorChoice, MachineRequest
-from secrun.stage1.manifest import Limits
 
 
 def _entrypoint(text: str | None) -> tuple[str, ...] | None:
@@ -34,18 +35,6 @@ def _entrypoint(text: str | None) -> tuple[str, ...] | None:
             raise UsageError(f"--entrypoint {text[:80]!r} is not a JSON array of strings")
         return tuple(words)
     return (text,) if text else ()
-
-
-def _limits(args: Arguments) -> Limits:
-    memory, cpus = args.text("memory"), args.text("cpus")
-    pids = args.integer("pids_limit")
-    if pids is not None and pids < 1:
-        raise UsageError(f"--pids-limit {pids}: at least 1 is needed")
-    return Limits(
-        memory_bytes=request.memory(memory) if memory else None,
-        cpu_millis=request.cpus(cpus) if cpus else None,
-        pids=pids,
-    )
 
 
 def _stop_timeout(args: Arguments) -> int:
@@ -74,9 +63,8 @@ def _app(pod: Arguments, args: Arguments) -> AppRequest:
         console_size=request.terminal_size() or request.USUAL_TERMINAL if pod.flag("tty") else None,
         stdin=pod.flag("interactive"),
         volumes=tuple(request.volume(item) for item in args.many("volume")),
-        limits=_limits(args),
-        cap_add=args.many("cap_add"),
-        cap_drop=args.many("cap_drop"),
+        limits=confinement.limits(args),
+        security=confinement.asked(args),
         stop_timeout_seconds=_stop_timeout(args),
     )
 
@@ -90,7 +78,8 @@ def _machine(args: Arguments) -> MachineRequest:
     )
 
 
-def _pod(args: Arguments, context: Context) -> PodRequest:
+def pod_request(args: Arguments, context: Context) -> PodRequest:
+    """Return the pod that a command line with images asks for; raises UsageError."""
     uuid_file = args.text("uuid_file_save")
     return PodRequest(
         apps=tuple(_app(args, item) for item in args.apps),
@@ -105,9 +94,12 @@ def _pod(args: Arguments, context: Context) -> PodRequest:
 
 
 def _start_options(args: Arguments, context: Context, measures: Measuring) -> StartOptions:
-    detach, remove = args.flag("detach"), args.flag("rm")
+    detach, remove, timing = args.flag("detach"), args.flag("rm"), args.flag("timing")
+    if timing and detach:
+        raise UsageError("--timing needs the foreground", hint="secrun status --format=json tells it too")
+    checkpoint.keep()
     return StartOptions(
-        finish=lambda pod: finishing.command(pod, remove=remove, quiet=detach),
+        finish=lambda pod: finishing.command(pod, remove=remove, quiet=detach, timing=timing),
         measuring=measures,
         detach=detach,
         remove=remove,
@@ -121,7 +113,7 @@ def run(args: Arguments, context: Context) -> int:
     options = _start_options(args, context, measures)
     if options.detach and (args.flag("interactive") or args.flag("tty")):
         raise UsageError("-i and -t need the foreground", hint="leave out -d")
-    with prepared(context.layout, _pod(args, context), measures) as pod:
+    with prepared(context.layout, pod_request(args, context), measures) as pod:
         return _start(context, pod.uuid, start(pod, options), options)
 
 
@@ -136,7 +128,7 @@ def _start(context: Context, uuid: str, code: int, options: StartOptions) -> int
 
 def prepare(args: Arguments, context: Context) -> int:
     """Prepare a pod and print its UUID."""
-    with prepared(context.layout, _pod(args, context), measuring(args, context), lasting=True) as pod:
+    with prepared(context.layout, pod_request(args, context), measuring(args, context), lasting=True) as pod:
         context.out.write(f"{pod.uuid}\n")
     return 0
 

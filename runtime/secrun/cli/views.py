@@ -130,6 +130,7 @@ def status(args: Arguments, context: Context) -> int:
         lines += [f"app-{app.name}-error={app.error}" for app in pod.exit.apps if app.error]
         if pod.exit.error:
             lines.append(f"error={pod.exit.error}")
+    lines += [f"app-{name}-enforced={found.verdict}" for name, found in pod.enforced.items()]
     if pod.problem:
         lines.append(f"problem={pod.problem}")
     context.out.write("\n".join(lines) + "\n")
@@ -200,7 +201,8 @@ def doctor(args: Arguments, context: Context) -> int:
     from secrun.cli.netoptions import network_places
     from secrun.pod.doctor import examine
 
-    problems = examine(context.layout, attest_settings(context), network_places(context))
+    settings, places = attest_settings(context), network_places(context)
+    problems = examine(context.layout, settings, places, args.required("stage1"))
     if args.text("format") == "json":
         rows: list[JsonValue] = [
             {"subject": item.subject, "problem": item.text, "hint": item.hint, "fatal": item.fatal}

@@ -7,6 +7,7 @@ made, the same bytes for the same image every time.
 import hashlib
 import posixpath
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from secrun.digest import Digest
 from secrun.errors import ImageError, UsageError
@@ -18,6 +19,9 @@ from secrun.image.manifest import Descriptor, LayerType, MediaType
 from secrun.image.source import Document
 from secrun.jsonio import JsonObject, JsonValue, canonical, parse_object
 from secrun.record import record
+
+if TYPE_CHECKING:
+    from secrun.trust.signatures import SignatureKind, SignatureSet
 
 # The document is a list; parse_object takes objects, so the list is read as the value of this key.
 _WRAP = b'{"images":%s}'
@@ -150,6 +154,13 @@ class DockerArchiveSource:
     def copy_blob(self, descriptor: Descriptor, writer: BlobWriter) -> None:
         """Copy the config or a layer."""
         self._files.copy(self._blobs[descriptor.digest], writer)
+
+    def signatures(self, kinds: "Sequence[SignatureKind]", digests: Sequence[Digest]) -> "SignatureSet":
+        """Return no signatures: an archive of this kind has no place for them."""
+        from secrun.trust.signatures import SignatureSet
+
+        del digests
+        return SignatureSet(searched=tuple(kinds))
 
     def abort(self) -> None:
         """Do nothing: files do not make anybody wait."""

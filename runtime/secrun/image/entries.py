@@ -25,7 +25,8 @@ class Entry:
 
     `reference` is its canonical text, `source_digest` what the reference named (an index, or the manifest
     itself), `given` what a layout or an archive calls it, `stamp` identifies the state of the file that
-    it came from, `imported_at` is RFC 3339 in UTC, and `admission` is the decision at that time as JSON.
+    it came from, `imported_at` is RFC 3339 in UTC, and `admission` is the last decision as JSON.
+    `signatures` is the digest of the blob with the signatures that were found, empty if none were sought.
     """
 
     descriptor: Descriptor
@@ -36,6 +37,7 @@ class Entry:
     stamp: str
     imported_at: str
     admission: str
+    signatures: str = ""
 
     @property
     def digest(self) -> Digest:
@@ -56,7 +58,8 @@ def ref_name(name: str, platform: Platform, host: Platform) -> str:
     )
 
 
-def _descriptor_json(descriptor: Descriptor) -> JsonObject:
+def descriptor_json(descriptor: Descriptor) -> JsonObject:
+    """Return a descriptor as other documents hold it."""
     result: JsonObject = {
         "mediaType": descriptor.media_type,
         "digest": str(descriptor.digest),
@@ -86,8 +89,9 @@ def to_json(entries: Sequence[Entry]) -> JsonObject:
             f"{_PREFIX}stamp": entry.stamp,
             f"{_PREFIX}imported-at": entry.imported_at,
             f"{_PREFIX}admission": entry.admission,
+            f"{_PREFIX}signatures": entry.signatures,
         }
-        manifests.append({**_descriptor_json(entry.descriptor), "annotations": annotations})
+        manifests.append({**descriptor_json(entry.descriptor), "annotations": annotations})
     return {"schemaVersion": 2, "mediaType": str(MediaType.OCI_INDEX), "manifests": manifests}
 
 
@@ -106,6 +110,7 @@ def _entry(source: JsonObject, what: str) -> Entry | None:
         stamp=fields.text(annotations, f"{_PREFIX}stamp", what),
         imported_at=fields.text(annotations, f"{_PREFIX}imported-at", what, None),
         admission=fields.text(annotations, f"{_PREFIX}admission", what),
+        signatures=fields.text(annotations, f"{_PREFIX}signatures", what),
     )
 
 

@@ -12,10 +12,11 @@ from secrun.checkpoint import reached
 from secrun.digest import Digest
 from secrun.errors import DeniedError, ImageError, RegistryError
 from secrun.image import config as configs
-from secrun.image import identity, resolve
 from secrun.image import manifest as manifests
 from secrun.image import platform as platforms
 from secrun.image import reference as references
+from secrun.image import resolve
+from secrun.image.admit import Admitter
 from secrun.image.config import ImageConfig
 from secrun.image.entries import Entry, ref_name
 from secrun.image.manifest import Descriptor, LayerType, Manifest
@@ -26,8 +27,8 @@ from secrun.image.store import ImageStore
 from secrun.jsonio import canonical
 from secrun.paths import Layout
 from secrun.record import record
-from secrun.trust import admission as admissions
 from secrun.trust.admission import Admission
+from secrun.trust.plan import Plan
 
 if TYPE_CHECKING:
     from secrun.image.source import Document, ImageSource
@@ -117,16 +118,15 @@ class _Fetch:
         self.store = ImageStore(layout)
         self.options = options
         self.platform = options.platform or platforms.host_platform()
-
-    def admit(self, reference: RegistryReference | FileReference) -> Admission:
-        return admissions.admit(
-            identity.subject(reference), policy=self.options.policy, bypass=self.options.insecure_image
-        )
+        self.admitter = Admitter(self.store, options)
 
     def stored(self, word: StoredReference) -> StoredImage:
         """Use an image by a bare word: it is admitted if it is under one of the references it came by."""
         entries = self.store.entries()
-        found = resolve.select(entries, word, self.platform)
+        found = resolve.matching(entries, word, self.platform)
+        if not found and (whole := _expanded(word)) is not None:
+            return self.ensure(whole)
+        found = found or resolve.select(entries, word, self.platform)
         asks = self.options.pull in (PullPolicy.ALWAYS, PullPolicy.NEWER)
         if asks and not word.is_id_of(found[0].digest):
             origin = references.parse(resolve.newest(found).reference)
@@ -138,7 +138,7 @@ class _Fetch:
             if isinstance(origin, StoredReference):
                 continue
             try:
-                admission = self.admit(origin)
+                admission = self.admitter.stored(entry, origin)
             except DeniedError as error:
                 refusal = refusal or error
                 continue
@@ -171,9 +171,9 @@ class _Fetch:
             return self.use_admitted(entry, reference, entries)
         if pull is PullPolicy.NEVER:
             raise resolve.not_stored(reference)
-        admission = self.admit(reference)
+        plan = self.admitter.before(reference)
         try:
-            return self.fetch(reference, admission, entry if pull is PullPolicy.NEWER else None)
+            return self.fetch(reference, plan, entry if pull is PullPolicy.NEWER else None)
         except RegistryError as error:
             if entry is None or pull is not PullPolicy.NEWER:
                 raise
@@ -186,11 +186,11 @@ class _Fetch:
         """Judge a stored image under the reference that was asked for, else under the one it came by."""
         origin = references.parse(entry.reference)
         if isinstance(reference, RegistryReference) and isinstance(origin, FileReference):
-            return self.use(entry, self.admit(origin), entry.reference, entries)
-        return self.use(entry, self.admit(reference), str(reference), entries)
+            return self.use(entry, self.admitter.stored(entry, origin), entry.reference, entries)
+        return self.use(entry, self.admitter.stored(entry, reference), str(reference), entries)
 
     def fetch(
-        self, reference: RegistryReference | FileReference, admission: Admission, known: Entry | None
+        self, reference: RegistryReference | FileReference, plan: Plan | None, known: Entry | None
     ) -> StoredImage:
         """Bring the image in; with `known`, only if the source now has another one."""
         from secrun.image.sources import open_source
@@ -200,9 +200,11 @@ class _Fetch:
             with open_source(reference, self.options) as source:
                 root = source.root()
                 reached("fetch-resolved")
-                if known is not None and known.source_digest == root.digest:
-                    return self.use(known, admission, str(reference), self.store.entries())
-                entry = self.bring(source, root, reference, admission, scratch=scratch, stamp=stamp)
+                same = known is not None and known.source_digest == root.digest
+                # Of an image that must be signed the signatures are asked for again: there may be new ones.
+                if same and known is not None and not (plan and plan.asks_for_signatures):
+                    return self.use_admitted(known, reference, self.store.entries())
+                entry, admission = self.bring(source, root, reference, plan, scratch=scratch, stamp=stamp)
             return self.use(entry, admission, str(reference), self.store.entries())
 
     def bring(
@@ -210,17 +212,20 @@ class _Fetch:
         source: ImageSource,
         root: Document,
         reference: RegistryReference | FileReference,
-        admission: Admission,
+        plan: Plan | None,
         *,
         scratch: Path,
         stamp: str,
-    ) -> Entry:
-        """Download what is missing and list the image."""
+    ) -> tuple[Entry, Admission]:
+        """Decide on the image, download what is missing and list it."""
         from secrun.image.download import download
         from secrun.image.select import select_manifest
 
         document, manifest = select_manifest(source, root, self.platform, what=str(reference))
         what = f"{reference}"
+        # From here on everything goes by digest: a tag that moves meanwhile changes nothing.
+        verdict = self.admitter.fetched(plan, source, document.digest, root.digest)
+        reached("fetch-admitted")
         progress = self.options.progress
         download(self.store, source, [manifest.config], what=what, scratch=scratch, progress=progress)
         config = configs.parse(self.store.read(manifest.config, what=what), what=f"config of {what}")
@@ -228,6 +233,8 @@ class _Fetch:
         self.check_platform(config, what)
         download(self.store, source, manifest.layers, what=what, scratch=scratch, progress=progress)
         self.store.put(document.data, document.digest, scratch)
+        if verdict.signatures:
+            self.store.put(verdict.document, Digest.parse(verdict.signatures), scratch)
         reached("fetch-manifest-stored")
         descriptor = Descriptor(
             media_type=str(manifest.media_type),
@@ -243,11 +250,12 @@ class _Fetch:
             given=source.given,
             stamp=stamp,
             imported_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            admission=canonical(admission.to_json()).decode(),
+            admission=canonical(verdict.admission.to_json()).decode(),
+            signatures=verdict.signatures,
         )
         self.store.add(entry)
         reached("fetch-listed")
-        return entry
+        return entry, verdict.admission
 
     def check_platform(self, config: ImageConfig, what: str) -> None:
         """Raise ImageError for an image that this host (or the platform asked for) cannot be."""
@@ -260,11 +268,23 @@ class _Fetch:
         )
 
 
+def _expanded(word: StoredReference) -> RegistryReference | None:
+    """Return what registries.conf makes of a name without a registry, None if nothing."""
+    from secrun.image import registriesconf
+
+    name = registriesconf.load(os.environ).expand(word.text)
+    whole = references.parse(f"docker://{name}") if name else None
+    return whole if isinstance(whole, RegistryReference) else None
+
+
+_INDEX_FILES = {Transport.OCI: "index.json", Transport.DIR: "manifest.json"}
+
+
 def _stamp(reference: FileReference) -> str:
     """Return what changes when the file or layout is written again; empty if it is gone."""
     path = reference.path
-    if reference.transport is Transport.OCI:
-        path = os.path.join(path, "index.json")
+    if reference.transport in _INDEX_FILES:
+        path = os.path.join(path, _INDEX_FILES[reference.transport])
     try:
         status = os.stat(path)
     except OSError:

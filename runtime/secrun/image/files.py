@@ -61,6 +61,10 @@ class FolderFiles:
         self._folder = folder
         self._what = what
 
+    def exists(self, name: str) -> bool:
+        """Tell whether there is something of this name."""
+        return os.path.lexists(self._folder / name)
+
     def size(self, name: str) -> int:
         """Return a file's size in bytes."""
         fd = open_regular(self._folder / name, self._what)

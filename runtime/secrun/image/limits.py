@@ -12,6 +12,12 @@ MAX_INDEX_DEPTH = 3
 MAX_INDEX_ENTRIES = 1000
 # overlayfs takes 500 lower folders, so no engine can run an image of more layers.
 MAX_LAYERS = 500
+# Pages of referrers, each of up to MAX_INDEX_ENTRIES: more than that are not looked at.
+MAX_REFERRER_PAGES = 10
+# Annotations of one layer; cosign writes four.
+MAX_ANNOTATIONS = 200
+# OpenPGP signatures of one image in a lookaside store or beside it.
+MAX_MESSAGES = 50
 # The largest published images (machine learning, Windows) are below 100 GB as a whole.
 MAX_LAYER_BYTES = 128 * 1024 * 1024 * 1024
 # Token endpoints answer with one JWT; those with many grants reach tens of KiB.
@@ -25,9 +31,6 @@ MAX_ARCHIVE_MANIFEST_BYTES = 4 * 1024 * 1024
 # Members of an archive of images: three per layer in the old form, and MAX_LAYERS bounds those.
 MAX_ARCHIVE_MEMBERS = 20_000
 
-# Distribution reference grammar: repository name with its registry, and tag.
-MAX_NAME_CHARS = 255
-MAX_TAG_CHARS = 128
 # Podman's shortest ID is 3 digits; 4 keeps a four-letter word from being an ID by accident less often.
 MIN_ID_DIGITS = 4
 

@@ -27,4 +27,6 @@ class FetchOptions:
     authfile: Path | None = None
     policy: Path | None = None
     insecure_image: bool = False
+    stage1: str = ""
+    """The flavour that the image is for; empty if it is only fetched."""
     progress: Progress = field(default_factory=NullProgress)

@@ -28,6 +28,7 @@ def reachable(
     """
     blobs: set[str] = set()
     rootfs: set[str] = set()
+    blobs.update(entry.signatures for entry in entries if entry.signatures)
     for digest in {*(entry.digest for entry in entries), *in_use}:
         data = read(digest)
         if data is None:

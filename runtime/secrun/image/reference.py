@@ -6,6 +6,7 @@ import re
 from enum import StrEnum
 from typing import TypeAlias
 
+from secrun import dockername
 from secrun.digest import Digest
 from secrun.errors import ImageError, UsageError
 from secrun.image import limits
@@ -19,25 +20,17 @@ class Transport(StrEnum):
     OCI = "oci"
     OCI_ARCHIVE = "oci-archive"
     DOCKER_ARCHIVE = "docker-archive"
+    DIR = "dir"
 
 
-# distribution/reference, regexp.go.
-_ALNUM = r"[a-z0-9]+"
-_COMPONENT = rf"{_ALNUM}(?:(?:\.|__|_|-+){_ALNUM})*"
-_LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_DOMAIN = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]{{1,5}})?\Z")
-_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
-_TAG = re.compile(rf"[a-zA-Z0-9_][a-zA-Z0-9_.-]{{0,{limits.MAX_TAG_CHARS - 1}}}\Z")
 _IDENTIFIER = re.compile(rf"(?:sha256:)?([0-9a-f]{{{limits.MIN_ID_DIGITS},64}})\Z")
 # OCI image-spec, annotations.md: org.opencontainers.image.ref.name.
 _LAYOUT_TAG = re.compile(r"[A-Za-z0-9]+(?:(?:--|[-._:@+/])[A-Za-z0-9]+)*\Z")
 # Transports of the containers tools that secrun does not have; named so that the error is exact.
-_FOREIGN = ("atomic", "containers-storage", "dir", "docker-daemon", "ostree", "sif", "tarball")
+_FOREIGN = ("atomic", "containers-storage", "docker-daemon", "ostree", "sif", "tarball")
 
-_HUB = "docker.io"
-_HUB_ALIASES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
-_HUB_LIBRARY = "library"
 _DEFAULT_TAG = "latest"
+_FILES = (Transport.OCI, Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE, Transport.DIR)
 
 
 @record
@@ -130,49 +123,20 @@ def _bad(text: str, why: str, hint: str = "") -> UsageError:
     )
 
 
-def _is_domain(word: str) -> bool:
-    """Tell whether a name's first component is a registry (distribution/reference, splitDockerDomain)."""
-    return "." in word or ":" in word or word == "localhost" or word.lower() != word
-
-
-def _split(rest: str, text: str) -> tuple[str, str | None, Digest | None]:
-    """Split name, tag and digest."""
-    name, at, digits = rest.partition("@")
-    digest = None
-    if at:
-        try:
-            digest = Digest.parse(digits)
-        except ImageError as error:
-            raise _bad(text, error.message, error.hint) from error
-    head, colon, tail = name.rpartition(":")
-    if not colon or "/" in tail:
-        return name, None, digest
-    if not _TAG.match(tail):
-        raise _bad(text, f"tag {tail[:140]!r} is empty, longer than 128 or has forbidden characters")
-    return head, tail, digest
-
-
 def _registry(rest: str, text: str, *, explicit: bool) -> RegistryReference:
-    name, tag, digest = _split(rest, text)
-    domain, slash, path = name.partition("/")
-    if not slash or not _is_domain(domain):
-        domain, path = _HUB, name
-    if domain in _HUB_ALIASES:
-        domain = _HUB
-        path = path if "/" in path else f"{_HUB_LIBRARY}/{path}"
-    if not _DOMAIN.match(domain):
-        raise _bad(text, f"{domain[:140]!r} is not HOST[:PORT]")
-    if not _PATH.match(path):
-        raise _bad(text, f"{path[:140]!r} is not a name of lower-case letters, digits and separators")
-    if len(domain) + 1 + len(path) > limits.MAX_NAME_CHARS:
-        raise _bad(text, f"the name is longer than {limits.MAX_NAME_CHARS} characters")
-    if tag is None and digest is None:
-        tag = _DEFAULT_TAG
-    return RegistryReference(domain=domain, path=path, tag=tag, digest=digest, explicit=explicit)
+    try:
+        name = dockername.parse(rest)
+    except ImageError as error:
+        raise _bad(text, error.message, error.hint) from error
+    tag = _DEFAULT_TAG if name.bare else name.tag
+    return RegistryReference(
+        domain=name.domain, path=name.path, tag=tag, digest=name.digest, explicit=explicit
+    )
 
 
 def _file(transport: Transport, rest: str, text: str) -> FileReference:
-    path, colon, tag = rest.partition(":")
+    # A folder of dir: is one image, so that nothing but the path can follow.
+    path, colon, tag = (rest, "", "") if transport is Transport.DIR else rest.partition(":")
     if not path:
         raise _bad(text, "the path is empty", f"write {transport}:PATH[:TAG]")
     if "\0" in path:
@@ -206,14 +170,14 @@ def parse(text: str) -> ImageReference:
         if scheme != Transport.DOCKER:
             raise _bad(text, f"{scheme[:40]!r} is no transport of secrun")
         return _registry(rest[2:], text, explicit=True)
-    if colon and scheme in (Transport.OCI, Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE):
+    if colon and scheme in _FILES:
         return _file(Transport(scheme), rest, text)
     if colon and (scheme in _FOREIGN or (scheme == Transport.DOCKER and not rest.isdecimal())):
         raise _bad(text, f"{scheme!r} is no transport of secrun")
-    if not text or len(text) > limits.MAX_NAME_CHARS * 2 or not text.isprintable() or " " in text:
+    if not text or len(text) > dockername.MAX_NAME_CHARS * 2 or not text.isprintable() or " " in text:
         raise _bad(text, "it is empty, too long or has blanks")
     first, slash, _ = text.partition("/")
-    if slash and _is_domain(first):
+    if slash and dockername.is_domain(first):
         return _registry(text, text, explicit=False)
     return StoredReference(text=text)
 

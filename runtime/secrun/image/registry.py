@@ -2,26 +2,34 @@
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urljoin, urlsplit
 
+from secrun.digest import Digest
 from secrun.errors import ImageError, RegistryError
 from secrun.image import limits, retry
 from secrun.image.auth import Credentials
 from secrun.image.authorize import Authorizer, unauthorized
 from secrun.image.blobs import BlobWriter, CancelledError
-from secrun.image.manifest import ACCEPT, Descriptor
+from secrun.image.manifest import ACCEPT, Descriptor, MediaType
 from secrun.image.reference import RegistryReference
 from secrun.image.retry import Clock
 from secrun.image.source import Document
-from secrun.image.wire import Answer, ConnectionLostError, HttpClient, LossKind
+from secrun.image.wire import Answer, ConnectionLostError, LossKind, SendingClient, Upload
 from secrun.jsonio import parse_object
 from secrun.record import row
+
+if TYPE_CHECKING:
+    from secrun.image.artifact import Referrer
+    from secrun.trust.signatures import SignatureKind, SignatureSet
 
 # docker.io's registry has another name than its images.
 _HOSTS = {"docker.io": "registry-1.docker.io"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ERROR_CODE = re.compile(r"[A-Z][A-Z_]{1,40}\Z")
+# RFC 8288, as far as registries use it: <URL>; rel="next".
+_NEXT_PAGE = re.compile(r'<([^<>]{1,4000})>\s*;\s*rel="?next"?')
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)\Z")
 
 
@@ -36,6 +44,21 @@ class _Origin:
         return cls(parts.scheme, parts.netloc.lower())
 
 
+class Beside(Protocol):
+    """What is set for signatures of one repository: whether it has any itself, and which lie elsewhere."""
+
+    @property
+    def attachments(self) -> bool:
+        """Whether signatures in the repository are looked for."""
+
+    def messages(self, digest: Digest) -> Iterable[bytes]:
+        """Return the OpenPGP signatures of a manifest."""
+
+
+# The forms that are not kept in the registry.
+_BESIDE = ("openpgp",)
+
+
 class RegistryClient:
     """Reads one repository; safe to use from several threads."""
 
@@ -43,11 +66,13 @@ class RegistryClient:
         self,
         reference: RegistryReference,
         *,
-        http: HttpClient,
+        http: SendingClient,
         credentials: Callable[[], Credentials | None],
         clock: Clock,
         tls_verify: bool,
+        beside: Beside | None = None,
     ) -> None:
+        self._beside = beside
         self._reference = reference
         self._registry = reference.domain
         self._host = _HOSTS.get(reference.domain, reference.domain)
@@ -152,6 +177,103 @@ class RegistryClient:
                 answer.close()
             self._clock.sleep(retry.delay(attempt, None))
 
+    # What hangs on an image.
+
+    def signatures(self, kinds: "Sequence[SignatureKind]", digests: Sequence[Digest]) -> "SignatureSet":
+        """Return the signatures of the image with these digests; raises RegistryError."""
+        from secrun.image.attached import search
+
+        if self._beside is not None and not self._beside.attachments:
+            kinds = [kind for kind in kinds if kind in _BESIDE]
+        return search(self, kinds, digests)
+
+    def tagged(self, tag: str) -> Document | None:
+        """Return the manifest of another tag of the repository, None if there is none."""
+        try:
+            return self._manifest(tag, limits.MAX_MANIFEST_BYTES)
+        except RegistryError as error:
+            if error.code == "registry-not-found":
+                return None
+            raise
+
+    def referrers(self, subject: Digest) -> "tuple[Referrer, ...]":
+        """Return what says that it is about `subject`: by the API, else by the tag that stands in."""
+        from secrun.image import artifact, attached
+
+        found: list[Referrer] = []
+        url = self._url("referrers", str(subject))
+        seen: set[str] = set()
+        while url and url not in seen and len(seen) < limits.MAX_REFERRER_PAGES:
+            seen.add(url)
+            page, url = self._referrers_page(url, subject)
+            if page is None:
+                fallback = self.tagged(attached.fallback_tag(subject))
+                page = fallback.data if fallback else b'{"manifests":[]}'
+            found += artifact.parse_referrers(page, what=f"referrers of {subject}")
+        return tuple(found)
+
+    def _referrers_page(self, url: str, subject: Digest) -> tuple[bytes | None, str]:
+        """Return one page of referrers, None if the registry has no such API, and the URL of the next."""
+        what = f"referrers of {subject}"
+        answer = self._ask("GET", url, {"Accept": MediaType.OCI_INDEX}, what, (200, 404))
+        try:
+            if answer.status == 404:
+                return None, ""
+            body = _read_all(answer, limits.MAX_MANIFEST_BYTES, what)
+            match = _NEXT_PAGE.search(answer.header("link"))
+        except ConnectionLostError as lost:
+            raise self._lost(lost, f"while it sent {what}") from lost
+        finally:
+            answer.close()
+        following = urljoin(url, match[1]) if match else ""
+        return body, following if _Origin.of(following) == _Origin.of(url) else ""
+
+    def small_blob(self, descriptor: Descriptor) -> bytes:
+        """Return a blob whose size was checked; raises ImageError if it is not what was promised."""
+        what = f"blob {descriptor.digest}"
+        body, _ = self._body(self._url("blobs", str(descriptor.digest)), {}, what, descriptor.size)
+        return Document.of(body, "").checked(descriptor, what).data
+
+    def messages(self, digest: Digest) -> Iterable[bytes]:
+        """Return the OpenPGP signatures that a lookaside store has for a manifest of the repository."""
+        return self._beside.messages(digest) if self._beside else ()
+
+    # What a push writes.
+
+    def exists(self, kind: str, name: str) -> bool:
+        """Tell whether the repository has a blob or a manifest (`kind`, as in URLs)."""
+        headers = {"Accept": ", ".join(ACCEPT)}
+        answer = self._ask("HEAD", self._url(kind, name), headers, f"{kind} {name}", (200, 404))
+        answer.close()
+        return answer.status == 200
+
+    def put_blob(self, digest: Digest, upload: Upload) -> None:
+        """Upload a blob in one piece unless the repository has it; raises RegistryError."""
+        if self.exists("blobs", str(digest)):
+            return
+        what = f"upload of {digest}"
+        start = self._url("blobs", "uploads/")
+        answer = self._ask("POST", start, {"Content-Length": "0"}, what, (202,))
+        location = urljoin(start, answer.header("location"))
+        answer.close()
+        if _Origin.of(location) != _Origin.of(start):
+            # The login that goes along is for this registry alone.
+            raise RegistryError(
+                f"registry {self._registry} wants uploads elsewhere: {urlsplit(location).netloc[:99]!r}",
+                hint="push to a registry that takes uploads itself",
+                code="registry-redirect",
+            )
+        url = f"{location}{'&' if '?' in location else '?'}digest={digest}"
+        headers = {"Content-Type": "application/octet-stream"}
+        self._ask("PUT", url, headers, what, (201,), upload=upload).close()
+
+    def put_manifest(self, name: str, media_type: str, upload: Upload) -> bool:
+        """Upload a manifest as tag or digest `name`; tell whether the registry lists it with its subject."""
+        url, what = self._url("manifests", name), f"manifest {self._reference.repository}:{name}"
+        answer = self._ask("PUT", url, {"Content-Type": media_type}, what, (201,), upload=upload)
+        answer.close()
+        return bool(answer.header("oci-subject"))
+
     # How it is asked.
 
     def _url(self, kind: str, name: str) -> str:
@@ -170,7 +292,14 @@ class RegistryClient:
         return f"https://{self._host}"
 
     def _ask(
-        self, method: str, url: str, headers: Mapping[str, str], what: str, good: tuple[int, ...]
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        what: str,
+        good: tuple[int, ...],
+        *,
+        upload: Upload | None = None,
     ) -> Answer:
         """Return an answer whose status is in `good`; repeats what is worth it; raises RegistryError."""
         attempt = 0
@@ -178,7 +307,7 @@ class RegistryClient:
             attempt += 1
             asked: float | None = None
             try:
-                answer = self._authorized(method, url, headers)
+                answer = self._authorized(method, url, headers, upload)
             except ConnectionLostError as lost:
                 if not lost.transient or attempt >= limits.MAX_ATTEMPTS:
                     raise self._lost(lost, "") from lost
@@ -193,29 +322,38 @@ class RegistryClient:
                     answer.close()
             self._clock.sleep(retry.delay(attempt, asked))
 
-    def _authorized(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
+    def _authorized(
+        self, method: str, url: str, headers: Mapping[str, str], upload: Upload | None = None
+    ) -> Answer:
         """Send with what authorization there is; answer a 401 once."""
         sent = self._authorizer.header()
-        answer = self._follow(method, url, headers, sent)
+        answer = self._follow(method, url, headers, sent, upload)
         if answer.status != 401:
             return answer
         offer = answer.header("www-authenticate")
         answer.close()
         renewed = self._authorizer.answer(offer, sent)
-        answer = self._follow(method, url, headers, renewed)
+        answer = self._follow(method, url, headers, renewed, upload)
         if answer.status == 401:
             answer.close()
             raise unauthorized(self._registry, self._reference.path, known=self._authorizer.known)
         return answer
 
-    def _follow(self, method: str, url: str, headers: Mapping[str, str], authorization: str) -> Answer:
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        authorization: str,
+        upload: Upload | None = None,
+    ) -> Answer:
         """Send and follow redirects; the Authorization header stays with the host that it is for."""
         home = _Origin.of(url)
         for _ in range(limits.MAX_REDIRECTS + 1):
             if self._aborted.is_set():
                 raise CancelledError("cancelled")
             own = {"Authorization": authorization} if authorization and _Origin.of(url) == home else {}
-            answer = self._http.request(method, url, {**headers, **own})
+            answer = self._send(method, url, {**headers, **own}, upload)
             if answer.status not in _REDIRECTS:
                 return answer
             location = answer.header("location")
@@ -225,6 +363,11 @@ class RegistryClient:
             f"registry {self._registry} redirects more than {limits.MAX_REDIRECTS} times",
             code="registry-redirect",
         )
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str], upload: Upload | None) -> Answer:
+        if upload is None:
+            return self._http.request(method, url, headers)
+        return self._http.send(method, url, headers, upload)
 
     def _redirected(self, url: str, location: str) -> str:
         target = urljoin(url, location)

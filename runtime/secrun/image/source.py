@@ -1,12 +1,16 @@
 """Where images come from: one protocol for registries, layouts and archives."""
 
-from typing import Protocol, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, Self
 
 from secrun.digest import Digest
 from secrun.errors import ImageError
 from secrun.image.blobs import BlobWriter
 from secrun.image.manifest import Descriptor
 from secrun.record import record
+
+if TYPE_CHECKING:
+    from secrun.trust.signatures import SignatureKind, SignatureSet
 
 
 @record
@@ -57,6 +61,9 @@ class ImageSource(Protocol):
 
     def copy_blob(self, descriptor: Descriptor, writer: BlobWriter) -> None:
         """Write a blob into `writer`, which checks size and digest."""
+
+    def signatures(self, kinds: "Sequence[SignatureKind]", digests: Sequence[Digest]) -> "SignatureSet":
+        """Return the signatures of the image with these digests: its manifest's and its index's."""
 
     def abort(self) -> None:
         """Make calls that wait in other threads fail soon; the source is of no use afterwards."""

@@ -4,9 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from secrun.digest import Digest
 from secrun.image import auth, retry, wire
 from secrun.image.certs import CertificateDirs
+from secrun.image.dirsource import DirSource
 from secrun.image.dockerarchive import DockerArchiveSource
 from secrun.image.files import ArchiveFiles, FolderFiles, open_regular
 from secrun.image.layout import LayoutSource
@@ -17,10 +20,43 @@ from secrun.image.registry import RegistryClient
 from secrun.image.source import ImageSource
 from secrun.image.tarscan import Member, from_json, scan, to_json
 
+if TYPE_CHECKING:
+    from secrun.image.lookaside import Section
 
-def _registry(reference: RegistryReference, options: FetchOptions) -> RegistryClient:
+
+class _Beside:
+    """What registries.d says of one repository; read only if signatures are looked for."""
+
+    def __init__(self, reference: RegistryReference, http: wire.HttpClient) -> None:
+        self._reference = reference
+        self._http = http
+        self._section: Section | None = None
+
+    def section(self) -> "Section":
+        from secrun.image import lookaside
+
+        if self._section is None:
+            self._section = lookaside.load(os.environ).section(self._reference)
+        return self._section
+
+    @property
+    def attachments(self) -> bool:
+        # Without a word on it they are looked for: a policy that demands them could mean nothing else.
+        return self.section().attachments is not False
+
+    def messages(self, digest: Digest) -> Iterator[bytes]:
+        from secrun.image import lookaside
+
+        return lookaside.messages(self.section().lookaside, self._reference, digest, self._http)
+
+
+def registry(
+    reference: RegistryReference, options: FetchOptions, *, insecure: bool = False
+) -> RegistryClient:
+    """Return a client of one repository; `insecure` is what registries.conf says of it."""
+    tls_verify = options.tls_verify and not insecure
     http = wire.UrllibClient(
-        tls_verify=options.tls_verify,
+        tls_verify=tls_verify,
         certificates=CertificateDirs.of_user(os.environ),
         proxies=ProxySettings.of_environment(os.environ),
     )
@@ -29,8 +65,19 @@ def _registry(reference: RegistryReference, options: FetchOptions) -> RegistryCl
         http=http,
         credentials=lambda: auth.find(reference.repository, authfile=options.authfile),
         clock=retry.SystemClock(),
-        tls_verify=options.tls_verify,
+        tls_verify=tls_verify,
+        beside=_Beside(reference, http),
     )
+
+
+def _remote(reference: RegistryReference, options: FetchOptions) -> ImageSource:
+    """Return a registry, or its mirrors before it."""
+    from secrun.image import registriesconf
+    from secrun.image.mirrored import MirroredSource
+
+    endpoints = registriesconf.load(os.environ).endpoints(reference)
+    clients = [registry(item.reference, options, insecure=item.insecure) for item in endpoints]
+    return clients[0] if len(clients) == 1 else MirroredSource(clients, options.progress.note)
 
 
 def _members(fd: int) -> dict[str, Member]:
@@ -63,7 +110,10 @@ def open_source(
 ) -> Iterator[ImageSource]:
     """Yield a source for `reference`; an archive needs a process without other threads."""
     if isinstance(reference, RegistryReference):
-        yield _registry(reference, options)
+        yield _remote(reference, options)
+        return
+    if reference.transport is Transport.DIR:
+        yield DirSource(FolderFiles(Path(reference.path), str(reference)), what=str(reference))
         return
     if reference.transport is Transport.OCI:
         folder = FolderFiles(Path(reference.path), f"oci:{reference.path}")

@@ -24,6 +24,7 @@ from secrun.record import record
 
 if TYPE_CHECKING:
     from secrun.image.reachable import Reachable
+    from secrun.trust.signatures import SignatureSet
 
 _HEX = re.compile(r"[0-9a-f]{64,128}\Z")
 _LAYOUT_VERSION = b'{"imageLayoutVersion":"1.0.0"}'
@@ -102,6 +103,31 @@ class ImageStore:
         if descriptor.digest.of_same_kind(data) != descriptor.digest:
             raise _damaged(what, descriptor.digest, "has other bytes than its digest says")
         return data
+
+    def read_digest(self, digest: Digest, *, what: str, limit: int) -> bytes:
+        """Return a blob of at most `limit` bytes of which only the digest is known; raises StateError."""
+        try:
+            with self.blob_path(digest).open("rb") as stream:
+                data = stream.read(limit + 1)
+        except FileNotFoundError as error:
+            raise _damaged(what, digest, "is gone") from error
+        if digest.of_same_kind(data) != digest:
+            raise _damaged(what, digest, "has other bytes than its digest says")
+        return data
+
+    def signatures(self, entry: Entry) -> "SignatureSet":
+        """Return the signatures that were stored with an image; raises StateError if they changed."""
+        from secrun.trust import limits as trust_limits
+        from secrun.trust.signatures import SignatureSet
+
+        if not entry.signatures:
+            return SignatureSet(faults=("none were fetched with the image: secrun fetch looks for them",))
+        data = self.read_digest(
+            Digest.parse(entry.signatures),
+            what=f"signatures of {entry.reference}",
+            limit=2 * trust_limits.MAX_SIGNATURES_BYTES,
+        )
+        return SignatureSet.from_bytes(data)
 
     def image_size(self, entry: Entry) -> int:
         """Return the bytes of an image, blobs together; raises StateError or ImageError if it is damaged."""
@@ -207,6 +233,13 @@ class ImageStore:
         with locks.held(self._lock("images-index")):
             others = [old for old in self.entries() if old.key != entry.key]
             self._write([*others, entry])
+
+    def revise(self, old: Entry, new: Entry) -> None:
+        """Replace an entry if it is still as it was: what was removed or fetched meanwhile stays so."""
+        with locks.held(self._lock("images-index")):
+            entries = self.entries()
+            if old in entries:
+                self._write([new if entry == old else entry for entry in entries])
 
     def _write(self, entries: Sequence[Entry]) -> None:
         """Replace index.json; the caller holds its lock, so unfinished ones belong to the dead."""

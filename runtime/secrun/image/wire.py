@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 from secrun import __version__
@@ -70,6 +70,24 @@ class HttpClient(Protocol):
     """Sends one request: no redirect followed, no retry, no credentials added."""
 
     def request(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
+        """Return the answer; raises ConnectionLostError if there is none."""
+
+
+class Upload(Protocol):
+    """Bytes to send; opened anew for each try."""
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes there are."""
+
+    def open(self) -> BinaryIO:
+        """Return a stream from the first byte."""
+
+
+class SendingClient(HttpClient, Protocol):
+    """Also sends bodies."""
+
+    def send(self, method: str, url: str, headers: Mapping[str, str], upload: Upload) -> Answer:
         """Return the answer; raises ConnectionLostError if there is none."""
 
 
@@ -148,6 +166,16 @@ class UrllibClient:
 
     def request(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
         """Send one request; raises ConnectionLostError."""
+        return self._request(method, url, headers, None)
+
+    def send(self, method: str, url: str, headers: Mapping[str, str], upload: Upload) -> Answer:
+        """Send one request with a body; raises ConnectionLostError."""
+        with upload.open() as stream:
+            return self._request(method, url, {**headers, "Content-Length": str(upload.size)}, stream)
+
+    def _request(
+        self, method: str, url: str, headers: Mapping[str, str], body: BinaryIO | None
+    ) -> _UrllibAnswer:
         from urllib3 import Timeout
 
         parts = urlsplit(url)
@@ -156,6 +184,7 @@ class UrllibClient:
             response = pool.request(
                 method,
                 url,
+                body=body,
                 headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers},
                 preload_content=False,
                 decode_content=False,

@@ -4,7 +4,8 @@ import hashlib
 
 from secrun.digest import Digest
 from secrun.jsonio import canonical
-from secrun.stage1.manifest import ImageIdentity, PodManifest
+from secrun.stage1.machine import Machine
+from secrun.stage1.manifest import AppManifest, ImageIdentity, PodManifest
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.record import Operation
 
@@ -24,6 +25,11 @@ def image_admit(image: ImageIdentity) -> JsonObject:
             "scope": verdict.scope,
             "requirements": list(verdict.requirement_types),
             "bypass": verdict.bypass,
+            "rule": verdict.rule,
+            "signatures": [
+                {"kind": item.kind, "signer": item.signer, "digest": str(item.digest)}
+                for item in verdict.signatures
+            ],
         },
     }
 
@@ -36,6 +42,7 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
             "image": str(app.image.manifest),
             "tree": str(app.image.tree),
             "relaxations": list(app.relaxations),
+            **_enforced(manifest, app),
         }
         for app in manifest.apps
     ]
@@ -48,13 +55,43 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
             "tree": str(manifest.stage1_tree),
         },
         "relaxations": list(manifest.relaxations),
+        "policy": "" if manifest.policy is None else str(manifest.policy),
+        # One for all apps: an event has 16 KiB, and a pod up to 64 apps.
+        "confinement": str(
+            Digest.of(canonical({app.name: app.security.to_json() for app in manifest.apps}))
+        ),
         "apps": apps,
+        **({} if manifest.machine is None else {"machine": _machine(manifest.machine)}),
     }
 
 
-def pod_start(manifest: PodManifest, network: Digest | None) -> JsonObject:
-    """Return the fields of PodStart; what networks answer is known only then."""
-    fields: JsonObject = {"pod": manifest.uuid}
+def _enforced(manifest: PodManifest, app: AppManifest) -> JsonObject:
+    """Return the root hash that the pod's own kernel holds the app to; of other pods ImageAdmit tells."""
+    return {} if manifest.machine is None else {"verity_root": app.image.verity_root}
+
+
+def _machine(machine: Machine) -> JsonObject:
+    return {
+        "accelerator": str(machine.accelerator),
+        "model": machine.model,
+        "vcpus": machine.vcpus,
+        "memory_bytes": machine.memory_bytes,
+        "storage_bytes": machine.storage_bytes,
+        "vtpm": machine.vtpm,
+        "kernel": str(machine.kernel),
+        "initrd": str(machine.initrd),
+        "command_line": machine.command_line,
+        "pod_root": machine.pod_root,
+        "pod_blocks": machine.pod_blocks,
+    }
+
+
+def pod_start(uuid: str, label: str, network: Digest | None) -> JsonObject:
+    """Return the fields of PodStart; a host without SELinux says nothing of a label.
+
+    What networks answer is known only then.
+    """
+    fields: JsonObject = {"pod": uuid, "selinux": label} if label else {"pod": uuid}
     return fields if network is None else {**fields, "network": str(network)}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from secrun import __version__
+from secrun import __version__, config, policyfiles
 from secrun.digest import Digest
 from secrun.errors import HostError, ImageError, StateError
 from secrun.fields import Fields
@@ -17,7 +17,7 @@ from secrun.measure.identity import HostIdentity
 from secrun.paths import Layout
 from secrun.record import record
 from secrun.selfdigest import fingerprint, runtime_digest
-from secrun.trust.admission import POLICY_PATHS
+from secrun.trust.plan import POLICY_PATHS, RULES_NAME
 from secrun_attest.directtpm import DirectTpm
 from secrun_attest.errors import AttestError
 from secrun_attest.jcs import JsonObject
@@ -35,10 +35,11 @@ EventFields = tuple[Operation, JsonObject]
 
 @record
 class Context:
-    """What decides beside the pods and secrun's own code: the trust policy and the key ring, by digest."""
+    """What decides beside the pods and secrun's code: trust policy, key ring, policy files, by digest."""
 
     policy: str
     trust: str
+    rules: str
 
 
 @record
@@ -153,13 +154,14 @@ class HostLog:
             },
             "policy": context.policy,
             "trust": context.trust,
+            "rules": context.rules,
         }
 
     def changes(self, epoch: str) -> list[EventFields]:
         """Return the events that tell the log what decides, where that is not as it was told last."""
         if not self._attentive:
             return []
-        told = self._told or _seen(self._layout, epoch) or Context(policy="", trust="")
+        told = self._told or _seen(self._layout, epoch) or Context(policy="", trust="", rules="")
         self._told = now = _context(self._layout, self._policy)
         events: list[EventFields] = []
         if now.policy != told.policy:
@@ -167,6 +169,8 @@ class HostLog:
             events.append((Operation.POLICY_LOAD, {"policy": where, "digest": now.policy}))
         if now.trust != told.trust:
             events.append((Operation.TRUST_CHANGE, {"digest": now.trust}))
+        if now.rules != told.rules:
+            events.append((Operation.POLICY_LOAD, {"policy": policyfiles.FOLDER, "digest": now.rules}))
         return events
 
     def survivors(self, epoch: str) -> list[JsonObject]:
@@ -240,7 +244,11 @@ def _policy_file(policy: Path | None) -> Path | None:
 
 def _context(layout: Layout, policy: Path | None) -> Context:
     file = _policy_file(policy)
-    return Context(policy="" if file is None else _file_digest(file), trust=_ring_digest(layout))
+    return Context(
+        policy="" if file is None else _file_digest(file),
+        trust=_ring_digest(layout),
+        rules=policyfiles.digest(),
+    )
 
 
 def _file_digest(path: Path) -> str:
@@ -253,12 +261,14 @@ def _file_digest(path: Path) -> str:
 
 
 def _ring_digest(layout: Layout) -> str:
-    """Return the digest over names and contents of all trusted keys; empty without any."""
+    """Return the digest over names and contents of all trusted keys and rules; empty without any."""
     found = [
         [os.path.relpath(os.path.join(base, name), layout.trust), _file_digest(Path(base, name))]
         for base, _, names in os.walk(layout.trust)
         for name in names
     ]
+    # Rules of the host's own places decide like those beside the keys.
+    found += [[str(path), _file_digest(path)] for path in config.files(RULES_NAME, config.PLACES)]
     if not found:
         return ""
     lines = canonical([list(pair) for pair in sorted(found)])
@@ -266,7 +276,15 @@ def _ring_digest(layout: Layout) -> str:
 
 
 def _seen_bytes(seen: _Seen) -> bytes:
-    return canonical({"epoch": seen.epoch, "policy": seen.context.policy, "trust": seen.context.trust})
+    context = seen.context
+    return canonical(
+        {
+            "epoch": seen.epoch,
+            "policy": context.policy,
+            "trust": context.trust,
+            "rules": context.rules,
+        }
+    )
 
 
 def _read_seen(layout: Layout) -> _Seen | None:
@@ -286,7 +304,9 @@ def _parse_seen(data: bytes, what: str) -> _Seen:
     fields = Fields(parse_object(data, what=what, limit=_MAX_SEEN), what)
     seen = _Seen(
         epoch=fields.text("epoch"),
-        context=Context(policy=fields.text("policy"), trust=fields.text("trust")),
+        context=Context(
+            policy=fields.text("policy"), trust=fields.text("trust"), rules=fields.text("rules")
+        ),
     )
     fields.end()
     return seen

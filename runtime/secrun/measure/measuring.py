@@ -91,10 +91,13 @@ class Measuring:
         except HostError as error:
             self._let_by(error)
 
-    def starting(self, files: PodFiles, manifest: PodManifest, network: Digest | None) -> None:
+    def starting(
+        self, files: PodFiles, manifest: PodManifest, *, label: str = "", network: Digest | None = None
+    ) -> None:
         """Measure PodStart; when this returns the pod may start. Raises HostError if it may not.
 
-        `network` is the digest of what the pod's networks answered.
+        `label` is the SELinux context that the pod gets, categories included; `network` the digest of what
+        the pod's networks answered.
         """
         if self._settings.mode is Mode.OFF:
             self._note(_OFF, manifest)
@@ -107,7 +110,7 @@ class Measuring:
                 if known is None or known.last != PREPARE:
                     known = _prepare(log, files, manifest, Marker(epoch=log.epoch))
                 _same_manifest(known, manifest)
-                _append(log, files, known, START, events.pod_start(manifest, network))
+                _append(log, files, known, START, events.pod_start(manifest.uuid, label, network))
         except HostError as error:
             self._let_by(error)
             self._note(_PREFERRED, manifest)
@@ -201,9 +204,15 @@ class Measuring:
             self._warn(f"warning: {error.message}")
         journal.note(self._layout, option=self._bypass, what=Operation.POD_GC.value, subject=pod)
 
-    def denied(self, subject: str, error: SecrunError) -> None:
-        """Measure that something was refused; a failure to do so is told to the log later."""
-        fields: JsonObject = {"what": "image", "subject": subject[:500], "code": error.code}
+    def denied(self, subject: str, error: SecrunError, *, what: str = "image") -> None:
+        """Measure that something was refused; a failure to do so is told to the log later.
+
+        `what` says what was refused: `image` (by the trust policy), `policy` (a pod, by a rule), `enter`.
+        """
+        fields: JsonObject = {"what": what, "subject": subject[:500], "code": error.code}
+        if what != "image":
+            # The rule and its file: what the trust policy says may quote a whole signature.
+            fields["why"] = error.message[:1000]
         try:
             if self._settings.mode is not Mode.OFF:
                 with self._open("the denial is not measured", attentive=True) as log:

@@ -153,9 +153,9 @@ def flavour_cleanup(pod: LockedPod) -> None:
 
     Raises NetworkError if a network cannot be left.
     """
-    name = PodFiles(pod.path).read_flavour()
-    if name is not None:
-        flavours.load(name).cleanup(pod.uuid)
+    written = PodFiles(pod.path).read_flavour()
+    if written is not None:
+        flavours.recall(written).cleanup(pod.uuid)
     release_network(pod)
 
 
@@ -197,7 +197,7 @@ def purge_store(layout: Layout) -> None:
     from secrun.image import rootfs
     from secrun.image.store import ImageStore
     from secrun.pod.view import images_in_use, stage1_in_use
-    from secrun.stage1.imagebuild import remove_unused
+    from secrun.stage1.imagestore import remove_unused
 
     rootfs.purge_stale(layout)
     if layout.images.exists():

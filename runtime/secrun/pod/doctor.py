@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from secrun import selinux
 from secrun.errors import HostError, NetworkError, SecrunError
 from secrun.launch import BASE_ENVIRONMENT
 from secrun.measure import identity, software
@@ -12,10 +13,13 @@ from secrun.measure.settings import AUTO, DEVICE, SOFTWARE, AttestSettings, Mode
 from secrun.network import builtin, configs
 from secrun.network.configs import Places
 from secrun.paths import Layout
-from secrun.stage1 import cgroups, flavours
+from secrun.record import replace
+from secrun.selinux import Mode as SelinuxMode
+from secrun.stage1 import cgroups, devicemapper, flavours, labels
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Problem
 from secrun_attest.tpm import TpmKind
+from secrun_policies.labels import LabelKind, LabelRequest
 
 _LIMIT_CONTROLLERS = ("memory", "cpu", "pids")
 
@@ -98,18 +102,70 @@ def _tpm(layout: Layout, settings: AttestSettings) -> list[Problem]:
     return [Problem(subject="TPM", text=text, hint="use a host with a TPM 2.0", fatal=False)]
 
 
+def _selinux() -> list[Problem]:
+    """Tell whether pods get labels, and what they would get."""
+    mode = selinux.mode()
+    if mode is SelinuxMode.OFF:
+        text = "is off: nothing but namespaces, capabilities and filters lies between pods"
+        return [Problem(subject="SELinux", text=text, hint="boot with security=selinux", fatal=False)]
+    try:
+        label = labels.decide(LabelKind.CONTAINER, LabelRequest())
+    except SecrunError as error:
+        return [Problem(subject="SELinux", text=error.message, hint=error.hint)]
+    if label is None:
+        text = "is permissive, and its policy has no type for pods: they run without labels"
+        return [Problem(subject="SELinux", text=text, hint="secrun policy install selinux", fatal=False)]
+    if mode is SelinuxMode.PERMISSIVE:
+        text = f"is permissive: pods run as {label.process}, and nothing holds them to it"
+        return [Problem(subject="SELinux", text=text, hint="setenforce 1", fatal=False)]
+    return []
+
+
+def _verity() -> list[Problem]:
+    """Tell how images are checked."""
+    if devicemapper.CONTROL.exists():
+        return []
+    text = (
+        "is missing: images are read and checked whole before each start, not block by block while they run"
+    )
+    return [Problem(subject=str(devicemapper.CONTROL), text=text, hint="modprobe dm-verity", fatal=False)]
+
+
 def _existing(path: Path) -> Path:
     """Return `path`, or the nearest folder above it that exists: what is missing will be made."""
     return next(item for item in (path, *path.parents) if item.exists())
 
 
-def examine(layout: Layout, settings: AttestSettings, places: Places) -> Sequence[Problem]:
-    """Return every problem found; no problem means that pods run with all that secrun offers."""
-    problems = list(flavours.load("nspawn").probe())
+def _flavours(wanted: str) -> list[Problem]:
+    """Return what the flavour `wanted` lacks, and as notes what the others do; raises UsageError."""
+    problems = list(flavours.load(wanted).probe())
+    for name in (flavours.BUILT_IN, *flavours.others()):
+        if name != wanted:
+            problems += [
+                replace(item, subject=f"--stage1={name}: {item.subject}", fatal=False)
+                for item in flavours.load(name).probe()
+            ]
+    return problems
+
+
+def examine(layout: Layout, settings: AttestSettings, places: Places, flavour: str) -> Sequence[Problem]:
+    """Return every problem found; no problem means that pods run with all that secrun offers.
+
+    What pods of another flavour than `flavour` would lack is not fatal.
+    """
+    problems = _flavours(flavour)
     if os.geteuid() != 0:
         problems.append(
             Problem(subject="user", text="is not root: pods cannot be started", hint="use sudo", fatal=False)
         )
     elif not os.access(_existing(layout.root), os.W_OK):
         problems.append(Problem(subject=str(layout.root), text="cannot be written"))
-    return [*problems, *_agent(), *_cgroup_notes(), *_trust(), *_networks(places), *_tpm(layout, settings)]
+    notes = (
+        *_cgroup_notes(),
+        *_selinux(),
+        *_verity(),
+        *_trust(),
+        *_networks(places),
+        *_tpm(layout, settings),
+    )
+    return [*problems, *_agent(), *notes]

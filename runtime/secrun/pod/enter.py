@@ -8,11 +8,12 @@ import struct
 from pathlib import Path
 from typing import NoReturn
 
-from secrun.errors import HostError, StateError, UsageError
+from secrun.errors import DeniedError, HostError, StateError, UsageError
 from secrun.image import rootfs
 from secrun.jsonio import JsonObject, parse_object
 from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
+from secrun.pod import policy
 from secrun.pod.inside import open_path
 from secrun.pod.process import resolve_user
 from secrun.pod.request import USUAL_TERMINAL, terminal_size
@@ -20,7 +21,7 @@ from secrun.pod.states import State, find
 from secrun.record import record
 from secrun.stage1 import waiter
 from secrun.stage1.agent import agent_path
-from secrun.stage1.bundle import console_size
+from secrun.stage1.bundle import HOLD, console_size
 from secrun.stage1.manifest import AppManifest, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.units import program
@@ -30,8 +31,6 @@ _MAX_BUNDLE_BYTES = 16 * 1024 * 1024
 _EXEC = 0x85
 _STDOUT, _STDERR, _STDIN, _TTY = 1, 2, 4, 8
 _MAX_PAYLOAD = 65536
-# A command on a terminal begins as the agent, which waits for the terminal's size.
-_HOLD = ("/proc/self/fd/3", "hold")
 
 
 @record
@@ -79,7 +78,7 @@ def process_document(files: PodFiles, layout: Layout, app: AppManifest, request:
     known.update(request.env)
     if request.terminal:
         known.setdefault("TERM", "xterm")
-    args = [*(_HOLD if request.terminal else ()), *request.argv]
+    args = [*(HOLD if request.terminal else ()), *request.argv]
     result: JsonObject = {**process, "args": [*args], "terminal": request.terminal}
     result["env"] = [f"{name}={value}" for name, value in sorted(known.items())]
     result.pop("consoleSize", None)
@@ -121,7 +120,13 @@ def enter(layout: Layout, text: str, request: EnterRequest, measuring: Measuring
     if found.state is not State.RUNNING:
         raise StateError(f"pod {found.uuid} is {found.state}, expected running", code="state-not-running")
     files = PodFiles(found.path)
-    app = _choose(files.read_manifest(), request.app)
+    manifest = files.read_manifest()
+    app = _choose(manifest, request.app)
+    try:
+        policy.hold_entry(layout, manifest, app.name)
+    except DeniedError as error:
+        measuring.denied(found.uuid, error, what="enter")
+        raise
     if request.terminal and not os.isatty(0):
         raise HostError(
             "-t needs a terminal on standard input", hint="leave out -t", code="host-no-terminal"

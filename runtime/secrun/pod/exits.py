@@ -7,6 +7,7 @@ from typing import Self
 from secrun.errors import ImageError, StateError
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
+from secrun.pod import readback
 from secrun.pod.inside import MAX_RECORD_BYTES, printable, read_record
 from secrun.record import record
 from secrun.stage1.manifest import PodManifest
@@ -15,6 +16,8 @@ from secrun.stage1.podfiles import PodFiles
 # podman-run(1): the runtime itself failed.
 RUNTIME_FAILED = 125
 KILLED = 128 + signal.SIGKILL
+# How the agent begins a line of its own on stage1's standard error.
+_OWN_WORD = "secrun: "
 _MAX_EXIT_BYTES = 1024 * 1024
 _MAX_CODE = 255
 
@@ -130,21 +133,36 @@ def collect(files: PodFiles, manifest: PodManifest, stage1_status: int, now_ns: 
     """Gather the exit of a pod whose stage1 has ended with `stage1_status`."""
     apps = tuple(read_app(files, app.name) for app in manifest.apps)
     code = pod_code(apps, stage1_status)
-    error = ""
-    if code == RUNTIME_FAILED and all(app.code is None for app in apps):
-        error = f"stage1 ended with status {stage1_status} before an app could run: {tail(files)}"
+    error = _read_back_error(files, manifest, apps)
+    if error:
+        code = RUNTIME_FAILED
+    elif code == RUNTIME_FAILED and not any(app.code for app in apps):
+        error = f"stage1 ended with status {stage1_status}: {tail(files)}"
     return PodExit(code=code, finished_ns=now_ns, error=error, apps=apps)
 
 
+def _read_back_error(files: PodFiles, manifest: PodManifest, apps: Sequence[AppExit]) -> str:
+    """Return why a pod that is read back strictly was ended before its apps began; empty if it was not."""
+    if not manifest.strict_read_back:
+        return ""
+    unended = {app.name for app in apps if app.code is None}
+    found = {name: text for name, text in readback.problems(files).items() if name in unended}
+    return "; ".join(f"app {name}: {text}" for name, text in found.items())
+
+
 def tail(files: PodFiles, size: int = 1000) -> str:
-    """Return the end of what stage1 printed, safe to show."""
+    """Return the last words of stage1, safe to show: of a supervisor of our own its reason alone."""
     try:
         with files.stage1_log.open("rb") as stream:
             stream.seek(0, 2)
             stream.seek(max(0, stream.tell() - size))
-            return printable(stream.read(size).decode("utf-8", "replace").replace("\n", "; "), size)
+            lines = stream.read(size).decode("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return "it printed nothing"
+    lines = [line for line in lines if line]
+    if lines and lines[-1].startswith(_OWN_WORD):
+        return printable(lines[-1].removeprefix(_OWN_WORD), size)
+    return printable("; ".join(lines), 2 * size)
 
 
 def read(files: PodFiles) -> PodExit | None:

@@ -21,18 +21,18 @@ def _bundle_name(app: str) -> str:
     return f"apps/{app}/config.json"
 
 
-def _derived(manifest: PodManifest) -> dict[str, bytes]:
-    """Return the files that follow from the manifest alone."""
-    texts = {f"{_UNITS}/{name}": text for name, text in units.render(manifest).items()}
+def _derived(manifest: PodManifest, *, guest: bool) -> dict[str, bytes]:
+    """Return the files that follow from the manifest alone, and whether the pod is a machine."""
+    texts = {f"{_UNITS}/{name}": text for name, text in units.render(manifest, guest=guest).items()}
     texts[_MANAGER] = units.manager_text(manifest)
     return {name: text.encode() for name, text in texts.items()}
 
 
 def contents(
-    manifest: PodManifest, bundles: Mapping[str, bytes], etc: Mapping[str, bytes]
+    manifest: PodManifest, bundles: Mapping[str, bytes], etc: Mapping[str, bytes], *, guest: bool
 ) -> Mapping[str, bytes]:
     """Return what lies at /pod, by relative path; pure."""
-    result = _derived(manifest)
+    result = _derived(manifest, guest=guest)
     result |= {_bundle_name(app): data for app, data in bundles.items()}
     return result | {f"etc/{name}": data for name, data in etc.items()}
 
@@ -53,7 +53,8 @@ def write(files: PodFiles, config: Mapping[str, bytes]) -> None:
 
 def check(files: PodFiles, manifest: PodManifest) -> None:
     """Raise StateError unless units and bundles on disk are those of the manifest, and no others."""
-    wanted = {name: Digest.of(data) for name, data in _derived(manifest).items()}
+    derived = _derived(manifest, guest=manifest.machine is not None)
+    wanted = {name: Digest.of(data) for name, data in derived.items()}
     wanted |= {_bundle_name(app.name): app.bundle for app in manifest.apps}
     for name, digest in wanted.items():
         if _digest(files.config / name) != digest:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from secrun import checkpoint
+from secrun import checkpoint, policyfiles
 from secrun.digest import Digest
 from secrun.errors import DeniedError, HostError
 from secrun.files import fsync_tree, write_atomic
@@ -17,21 +17,23 @@ from secrun.measure.measuring import Measuring
 from secrun.network import decide as network
 from secrun.network import hostfiles, plan
 from secrun.network.plan import Connection
-from secrun.network.request import NetworkRequest
 from secrun.paths import Layout
-from secrun.pod import confine, podconfig, request
+from secrun.pod import confine, podconfig, policy, request
 from secrun.pod.confine import ConfinedApp
 from secrun.pod.process import resolve as resolve_process
 from secrun.pod.removal import delete
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.states import Folder, LockedPod, create, new_uuid
 from secrun.record import record, replace
-from secrun.stage1 import bundle, flavours
-from secrun.stage1.bundle import Process
+from secrun.stage1 import bundle, flavours, labels
+from secrun.stage1.bundle import Extras, Process
 from secrun.stage1.contract import Draft, Flavour
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
 from secrun.stage1.podfiles import FILTER_NAME, PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
+from secrun_policies import rules
+from secrun_policies.labels import LabelRequest
+from secrun_policies.rules import PolicySet
 
 
 @record
@@ -43,20 +45,30 @@ class _Resolved:
     image: StoredImage
     rootfs: RootfsImage
 
+    @property
+    def extras(self) -> Extras:
+        """What the app sees beside its image."""
+        return Extras(
+            volumes=self.request.volumes,
+            tmpfs=policy.writable_folders(self.request),
+            devices=self.request.security.devices,
+        )
 
-def _ensure(layout: Layout, reference: str, pod: PodRequest, measuring: Measuring) -> StoredImage:
-    """Fetch and admit one image; a refusal is measured."""
+
+def _ensure(layout: Layout, reference: str, pod: PodRequest, measuring: Measuring | None) -> StoredImage:
+    """Fetch and admit one image; a refusal is measured, if anything is."""
     try:
-        return ensure_image(layout, reference, pod.fetch)
+        return ensure_image(layout, reference, replace(pod.fetch, stage1=pod.flavour))
     except DeniedError as error:
-        measuring.denied(reference, error)
+        if measuring is not None:
+            measuring.denied(reference, error)
         raise
 
 
 def _resolve(
-    layout: Layout, pod: PodRequest, names: Sequence[str], measuring: Measuring
+    layout: Layout, pod: PodRequest, names: Sequence[str], measuring: Measuring | None, known: PolicySet
 ) -> tuple[_Resolved, ...]:
-    """Fetch, admit and render every image; raises before anything of the pod exists."""
+    """Fetch, admit and render every image, give apps their profiles; nothing of the pod exists yet."""
     result: list[_Resolved] = []
     for name, app in zip(names, pod.apps, strict=True):
         image = _ensure(layout, app.image, pod, measuring)
@@ -67,21 +79,24 @@ def _resolve(
                 hint="rebuild the image with smaller owners",
                 code="image-owner",
             )
-        result.append(_Resolved(name=name, request=app, image=image, rootfs=rendered))
+        profile = policy.choose(known, app, image.reference, image.config.labels)
+        asked = policy.apply(profile, app)
+        result.append(_Resolved(name=name, request=asked, image=image, rootfs=rendered))
     return tuple(result)
 
 
-def _bundle(app: _Resolved, process: Process, net: NetworkRequest, confined: ConfinedApp) -> bytes:
+def _bundle(app: _Resolved, process: Process, pod: PodRequest, confined: ConfinedApp) -> bytes:
     """Return the OCI config.json of one app."""
     return canonical(
         bundle.runtime_config(
             app=app.name,
             salt=os.urandom(16).hex(),
             process=process,
-            network=net.mode,
-            etc=plan.mounted(net.dns),
+            network=pod.net.mode,
+            etc=plan.mounted(pod.net.dns),
             read_only=app.request.read_only,
-            volumes=app.request.volumes,
+            extras=app.extras,
+            vtpm=pod.machine.vtpm,
             process_confinement=confined.process,
             linux_confinement=confined.linux,
         )
@@ -122,11 +137,12 @@ def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: 
         capabilities=confined.capabilities,
         relaxations=confined.relaxations,
         bundle=Digest.of(oci),
+        security=confined.security,
     )
 
 
 @record
-class _Plan:
+class Plan:
     """A pod that is decided but not yet written."""
 
     manifest: PodManifest
@@ -136,18 +152,37 @@ class _Plan:
 
 
 def _decide(
-    layout: Layout, pod: PodRequest, uuid: str, apps: Sequence[_Resolved], flavour: Flavour
-) -> _Plan:
+    layout: Layout,
+    pod: PodRequest,
+    uuid: str,
+    apps: Sequence[_Resolved],
+    known: PolicySet,
+) -> Plan:
     """Turn resolved images and a request into a manifest and what lies on disk."""
+    flavour = flavours.load(pod.flavour)
     hostname = request.host_name(pod.hostname or f"secrun-{uuid}")
     processes = {}
     for app in apps:
-        bundle.check_volumes(app.request.volumes)
+        bundle.check_targets(app.extras)
+        for volume in app.request.volumes:
+            labels.check_relabel(volume)
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
+    strict = _is_strict(known, apps)
+    asked = confine.label([app.request for app in apps])
     connection = _connection(layout, pod, apps, flavour)
-    confined = confine.pod(pod.net.mode, [(app.name, app.request, processes[app.name]) for app in apps])
-    bundles = {app.name: _bundle(app, processes[app.name], pod.net, confined.apps[app.name]) for app in apps}
     stage1 = flavour.ensure_image(layout)
+    confined = confine.pod(
+        pod.net.mode, [(app.name, app.request, processes[app.name]) for app in apps], stage1.kernel
+    )
+    bundles = {
+        app.name: _bundle(
+            app,
+            bundle.held(processes[app.name]) if strict else processes[app.name],
+            pod,
+            confined.apps[app.name],
+        )
+        for app in apps
+    }
     manifest = PodManifest(
         uuid=uuid,
         hostname=hostname,
@@ -156,22 +191,71 @@ def _decide(
         stage1=stage1.digest,
         stage1_tree=stage1.tree,
         created_ns=time.time_ns(),
-        relaxations=_relaxations(pod, [app.image for app in apps]),
+        relaxations=_relaxations(pod, asked, [app.image for app in apps]),
         outer_arguments=confined.outer_arguments,
         outer_filter=None if confined.outer_filter is None else Digest.of(confined.outer_filter),
         apps=tuple(
             _app_manifest(app, processes[app.name], confined.apps[app.name], bundles[app.name])
             for app in apps
         ),
+        policy=Digest.parse(known.digest) if known.digest else None,
+        strict_read_back=strict,
         connection=None if connection == Connection() else connection,
     )
     _check(flavour, manifest, pod)
-    config = podconfig.contents(manifest, bundles, _etc_files(hostname, pod.net.mode, connection))
-    decided = flavour.decide(Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config))
+    etc = _etc_files(hostname, pod.net.mode, connection)
+    config = podconfig.contents(manifest, bundles, etc, guest=stage1.kernel is not None)
+    draft = Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config, label=asked)
+    decided = flavour.decide(draft)
     files = dict(decided.files)
     if confined.outer_filter is not None:
         files[FILTER_NAME] = confined.outer_filter
-    return _Plan(manifest=replace(manifest, machine=decided.machine), config=config, files=files)
+    manifest = replace(manifest, machine=decided.machine, label=decided.label)
+    labels.check(manifest.label, manifest.relaxations)
+    _check_guest(manifest)
+    policy.hold(known, manifest, {app.name: app.image.config.labels for app in apps})
+    return Plan(manifest=manifest, config=config, files=files)
+
+
+def _check_guest(manifest: PodManifest) -> None:
+    """Raise HostError for what the host's kernel would have to do for a pod that has one of its own."""
+    if manifest.machine is None:
+        return
+    if manifest.strict_read_back:
+        raise HostError(
+            "what a guest's kernel enforces cannot be read back strictly: its processes are not the host's",
+            hint="leave out --profile strict, or the rule that asks for read_back",
+            code="host-read-back",
+        )
+    if any(app.security.devices for app in manifest.apps):
+        raise HostError(
+            "a device of the host is not in the guest: --device needs --stage1=nspawn", code="host-device"
+        )
+
+
+def _is_strict(known: PolicySet, apps: Sequence[_Resolved]) -> bool:
+    """Tell whether the kernel has to prove what it enforces before any app of the pod begins."""
+    images = ((app.image.reference, app.image.config.labels) for app in apps)
+    return any(app.request.security.strict_read_back for app in apps) or rules.demands_strict(known, images)
+
+
+def planned(
+    layout: Layout, pod: PodRequest, names: Sequence[str], measuring: Measuring | None, uuid: str
+) -> Plan:
+    """Decide everything about a pod and write nothing of it; raises what `prepared` does.
+
+    A refusal is measured, unless there is nothing to measure with because nobody means to start the pod.
+    """
+    known = policyfiles.load()
+    flavours.load(pod.flavour)
+    resolved = _resolve(layout, pod, names, measuring, known)
+    checkpoint.reached("images-resolved")
+    try:
+        return _decide(layout, pod, uuid, resolved, known)
+    except DeniedError as error:
+        if measuring is not None:
+            measuring.denied(", ".join(app.image.reference for app in resolved), error, what="policy")
+        raise
 
 
 def _connection(layout: Layout, pod: PodRequest, apps: Sequence[_Resolved], flavour: Flavour) -> Connection:
@@ -195,7 +279,7 @@ def _etc_files(hostname: str, mode: Network, connection: Connection) -> dict[str
     return {"hostname": f"{hostname}\n".encode(), **{name: text.encode() for name, text in texts.items()}}
 
 
-def _write(files: PodFiles, plan: _Plan) -> None:
+def _write(files: PodFiles, plan: Plan) -> None:
     podconfig.write(files, plan.config)
     for name, data in plan.files.items():
         (files.path / name).write_bytes(data)
@@ -206,9 +290,10 @@ def _check(flavour: Flavour, manifest: PodManifest, pod: PodRequest) -> None:
         raise HostError(f"{problem.subject} {problem.text}", hint=problem.hint, code="host-refused")
 
 
-def _relaxations(pod: PodRequest, images: Sequence[StoredImage]) -> tuple[str, ...]:
+def _relaxations(pod: PodRequest, label: LabelRequest, images: Sequence[StoredImage]) -> tuple[str, ...]:
     """Name what weakens the pod as a whole."""
     found = {"network:host"} if pod.net.mode is Network.HOST else set[str]()
+    found.update(label.relaxations)
     if any(image.admission.bypass for image in images):
         found.add("insecure-options:image")
     return tuple(sorted(found))
@@ -227,15 +312,12 @@ def prepared(
     uuid = new_uuid()
     if pod.uuid_file is not None:
         write_atomic(pod.uuid_file, f"{uuid}\n".encode())
-    flavour = flavours.load(pod.flavour)
-    resolved = _resolve(layout, pod, names, measuring)
-    checkpoint.reached("images-resolved")
-    plan = _decide(layout, pod, uuid, resolved, flavour)
+    plan = planned(layout, pod, names, measuring, uuid)
     with create(layout, uuid) as locked:
         checkpoint.reached("preparing")
         try:
             files = PodFiles(locked.path)
-            write_atomic(files.flavour, f"{flavour.name}\n".encode())
+            write_atomic(files.flavour, flavours.note(flavours.load(plan.manifest.flavour)).encode())
             _write(files, plan)
             if lasting:
                 fsync_tree(files.path)

@@ -10,9 +10,10 @@ from secrun.errors import UsageError
 from secrun.image.fetch import FetchOptions
 from secrun.network.configs import Places
 from secrun.network.request import NetworkRequest
+from secrun.pod.security import SecurityRequest
 from secrun.record import field, record
 from secrun.stage1.machine import MachineRequest
-from secrun.stage1.manifest import Limits, Volume
+from secrun.stage1.manifest import Limits, Relabel, Volume
 
 # appc AC name, and a file name, a unit name and a crun container name at once.
 _APP_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?\Z")
@@ -51,8 +52,7 @@ class AppRequest:
     stdin: bool = False
     volumes: tuple[Volume, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    cap_add: tuple[str, ...] = ()
-    cap_drop: tuple[str, ...] = ()
+    security: SecurityRequest = field(default_factory=SecurityRequest)
     stop_timeout_seconds: int = DEFAULT_STOP_TIMEOUT_SECONDS
 
 
@@ -173,10 +173,15 @@ def _split_escaped(text: str) -> list[str]:
 
 
 def volume(text: str) -> Volume:
-    """Parse HOST:POD[:ro|:rw]; the host side must exist; raises UsageError."""
+    """Parse HOST:POD[:ro|rw,z|Z]; the host side must exist; raises UsageError."""
     parts = _split_escaped(unicode_text(text, "volume"))
-    if len(parts) not in (2, 3) or (len(parts) == 3 and parts[2] not in ("ro", "rw")):
-        raise UsageError(f"volume {text!r} is not HOST:POD[:ro]", hint="write \\: for a colon in a path")
+    options = parts[2].split(",") if len(parts) == 3 else []
+    access = [word for word in options if word in ("ro", "rw")]
+    relabel = [word for word in options if word in ("z", "Z")]
+    if len(parts) not in (2, 3) or len(access) + len(relabel) != len(options):
+        raise UsageError(f"volume {text!r} is not HOST:POD[:ro,z]", hint="write \\: for a colon in a path")
+    if len(access) > 1 or len(relabel) > 1:
+        raise UsageError(f"volume {text!r}: {parts[2]!r} says two things of one kind")
     source = Path(parts[0])
     if not source.is_absolute():
         raise UsageError(f"volume {text!r}: {parts[0]!r} is not an absolute path")
@@ -186,7 +191,12 @@ def volume(text: str) -> Volume:
     if not parts[1].startswith("/"):
         raise UsageError(f"volume {text!r}: {parts[1]!r} is not an absolute path")
     # The resolved path is what gets bound and measured, not a link that may change.
-    return Volume(source=str(source.resolve()), target=target, read_only=parts[2:] == ["ro"])
+    return Volume(
+        source=str(source.resolve()),
+        target=target,
+        read_only=access == ["ro"],
+        relabel=Relabel(relabel[0]) if relabel else Relabel.NONE,
+    )
 
 
 def environment(

@@ -6,21 +6,22 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
-from secrun import checkpoint
-from secrun.errors import HostError, StateError
+from secrun import checkpoint, selinux
+from secrun.errors import DeniedError, HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
 from secrun.network.configs import Places
-from secrun.pod import exits, podconfig
+from secrun.pod import exits, podconfig, policy, readback, timing
 from secrun.pod.networks import holds_network
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
-from secrun.record import field, record
-from secrun.stage1 import flavours, waiter
+from secrun.record import field, record, replace
+from secrun.stage1 import cgroups, flavours, waiter
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import PodOnDisk
 from secrun.stage1.manifest import Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
+from secrun.stage1.uidrange import SIZE as POD_IDS
 
 if TYPE_CHECKING:
     from secrun.network.connect import Connected
@@ -39,6 +40,8 @@ class StartOptions:
     remove: bool = False
     places: Places = field(default_factory=Places)
     """Where configurations and plugins of networks are."""
+    launched: Callable[[PodFiles], None] | None = None
+    """Called when all is in place and nothing runs yet."""
 
 
 def _stdio(manifest: PodManifest, options: StartOptions) -> waiter.Stdio:
@@ -57,6 +60,11 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
     files = PodFiles(pod.path)
     manifest = files.read_manifest()
     podconfig.check(files, manifest)
+    try:
+        policy.hold_again(pod.layout, manifest)
+    except DeniedError as error:
+        options.measuring.denied(pod.uuid, error, what="policy")
+        raise
     stdio = _stdio(manifest, options)
     flavour = flavours.load(manifest.flavour)
     agent = agent_path()
@@ -69,10 +77,16 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         network = _connect(pod, manifest, options.places, undo)
         on_disk = PodOnDisk(layout=pod.layout, path=pod.path, manifest=manifest, network=network)
         launch = flavour.launch(on_disk, undo)
-        control = files.listen(files.control_socket)
+        with selinux.sockets_as(launch.runtime_label):
+            control = files.listen(files.control_socket)
         undo.callback(control.close)
         log_fd = os.open(files.stage1_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         undo.callback(os.close, log_fd)
+        if launch.file_label:
+            selinux.label_fd(log_fd, launch.file_label)
+        if options.launched is not None:
+            options.launched(files)
+        read_back = _read_back(files, manifest, undo)
         plan = waiter.WaiterPlan(
             agent=agent,
             apps=tuple(app.name for app in manifest.apps),
@@ -84,10 +98,13 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             stop_timeout_seconds=max(app.stop_timeout_seconds for app in manifest.apps) + 5,
             finish=options.finish(pod),
             ready_fd=ready_fd,
+            read_back_fds=read_back,
         )
         # Everything that runs is in place and checked, nothing of it runs yet.
-        options.measuring.starting(files, manifest, None if network is None else network.state().digest)
+        answered = None if network is None else network.state().digest
+        options.measuring.starting(files, manifest, label=launch.label, network=answered)
         checkpoint.reached("before-waiter")
+        plan = replace(plan, timing_fd=timing.append(files, checkpoint.marks or ()))
         if options.detach:
             _silence()
         waiter.replace_process(plan)
@@ -110,6 +127,26 @@ def _connect(pod: LockedPod, manifest: PodManifest, places: Places, undo: ExitSt
         connection=manifest.connection,
     )
     return connect(LinuxSyscalls(), target, places, undo)
+
+
+def _read_back(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> tuple[int, int] | None:
+    """Write what the kernel has to enforce, open where the waiter writes what it does.
+
+    None for a pod with a machine: its apps are processes of the guest's kernel, which the host cannot ask.
+    """
+    if manifest.machine is not None:
+        return None
+    base = int(files.uid_base.read_text())
+    group = f"/{cgroups.PARENT}/{manifest.uuid}/"
+    files.expected.write_bytes(readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group))
+    found = []
+    for path, flags in (
+        (files.expected, os.O_RDONLY),
+        (files.enforced, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+    ):
+        found.append(os.open(path, flags | os.O_CLOEXEC, 0o600))
+        undo.callback(os.close, found[-1])
+    return found[0], found[1]
 
 
 def _silence() -> None:

@@ -1,6 +1,6 @@
 """What readers are told of pods; works without root where the folders may be read, takes no lock."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ from secrun.locks import is_missing
 from secrun.measure import marker
 from secrun.measure.marker import Marker
 from secrun.paths import Layout
-from secrun.pod import exits
+from secrun.pod import exits, readback, timing
+from secrun.pod.readback import Enforced
 from secrun.pod.states import WHOLE, Found, State, walk
 from secrun.record import record
 from secrun.stage1.manifest import Network, PodManifest
@@ -35,10 +36,15 @@ class PodView:
     started_ns: int | None
     pid: int | None
     uid_base: int | None
+    label: str | None
+    """The SELinux context that the pod was started with; None if it had none."""
     exit: exits.PodExit | None
+    enforced: Mapping[str, Enforced]
+    """What was read of the apps, by name."""
     measured: Marker | None
     """How far the event log knows the pod; None if it ran unmeasured."""
-    networks: "tuple[Shown, ...]" = ()
+    timing: tuple[timing.Mark, ...]
+    networks: "tuple[Shown, ...]"
     """The interfaces that the pod has, or had before it exited."""
 
     @property
@@ -60,6 +66,7 @@ class PodView:
                     "image_id": str(app.image.manifest),
                     "exit_code": end.code if end else None,
                     "error": end.error if end else "",
+                    "enforced": found.to_json() if (found := self.enforced.get(app.name)) else None,
                 }
             )
         return result
@@ -81,6 +88,7 @@ class PodView:
             "error": self.exit.error if self.exit else "",
             "pid": self.pid,
             "uid_base": self.uid_base,
+            "label": self.label,
             "measured": None
             if self.measured is None
             else {
@@ -95,6 +103,7 @@ class PodView:
             "stage1": self.manifest.flavour if self.manifest else None,
             "relaxations": list(self.manifest.relaxations) if self.manifest else [],
             "apps": [*self._apps()],
+            "timing": [mark.to_json() for mark in self.timing],
         }
 
 
@@ -112,6 +121,13 @@ def _networks(path: Path) -> "tuple[Shown, ...]":
     return () if found is None else found.interfaces
 
 
+def _line(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8", "replace").strip() or None
+    except FileNotFoundError:
+        return None
+
+
 def look(found: Found) -> PodView:
     """Read one pod; damage is told in `problem`, not raised, so that a list shows every pod."""
     files = PodFiles(found.path)
@@ -119,14 +135,18 @@ def look(found: Found) -> PodView:
     manifest: PodManifest | None = None
     end: exits.PodExit | None = None
     measured: Marker | None = None
+    enforced: Mapping[str, Enforced] = {}
+    marks: tuple[timing.Mark, ...] = ()
     networks: tuple[Shown, ...] = ()
     problem = ""
     try:
         manifest = files.read_manifest()
         end = exits.read(files)
+        enforced = readback.read(files)
         measured = marker.read(files)
         if manifest.network is Network.CNI:
             networks = _networks(found.path)
+        marks = timing.read(files)
     except (StateError, ImageError, NetworkError) as error:
         problem = error.message if state in WHOLE else ""
     started, base = _numbers(files.started), _numbers(files.uid_base)
@@ -138,9 +158,12 @@ def look(found: Found) -> PodView:
         started_ns=started[0] if started else None,
         pid=started[1] if len(started) > 1 and state is State.RUNNING else None,
         uid_base=base[0] if base else None,
+        label=_line(files.label),
         exit=end,
+        enforced=enforced,
         measured=measured,
         networks=networks,
+        timing=marks,
     )
 
 

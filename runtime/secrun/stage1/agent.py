@@ -1,11 +1,23 @@
-"""Where secrun-agent is: the one static program of our own that runs inside every stage1."""
+"""Where our own static programs are that run inside a stage1: the agent, and the init of a guest."""
 
 from pathlib import Path
 
 import secrun
 from secrun.errors import HostError
 
-INSTALLED = Path("/usr/lib/secrun/secrun-agent")
+INSTALLED = Path("/usr/lib/secrun")
+
+
+def _find(name: str) -> Path:
+    beside = Path(secrun.__file__).resolve().parent / "_agent" / name
+    for candidate in (beside, INSTALLED / name):
+        if candidate.is_file():
+            return candidate
+    raise HostError(
+        f"{name} is neither at {beside} nor at {INSTALLED / name}",
+        hint="run make setup in a source checkout, or install the secrun package",
+        code="host-agent",
+    )
 
 
 def agent_path() -> Path:
@@ -13,12 +25,9 @@ def agent_path() -> Path:
 
     Raises HostError if there is none.
     """
-    beside = Path(secrun.__file__).resolve().parent / "_agent" / "secrun-agent"
-    for candidate in (beside, INSTALLED):
-        if candidate.is_file():
-            return candidate
-    raise HostError(
-        f"secrun-agent is neither at {beside} nor at {INSTALLED}",
-        hint="run make setup in a source checkout, or install the secrun package",
-        code="host-agent",
-    )
+    return _find("secrun-agent")
+
+
+def stage0_path() -> Path:
+    """Return the init of a KVM guest, found as the agent is; raises HostError if there is none."""
+    return _find("secrun-stage0")

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 
 from secrun.errors import UsageError
 from secrun.jsonio import JsonObject, JsonValue
-from secrun.record import record
+from secrun.record import record, replace
 from secrun.stage1 import places
 from secrun.stage1.manifest import Network, Volume
+from secrun.stage1.security import Device, Tmpfs
 
 OCI_VERSION = "1.0.2"
 SALT_ANNOTATION = "dev.secrun.salt"
+TPM = "/dev/tpmrm0"
 _TARGET = re.compile(r"/[^\0]*\Z")
 
 
@@ -50,6 +52,15 @@ class Process:
         }
 
 
+# An app that is held begins as the agent, by a descriptor since no image holds it, and waits to be let go.
+HOLD = ("/proc/self/fd/3", "hold")
+
+
+def held(process: Process) -> Process:
+    """Return the process with the agent before its own program (docs/agent-protocol.md)."""
+    return replace(process, args=(*HOLD, *process.args))
+
+
 def _mount(target: str, kind: str, source: str, *options: str) -> JsonObject:
     return {"destination": target, "type": kind, "source": source, "options": list(options)}
 
@@ -81,23 +92,70 @@ def _etc_mounts(names: Sequence[str]) -> list[JsonValue]:
     ]
 
 
+@record
+class Extras:
+    """What an app sees beside its image: volumes, folders in memory, devices."""
+
+    volumes: tuple[Volume, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    devices: tuple[Device, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Where they are inside the app."""
+        volumes, tmpfs = (volume.target for volume in self.volumes), (item.target for item in self.tmpfs)
+        return (*volumes, *tmpfs, *(device.target for device in self.devices))
+
+
 def _volume_mount(app: str, index: int, volume: Volume) -> JsonObject:
     access = "ro" if volume.read_only else "rw"
     source = places.volume(app, index)
     return _mount(volume.target, "bind", source, "rbind", access, "nosuid", "nodev")
 
 
-def check_volumes(volumes: Sequence[Volume]) -> None:
-    """Raise UsageError for targets that are no absolute paths or that are used twice."""
+def _tpm_mounts() -> list[JsonValue]:
+    """Show the pod's own TPM, by the kernel's resource manager: apps cannot see each other's objects."""
+    return [_mount(TPM, "bind", TPM, "bind", "rw", "nosuid", "noexec")]
+
+
+def _tmpfs_mount(tmpfs: Tmpfs) -> JsonObject:
+    options = ["ro" if tmpfs.read_only else "rw", "nosuid", "nodev", f"mode={tmpfs.mode}"]
+    options += [] if tmpfs.executable else ["noexec"]
+    options += [f"size={tmpfs.size}"] if tmpfs.size else []
+    return _mount(tmpfs.target, "tmpfs", "tmpfs", *options)
+
+
+def _extra_mounts(app: str, extras: Extras) -> list[JsonValue]:
+    """Return the mounts in the order of their targets: what lies inside another comes after it."""
+    found = {tmpfs.target: _tmpfs_mount(tmpfs) for tmpfs in extras.tmpfs}
+    for index, volume in enumerate(extras.volumes):
+        found[volume.target] = _volume_mount(app, index, volume)
+    for index, device in enumerate(extras.devices):
+        source = places.device(app, index)
+        found[device.target] = _mount(device.target, "bind", source, "bind", "rw", "nosuid", "noexec")
+    return [found[target] for target in sorted(found)]
+
+
+def check_targets(extras: Extras) -> None:
+    """Raise UsageError for targets that are no absolute paths, hide the app's own, or are used twice."""
     seen: set[str] = set()
-    for volume in volumes:
-        if not _TARGET.match(volume.target) or ".." in volume.target.split("/"):
-            raise UsageError(f"volume target {volume.target!r} is not an absolute path without ..")
-        if volume.target.rstrip("/") in ("", "/proc", "/sys", "/dev"):
-            raise UsageError(f"volume target {volume.target!r} would hide what the app needs")
-        if volume.target in seen:
-            raise UsageError(f"two volumes have the target {volume.target!r}")
-        seen.add(volume.target)
+    for target in extras.targets:
+        if not _TARGET.match(target) or ".." in target.split("/"):
+            raise UsageError(f"volume target {target!r} is not an absolute path without ..")
+        if target.rstrip("/") in ("", "/proc", "/sys", "/dev"):
+            raise UsageError(f"volume target {target!r} would hide what the app needs")
+        if target in seen:
+            raise UsageError(f"two volumes have the target {target!r}")
+        seen.add(target)
+
+
+def _namespaces(linux: Mapping[str, JsonValue]) -> list[JsonValue]:
+    """Return the app's own namespaces, and by name the pod's network if its settings change.
+
+    crun sets no sysctl of a namespace that the bundle does not name (runtime-spec, config-linux.md, sysctl).
+    """
+    own: list[JsonValue] = [{"type": "pid"}, {"type": "mount"}]
+    return [*own, {"type": "network", "path": "/proc/self/ns/net"}] if linux.get("sysctl") else own
 
 
 def runtime_config(
@@ -108,7 +166,8 @@ def runtime_config(
     network: Network,
     etc: Sequence[str],
     read_only: bool,
-    volumes: Sequence[Volume],
+    extras: Extras,
+    vtpm: bool = False,
     process_confinement: Mapping[str, JsonValue],
     linux_confinement: Mapping[str, JsonValue],
 ) -> JsonObject:
@@ -118,7 +177,6 @@ def runtime_config(
     `salt` is random: the digest of the whole, which others see, must not let them guess an environment.
     Network, IPC, UTS and user namespaces are the pod's; hence no `hostname` and no id mappings here.
     """
-    namespaces: list[JsonValue] = [{"type": "pid"}, {"type": "mount"}]
     return {
         "ociVersion": OCI_VERSION,
         "root": {"path": places.rootfs(app), "readonly": read_only},
@@ -126,8 +184,9 @@ def runtime_config(
         "mounts": [
             *_base_mounts(network),
             *_etc_mounts(etc),
-            *(_volume_mount(app, index, volume) for index, volume in enumerate(volumes)),
+            *_extra_mounts(app, extras),
+            *(_tpm_mounts() if vtpm else ()),
         ],
-        "linux": {**linux_confinement, "namespaces": namespaces},
+        "linux": {**linux_confinement, "namespaces": _namespaces(linux_confinement)},
         "annotations": {SALT_ANNOTATION: salt},
     }

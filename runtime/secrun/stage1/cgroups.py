@@ -10,6 +10,9 @@ from secrun.locks import is_missing
 from secrun.record import row
 
 PARENT = "secrun"
+SLICE = "machine.slice"
+"""Where systemd keeps what runs in containers and machines (systemd.special(7))."""
+_BOOTED = Path("/run/systemd/system")
 _V2_ROOT = Path("/sys/fs/cgroup")
 _MOUNTINFO = Path("/proc/self/mountinfo")
 # The kernel needs a moment between the last exit and an empty cgroup.
@@ -31,6 +34,16 @@ def find_v2(mountinfo: str) -> Path | None:
     return mounts[0] if mounts else None
 
 
+def systemd_manages() -> bool:
+    """Tell whether systemd is this host's manager (sd_booted(3))."""
+    return _BOOTED.is_dir()
+
+
+def scope_name(uuid: str) -> str:
+    """Return the name of a pod's scope unit."""
+    return f"secrun-{uuid}.scope"
+
+
 @row
 class Hierarchy:
     """The host's cgroup2 mount, and whether a pod needs a view of its own."""
@@ -43,7 +56,9 @@ class Hierarchy:
         return self.mount == _V2_ROOT
 
     def pod(self, uuid: str) -> Path:
-        """Return the pod's group."""
+        """Return the pod's group: in a scope of systemd's where that is the manager."""
+        if self.pure and systemd_manages():
+            return self.mount / SLICE / scope_name(uuid) / "pod"
         return self.mount / PARENT / uuid
 
     def controllers(self) -> frozenset[str]:
@@ -69,8 +84,16 @@ def _enable(group: Path, controllers: Sequence[str]) -> None:
 
 
 def create(hierarchy: Hierarchy, uuid: str, controllers: Sequence[str]) -> Path:
-    """Make the pod's group with `controllers` available to its children."""
+    """Make the pod's group with `controllers` available to its children; raises HostError or OSError."""
     group = hierarchy.pod(uuid)
+    if hierarchy.pure and systemd_manages():
+        from secrun.stage1 import systemdscope  # only where systemd is PID 1
+
+        scope, placeholder = systemdscope.start(hierarchy.mount, uuid)
+        _enable(scope, controllers)
+        group.mkdir()
+        placeholder.release(group)
+        return group
     group.parent.mkdir(exist_ok=True)
     _enable(hierarchy.mount, controllers)
     _enable(group.parent, controllers)

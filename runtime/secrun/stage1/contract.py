@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 from secrun.digest import Digest
 from secrun.paths import Layout
 from secrun.record import field, record
-from secrun.stage1.machine import Machine, MachineRequest
+from secrun.stage1.label import Label
+from secrun.stage1.machine import CommandLine, Machine, MachineRequest
 from secrun.stage1.manifest import PodManifest
+from secrun_policies.labels import LabelRequest
 
 if TYPE_CHECKING:
     from secrun.network.connect import Connected
@@ -35,6 +37,8 @@ class Stage1Identity:
 
     digest: Digest
     tree: Digest
+    kernel: str | None = None
+    """The release (uname(2)) of the guest's own kernel, if the flavour boots one."""
 
 
 @record
@@ -46,13 +50,15 @@ class Draft:
     asked: MachineRequest
     config: Mapping[str, bytes]
     """What the pod will see at /pod, by relative path."""
+    label: LabelRequest = field(default_factory=LabelRequest)
 
 
 @record
 class Decided:
-    """What a flavour adds to a pod: its machine, and files of its own in the pod's folder."""
+    """What a flavour adds to a pod: its machine, its label, and files of its own in the pod's folder."""
 
     machine: Machine | None = None
+    label: Label | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -82,6 +88,12 @@ class Launch:
     """Locks that must live as long as the pod."""
     filter_fd: int | None = None
     """The program of a system call filter that stage1 is started under."""
+    label: str = ""
+    """The SELinux context of what runs inside; empty if it has none of its own."""
+    file_label: str = ""
+    """The SELinux context of files that the pod may write."""
+    runtime_label: str = ""
+    """The SELinux context of the waiter; empty leaves it in this process's."""
 
 
 class Flavour(Protocol):
@@ -97,11 +109,20 @@ class Flavour(Protocol):
     def ensure_image(self, layout: Layout) -> Stage1Identity:
         """Build the stage1 image if it is absent or outdated; return which it is."""
 
+    def build_image(self, layout: Layout, kernel: Path | None) -> Stage1Identity:
+        """As `ensure_image`, for this and later pods with a guest kernel of the caller's; None: this host's.
+
+        Raises UsageError if there is a kernel and the flavour boots none.
+        """
+
     def refuse(self, manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
         """Tell which parts of the request cannot be honoured; any of them stops the preparation."""
 
     def decide(self, draft: Draft) -> Decided:
         """Decide what is the flavour's own of a pod that is not refused; changes nothing on the host."""
+
+    def command_lines(self) -> Sequence[CommandLine]:
+        """Return every kernel command line that `decide` may choose, for verifiers; pure."""
 
     def launch(self, pod: PodOnDisk, undo: ExitStack) -> Launch:
         """Make everything that the pod needs on the host, pushing each undo before the next step."""

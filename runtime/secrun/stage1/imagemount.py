@@ -1,4 +1,4 @@
-"""Mount an EROFS image file read-only: from the file itself where the kernel can, else by a loop device."""
+"""Mount EROFS images read-only: by dm-verity where the kernel has it, else from the file or by loop."""
 
 import errno
 import fcntl
@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 from secrun.errors import HostError
+from secrun.stage1.devicemapper import DeviceMapper, VerityTable
 from secrun.syscalls import MS_NODEV, MS_RDONLY, Syscalls
 
 # linux/loop.h
@@ -53,28 +54,66 @@ def _configure_loop(image_fd: int) -> int:
     raise HostError(f"no free loop device after {_ATTEMPTS} attempts", code="host-loop")
 
 
-def mount_image(call: Syscalls, image: Path, target: Path, flags: int = 0) -> None:
-    """Mount the EROFS file `image` on `target`; raises OSError or HostError.
+def _options(label: str) -> str:
+    """Return mount(8)'s "context=": the quotes keep the comma between two categories."""
+    return f'context="{label}"' if label else ""
+
+
+def _loop(image: Path) -> int:
+    image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _configure_loop(image_fd)
+    finally:
+        os.close(image_fd)
+
+
+def mount_verified(
+    call: Syscalls,
+    image: Path,
+    target: Path,
+    flags: int = 0,
+    *,
+    mapper: DeviceMapper,
+    name: str,
+    verity: VerityTable,
+    label: str = "",
+) -> None:
+    """Mount an EROFS file so that the kernel checks each block of it; raises OSError or HostError.
+
+    A block that is not what the root hash says is an I/O error to whoever reads it.
+    """
+    loop = _loop(image)
+    try:
+        device = mapper.open_verity(name, verity, loop)
+    finally:
+        # The device-mapper holds it from now on.
+        os.close(loop)
+    try:
+        flags |= MS_RDONLY | MS_NODEV
+        call.mount(f"/proc/self/fd/{device}", str(target), "erofs", flags, _options(label))
+    finally:
+        os.close(device)
+
+
+def mount_image(call: Syscalls, image: Path, target: Path, flags: int = 0, *, label: str = "") -> None:
+    """Mount the EROFS file `image` on `target`, all of it labelled `label`; raises OSError or HostError.
 
     Where the kernel was built without it, or the file system cannot serve it, a file gives ENOTBLK; the
     bytes and the rights of a loop mount are the same.
     """
     flags |= MS_RDONLY | MS_NODEV
+    data = _options(label)
     if mounts_files(os.uname().release):
         try:
-            call.mount(str(image), str(target), "erofs", flags)
+            call.mount(str(image), str(target), "erofs", flags, data)
         except OSError as error:
             if error.errno != errno.ENOTBLK:
                 raise
         else:
             return
-    image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    device = _loop(image)
     try:
-        device = _configure_loop(image_fd)
-    finally:
-        os.close(image_fd)
-    try:
-        call.mount(f"/proc/self/fd/{device}", str(target), "erofs", flags)
+        call.mount(f"/proc/self/fd/{device}", str(target), "erofs", flags, data)
     finally:
         # The mount holds the device from now on.
         os.close(device)

@@ -11,6 +11,9 @@ from secrun.jsonio import JsonObject, JsonValue, canonical
 from secrun.record import ordered, record
 
 SCHEMA = "secrun.dev/stage1/v1"
+IMAGE_NAME = "stage1.erofs"
+KERNEL_NAME = "vmlinuz"
+INITRD_NAME = "initrd"
 # A manifest has about 60 files at 250 bytes; a list of inputs is smaller.
 MAX_RECORD_BYTES = 1 << 20
 
@@ -31,9 +34,20 @@ class ImageFile:
 
 
 @record
+class Guest:
+    """What a virtual machine has besides stage1.erofs; `release` names the kernel (uname(2))."""
+
+    release: str
+    kernel: ImageFile
+    initrd: ImageFile
+    initrd_files: tuple[ImageFile, ...]
+
+
+@record
 class Manifest:
     """Everything that can be said about an image without looking at the host that built it."""
 
+    flavour: str
     digest: Digest
     recipe: int
     secrun_version: str
@@ -44,6 +58,21 @@ class Manifest:
     file_size: int
     file_sha256: str
     files: tuple[ImageFile, ...]
+    guest: Guest | None = None
+
+    @property
+    def reference(self) -> Digest:
+        """What a verifier compares: the tree that everything executed comes from, or of a guest more."""
+        # A guest's tree leaves out its kernel and its initramfs; the image's digest covers all three.
+        return self.tree_digest if self.guest is None else self.digest
+
+    @property
+    def parts(self) -> tuple[tuple[str, int, str], ...]:
+        """Name, size and sha256 of each file beside the manifest."""
+        found = [(IMAGE_NAME, self.file_size, self.file_sha256)]
+        if self.guest is not None:
+            found += [(part.path, part.size, part.sha256) for part in (self.guest.kernel, self.guest.initrd)]
+        return tuple(found)
 
 
 @ordered
@@ -59,11 +88,10 @@ class Fingerprint:
 
 @record
 class Inputs:
-    """Which image the inputs gave, and what they looked like then."""
+    """Which image the inputs gave, what they looked like then, and a digest of all else that decided."""
 
     digest: Digest
     recipe: str
-    agent: str
     inputs: tuple[Fingerprint, ...]
 
 
@@ -101,12 +129,15 @@ def _file_json(item: ImageFile) -> JsonObject:
     }
 
 
+def _files_json(items: Iterable[ImageFile]) -> list[JsonValue]:
+    return [_file_json(item) for item in items]
+
+
 def manifest_json(manifest: Manifest) -> JsonObject:
     """Return the manifest as it is written and shown."""
-    files: list[JsonValue] = [_file_json(item) for item in manifest.files]
-    return {
+    result: JsonObject = {
         "schema": SCHEMA,
-        "flavour": "nspawn",
+        "flavour": manifest.flavour,
         "digest": str(manifest.digest),
         "recipe": manifest.recipe,
         "secrun_version": manifest.secrun_version,
@@ -116,8 +147,16 @@ def manifest_json(manifest: Manifest) -> JsonObject:
         "data_size": manifest.data_size,
         "file_size": manifest.file_size,
         "file_sha256": manifest.file_sha256,
-        "files": files,
+        "files": _files_json(manifest.files),
     }
+    if (guest := manifest.guest) is not None:
+        result["guest"] = {
+            "release": guest.release,
+            "kernel": _file_json(guest.kernel),
+            "initrd": _file_json(guest.initrd),
+            "initrd_files": _files_json(guest.initrd_files),
+        }
+    return result
 
 
 def _mode(fields: Fields) -> int:
@@ -143,12 +182,40 @@ def _file(fields: Fields) -> ImageFile:
     return result
 
 
+def _part(fields: Fields, name: str) -> ImageFile:
+    """Read a file beside the manifest, whose name is fixed: it becomes a path."""
+    inner = fields.object(name)
+    part = _file(inner)
+    expected = KERNEL_NAME if name == "kernel" else INITRD_NAME
+    if part.path != expected:
+        inner.unexpected("path", part.path, expected)
+    return part
+
+
+def _guest(fields: Fields) -> Guest:
+    result = Guest(
+        release=fields.text("release"),
+        kernel=_part(fields, "kernel"),
+        initrd=_part(fields, "initrd"),
+        initrd_files=tuple(_file(item) for item in fields.objects("initrd_files")),
+    )
+    fields.end()
+    return result
+
+
+def identity(recipe: int, tree_digest: Digest, verity_root: str, guest: Guest | None = None) -> Digest:
+    """Return the digest by which an image is called and measured: it binds every byte that is executed."""
+    named: JsonObject = {"recipe": recipe, "tree_digest": str(tree_digest), "verity_root": verity_root}
+    if guest is not None:
+        named |= {"kernel": guest.kernel.sha256, "initrd": guest.initrd.sha256}
+    return Digest.of(canonical(named))
+
+
 def parse_manifest(data: bytes, *, what: str) -> Manifest:
     """Read a manifest that secrun wrote; raises SecrunError if it did not."""
     fields = Fields.document(data, what=what, limit=MAX_RECORD_BYTES, schema=SCHEMA)
-    if (flavour := fields.text("flavour")) != "nspawn":
-        fields.unexpected("flavour", flavour, "nspawn")
     result = Manifest(
+        flavour=fields.text("flavour"),
         digest=Digest.parse(fields.text("digest")),
         recipe=fields.integer("recipe"),
         secrun_version=fields.text("secrun_version"),
@@ -159,6 +226,7 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
         file_size=fields.integer("file_size"),
         file_sha256=fields.text("file_sha256"),
         files=tuple(_file(item) for item in fields.objects("files")),
+        guest=_guest(fields.object("guest")) if fields.has("guest") else None,
     )
     fields.end()
     return result
@@ -181,7 +249,6 @@ def encode_inputs(inputs: Inputs) -> bytes:
             "schema": SCHEMA,
             "digest": str(inputs.digest),
             "recipe": inputs.recipe,
-            "agent": inputs.agent,
             "inputs": prints,
         }
     )
@@ -205,7 +272,6 @@ def parse_inputs(data: bytes) -> Inputs:
     result = Inputs(
         digest=Digest.parse(fields.text("digest")),
         recipe=fields.text("recipe"),
-        agent=fields.text("agent"),
         inputs=tuple(_fingerprint(item) for item in fields.objects("inputs")),
     )
     fields.end()

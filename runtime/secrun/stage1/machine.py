@@ -49,6 +49,15 @@ class MachineRequest:
 
 
 @record
+class CommandLine:
+    """What the kernels of such machines are given, but for the last word, which is each pod's own."""
+
+    accelerator: Accelerator
+    model: str
+    text: str
+
+
+@record
 class Machine:
     """The machine of one pod; sizes in bytes."""
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Self
 from secrun.digest import Digest
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
-from secrun.record import record
+from secrun.record import field, record
+from secrun.stage1.security import AppSecurity
 
 if TYPE_CHECKING:
     from secrun.network.plan import Connection
+    from secrun.stage1.label import Label
     from secrun.stage1.machine import Machine
     from secrun.trust.admission import Admission
 
@@ -31,6 +33,14 @@ class Network(StrEnum):
     """A namespace of its own that plugins connect; see `PodManifest.connection`."""
 
 
+class Relabel(StrEnum):
+    """Whether a volume gets a new SELinux label: that of all pods (`z`), or of this one alone (`Z`)."""
+
+    NONE = ""
+    SHARED = "z"
+    PRIVATE = "Z"
+
+
 @record
 class Volume:
     """A host folder or file that an app sees; owners are mapped one to one."""
@@ -38,16 +48,28 @@ class Volume:
     source: str
     target: str
     read_only: bool
+    relabel: Relabel = Relabel.NONE
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
-        return {"source": self.source, "target": self.target, "read_only": self.read_only}
+        return {
+            "source": self.source,
+            "target": self.target,
+            "read_only": self.read_only,
+            "relabel": str(self.relabel),
+        }
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Parse the JSON form."""
+        relabel = fields.text("relabel")
+        if relabel not in tuple(Relabel):
+            fields.unexpected("relabel", relabel, "z, Z or nothing")
         volume = cls(
-            source=fields.text("source"), target=fields.text("target"), read_only=fields.flag("read_only")
+            source=fields.text("source"),
+            target=fields.text("target"),
+            read_only=fields.flag("read_only"),
+            relabel=Relabel(relabel),
         )
         fields.end()
         return volume
@@ -55,15 +77,29 @@ class Volume:
 
 @record
 class Limits:
-    """Resource limits of an app; None means none. Memory in bytes, CPU in thousandths of a core."""
+    """Resource limits of an app; None means none. Memory in bytes, CPU in thousandths of a core.
+
+    `swap_bytes` is swap alone, -1 without a limit; without a word a limit of memory allows none. Weights are
+    cgroup2's, 1 to 10,000.
+    """
 
     memory_bytes: int | None = None
     cpu_millis: int | None = None
     pids: int | None = None
+    swap_bytes: int | None = None
+    cpu_weight: int | None = None
+    io_weight: int | None = None
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
-        return {"memory_bytes": self.memory_bytes, "cpu_millis": self.cpu_millis, "pids": self.pids}
+        return {
+            "memory_bytes": self.memory_bytes,
+            "cpu_millis": self.cpu_millis,
+            "pids": self.pids,
+            "swap_bytes": self.swap_bytes,
+            "cpu_weight": self.cpu_weight,
+            "io_weight": self.io_weight,
+        }
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -72,6 +108,9 @@ class Limits:
             memory_bytes=fields.optional_integer("memory_bytes"),
             cpu_millis=fields.optional_integer("cpu_millis"),
             pids=fields.optional_integer("pids"),
+            swap_bytes=fields.optional_integer("swap_bytes"),
+            cpu_weight=fields.optional_integer("cpu_weight"),
+            io_weight=fields.optional_integer("io_weight"),
         )
         fields.end()
         return limits
@@ -79,8 +118,15 @@ class Limits:
     @property
     def controllers(self) -> tuple[str, ...]:
         """Return the cgroup2 controllers that these limits need."""
-        wanted = (("memory", self.memory_bytes), ("cpu", self.cpu_millis), ("pids", self.pids))
-        return tuple(name for name, value in wanted if value is not None)
+        wanted = (
+            ("memory", self.memory_bytes),
+            ("memory", self.swap_bytes),
+            ("cpu", self.cpu_millis),
+            ("cpu", self.cpu_weight),
+            ("pids", self.pids),
+            ("io", self.io_weight),
+        )
+        return tuple(dict.fromkeys(name for name, value in wanted if value is not None))
 
 
 @record
@@ -149,6 +195,7 @@ class AppManifest:
     capabilities: tuple[str, ...]
     relaxations: tuple[str, ...]
     bundle: Digest
+    security: AppSecurity = field(default_factory=AppSecurity)
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -172,6 +219,7 @@ class AppManifest:
             "capabilities": list(self.capabilities),
             "relaxations": list(self.relaxations),
             "bundle": str(self.bundle),
+            "security": self.security.to_json(),
         }
 
     @classmethod
@@ -197,6 +245,7 @@ class AppManifest:
             capabilities=fields.texts("capabilities"),
             relaxations=fields.texts("relaxations"),
             bundle=Digest.parse(fields.text("bundle")),
+            security=AppSecurity.from_fields(fields.object("security")),
         )
         fields.end()
         return app
@@ -218,6 +267,14 @@ def _connection(fields: Fields | None) -> "Connection | None":
     return Connection.from_fields(fields)
 
 
+def _label(fields: Fields | None) -> "Label | None":
+    if fields is None:
+        return None
+    from secrun.stage1.label import Label  # hosts without SELinux need not know it
+
+    return Label.from_fields(fields)
+
+
 @record
 class PodManifest:
     """Everything that was decided about a pod before it started."""
@@ -237,6 +294,12 @@ class PodManifest:
     apps: tuple[AppManifest, ...]
     machine: "Machine | None" = None
     """The pod's virtual machine, if its flavour starts one."""
+    label: "Label | None" = None
+    """The pod's SELinux label, where the kernel has SELinux."""
+    policy: Digest | None = None
+    """The policy files that it was prepared under; None if there were none."""
+    strict_read_back: bool = False
+    """End the pod if the kernel enforces less than was compiled."""
     connection: "Connection | None" = None
     """Networks, ports, name servers and host names, if anything was said or decided about them."""
 
@@ -257,6 +320,9 @@ class PodManifest:
                 "outer_filter": "" if self.outer_filter is None else str(self.outer_filter),
                 "apps": [app.to_json() for app in self.apps],
                 "machine": None if self.machine is None else self.machine.to_json(),
+                "label": None if self.label is None else self.label.to_json(),
+                "policy": "" if self.policy is None else str(self.policy),
+                "strict_read_back": self.strict_read_back,
                 "connection": None if self.connection is None else self.connection.to_json(),
             }
         )
@@ -281,6 +347,9 @@ class PodManifest:
             outer_filter=Digest.parse(text) if (text := fields.text("outer_filter")) else None,
             apps=tuple(AppManifest.from_fields(item) for item in fields.objects("apps")),
             machine=_machine(fields.optional_object("machine")),
+            label=_label(fields.optional_object("label")),
+            policy=Digest.parse(text) if (text := fields.text("policy")) else None,
+            strict_read_back=fields.flag("strict_read_back"),
             connection=_connection(fields.optional_object("connection")),
         )
         fields.end()

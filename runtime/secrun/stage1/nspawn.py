@@ -3,6 +3,7 @@
 What only a start needs lies in nspawnlaunch, so that the end of a pod does not load it.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 from secrun.stage1 import cgroups
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from secrun.paths import Layout
     from secrun.stage1.contract import Decided, Draft, Launch, PodOnDisk, Problem, Stage1Identity
-    from secrun.stage1.machine import MachineRequest
+    from secrun.stage1.machine import CommandLine, MachineRequest
     from secrun.stage1.manifest import PodManifest
 
 PROGRAM = "/usr/bin/systemd-nspawn"
@@ -36,7 +39,23 @@ class NspawnFlavour:
         from secrun.stage1.imagebuild import ensure_stage1
 
         image = ensure_stage1(layout)
-        return Stage1Identity(digest=image.digest, tree=image.tree_digest)
+        return Stage1Identity(digest=image.digest, tree=image.manifest.reference)
+
+    def build_image(self, layout: "Layout", kernel: "Path | None") -> "Stage1Identity":
+        """There is no kernel to choose."""
+        if kernel is not None:
+            from secrun.errors import UsageError
+
+            raise UsageError(
+                "--kernel is for pods in a virtual machine: those of nspawn run on this host's kernel",
+                hint="secrun stage1 build kvm --kernel FILE",
+                code="usage-stage1",
+            )
+        return self.ensure_image(layout)
+
+    def command_lines(self) -> "Sequence[CommandLine]":
+        """Return none: pods run on the host's kernel."""
+        return ()
 
     def refuse(self, manifest: "PodManifest", asked: "MachineRequest") -> "Sequence[Problem]":
         """Limits need their controllers in cgroup2, and there is no machine to say anything about."""
@@ -70,11 +89,13 @@ class NspawnFlavour:
             if controller not in offered
         ]
 
-    def decide(self, draft: "Draft") -> "Decided":  # noqa: ARG002 - the contract
-        """Nothing is added: what the pod sees at /pod is bound from the host."""
+    def decide(self, draft: "Draft") -> "Decided":
+        """Only the label is added: what the pod sees at /pod is bound from the host."""
+        from secrun.stage1 import labels
         from secrun.stage1.contract import Decided
+        from secrun_policies.labels import LabelKind
 
-        return Decided()
+        return Decided(label=labels.decide(LabelKind.CONTAINER, draft.label))
 
     def launch(self, pod: "PodOnDisk", undo: ExitStack) -> "Launch":
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""
@@ -84,5 +105,12 @@ class NspawnFlavour:
         return NspawnLauncher(LinuxSyscalls()).launch(pod, undo)
 
     def cleanup(self, uuid: str) -> None:
-        """Kill and remove the pod's cgroup; all else ends with the pod's processes."""
+        """Kill and remove the pod's cgroup; all else ends with the pod's processes.
+
+        But a start that was killed between two calls may have left a device.
+        """
         cgroups.destroy(cgroups.host().pod(uuid))
+        if any(name.startswith("dm-") for name in os.listdir("/sys/block")):
+            from secrun.stage1.devicemapper import remove_left
+
+            remove_left(uuid)

@@ -5,7 +5,7 @@ however it dies, no mount is left.
 """
 
 import os
-import socket
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,23 +14,23 @@ from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import HostError
 from secrun.image import rootfs
-from secrun.stage1 import cgroups, places, units
+from secrun.image.rootfs import RootfsImage
+from secrun.launch import run
+from secrun.record import record
+from secrun.stage1 import devicemapper, hostside, imagestore, labels, places, units
+from secrun.stage1.cgroups import Hierarchy
 from secrun.stage1.contract import Launch, PodOnDisk
-from secrun.stage1.imagebuild import Stage1Image, load_stage1, verify_stage1
-from secrun.stage1.imagemount import mount_image
-from secrun.stage1.manifest import Network, PodManifest, Volume
+from secrun.stage1.devicemapper import DeviceMapper, VerityTable
+from secrun.stage1.imagebuild import FLAVOUR
+from secrun.stage1.imagemount import mount_image, mount_verified
+from secrun.stage1.imagestore import BuiltImage
+from secrun.stage1.labels import Assigned
+from secrun.stage1.manifest import AppManifest, Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
-from secrun.stage1.uidrange import SIZE, acquire
-from secrun.syscalls import (
-    CLONE_NEWNS,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
-    MS_REC,
-    MS_SLAVE,
-    Syscalls,
-)
+from secrun.stage1.uidrange import SIZE
+from secrun.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, Syscalls
+from secrun_policies.labels import OWN_RUN
 
 # systemd-nspawn's own option joins from inside the pod's user namespace, which has no right to.
 _NSENTER = "/usr/bin/nsenter"
@@ -51,7 +51,26 @@ def _volume_binds(app: str, volumes: Sequence[Volume]) -> list[str]:
     ]
 
 
-def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple[str, ...]:
+def _labelled(label: Assigned | None) -> list[str]:
+    """Return the options that label what runs inside and what nspawn mounts for it."""
+    if label is None:
+        return []
+    words = [f"--selinux-apifs-context={label.file}"]
+    return [*words, f"--selinux-context={label.process}"] if label.process else words
+
+
+def _device_binds(files: PodFiles, app: AppManifest) -> list[str]:
+    return [
+        _bind(
+            files.device_node(app.name, index), places.device(app.name, index), read_only=False, idmap=False
+        )
+        for index, _ in enumerate(app.security.devices)
+    ]
+
+
+def command_line(
+    manifest: PodManifest, files: PodFiles, uid_base: int, label: Assigned | None = None
+) -> tuple[str, ...]:
     """Return the systemd-nspawn command of a pod; pure."""
     words = [PROGRAM, "--quiet", f"--directory={files.stage1_mount}", "--read-only"]
     words += [f"--private-users={uid_base}:{SIZE}", "--private-users-ownership=map"]
@@ -59,7 +78,7 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     words += [f"--hostname={manifest.hostname}"]
     words += ["--register=no", "--keep-unit", "--console=pipe", "--link-journal=no"]
     words += ["--resolv-conf=off", "--timezone=off"]
-    words += list(manifest.outer_arguments)
+    words += [*manifest.outer_arguments, *_labelled(label)]
     # Power off at once: no unit has to be stopped first, systemd-shutdown sends SIGTERM to every process.
     words.append("--kill-signal=SIGRTMIN+14")
     words.append(f"--setenv=SYSTEMD_UNIT_PATH={places.UNITS}")
@@ -72,8 +91,15 @@ def command_line(manifest: PodManifest, files: PodFiles, uid_base: int) -> tuple
     for app in manifest.apps:
         words.append(_bind(files.image_mount(app.name), places.image(app.name), read_only=True))
         words += _volume_binds(app.name, app.volumes)
+        words += _device_binds(files, app)
     words += ["--boot", "--", f"--unit={units.TARGET}"]
     return tuple(words)
+
+
+def load_overlay() -> None:
+    """Load the file system that the pod will need: its label lets a pod make the kernel load nothing."""
+    if "\toverlay\n" not in Path("/proc/filesystems").read_text():
+        run(["modprobe", "overlay"])
 
 
 class NspawnLauncher:
@@ -86,47 +112,45 @@ class NspawnLauncher:
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""
         files = PodFiles(pod.path)
         manifest = pod.manifest
-        uid_range = acquire(manifest.uuid)
-        undo.callback(uid_range.guard.close)
-        files.write_uid_base(uid_range.base)
-        checkpoint.reached("uid-range")
-        hierarchy = cgroups.host()
+        label = self._label(pod, undo)
         controllers = sorted({name for app in manifest.apps for name in app.limits.controllers})
-        # Looked up again when it is undone: by then the pod's own mounts may cover the host's path.
-        undo.callback(lambda: cgroups.destroy(cgroups.host().pod(manifest.uuid)))
-        group = cgroups.create(hierarchy, manifest.uuid, controllers)
-        checkpoint.reached("cgroup")
-        attach = self._rw_and_host(files, manifest, uid_range.base, undo)
-        checkpoint.reached("attach-socket")
-        procs = os.open(group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        undo.callback(os.close, procs)
-        kill = os.open(group / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
-        undo.callback(os.close, kill)
-        self._enter_private_mounts(hierarchy)
+        host = hostside.take(files, manifest, controllers, undo, label)
+        attach = hostside.writable(files, manifest, host.uid_base, undo, label)
+        self._enter_private_mounts(host.hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
-        self._mount_images(pod, files)
+        self._mount_images(pod, files, "" if label is None else label.file, undo)
+        self._make_devices(manifest, files, host.uid_base, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
         network = pod.network
         inside = () if network is None else (_NSENTER, f"--net={network.path}", "--")
         return Launch(
-            argv=(*inside, *command_line(manifest, files, uid_range.base)),
-            attach_fd=attach.fileno(),
-            cgroup_procs_fd=procs,
-            cgroup_kill_fd=kill,
-            held_fds=(uid_range.guard.fileno(), *(network.held_fds if network else ())),
+            argv=(*inside, *command_line(manifest, files, host.uid_base, label)),
+            attach_fd=attach,
+            cgroup_procs_fd=host.procs_fd,
+            cgroup_kill_fd=host.kill_fd,
+            held_fds=(
+                host.guard_fd,
+                *(() if label is None else (label.guard_fd,)),
+                *(() if network is None else network.held_fds),
+            ),
             filter_fd=self._filter(files, manifest, undo),
+            label="" if label is None else label.process,
+            file_label="" if label is None else label.file,
+            runtime_label="" if label is None else label.runtime,
         )
 
     @staticmethod
-    def _rw_and_host(
-        files: PodFiles, manifest: PodManifest, uid_base: int, undo: ExitStack
-    ) -> socket.socket:
-        """Give the pod its writable folder and a socket that it may connect to."""
-        files.make_writable(tuple(app.name for app in manifest.apps), uid_base)
-        listener = files.listen(files.attach_socket)
-        undo.callback(listener.close)
-        os.chown(files.attach_socket, uid_base, uid_base)
-        return listener
+    def _label(pod: PodOnDisk, undo: ExitStack) -> Assigned | None:
+        """Give the pod categories of its own, where it has a label; raises HostError if it lacks one."""
+        manifest = pod.manifest
+        labels.check(manifest.label, manifest.relaxations)
+        if manifest.label is None:
+            return None
+        load_overlay()
+        label = labels.assign(pod.layout, manifest.uuid, manifest.label)
+        undo.callback(os.close, label.guard_fd)
+        labels.label_volumes([volume for app in manifest.apps for volume in app.volumes], label)
+        return label
 
     @staticmethod
     def _filter(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> int | None:
@@ -150,34 +174,76 @@ class NspawnLauncher:
         os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
-    def _enter_private_mounts(self, hierarchy: cgroups.Hierarchy) -> None:
+    def _enter_private_mounts(self, hierarchy: Hierarchy, runtime_label: str) -> None:
         call = self._syscalls
-        call.unshare(CLONE_NEWNS)
-        # Slave, not private: a volume that the operator unmounts on the host must not be pinned by pods.
-        call.mount("", "/", "", MS_REC | MS_SLAVE)
-        if not hierarchy.pure:
-            flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-            call.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", flags)
+        hostside.private_mounts(call, hierarchy)
         # nspawn leaves a propagation folder per machine here; on a tmpfs of the pod's own nothing stays.
         _NSPAWN_RUN.mkdir(parents=True, exist_ok=True)
-        call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=1m")
+        data = "mode=700,size=1m" + (f',context="{OWN_RUN}"' if runtime_label else "")
+        call.mount("tmpfs", str(_NSPAWN_RUN), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
 
-    def _mount_images(self, pod: PodOnDisk, files: PodFiles) -> None:
-        self._mount_stage1(load_stage1(pod.layout, pod.manifest.stage1), files)
-        for app in pod.manifest.apps:
-            image = rootfs.load(pod.layout, app.image.rootfs)
-            if image is None or image.verity_root != app.image.verity_root:
-                raise HostError(
-                    f"pod {pod.manifest.uuid}: the rootfs image of app {app.name} is gone or was changed",
-                    hint="fetch the image and prepare the pod again",
-                    code="image-rootfs-changed",
-                )
+    def _make_devices(self, manifest: PodManifest, files: PodFiles, uid_base: int, label: str) -> None:
+        """Make nodes of the pod's own for the host's devices, on a mount that only the pod's processes have.
+
+        The host's owner of a node has no name in the pod; whoever is in the app may open what it was given.
+        """
+        if not any(app.security.devices for app in manifest.apps):
+            return
+        files.devices.mkdir(parents=True, exist_ok=True)
+        data = "mode=700,size=1m" + (f',context="{label}"' if label else "")
+        self._syscalls.mount("tmpfs", str(files.devices), "tmpfs", MS_NOSUID | MS_NOEXEC, data)
+        for app in manifest.apps:
+            for index, device in enumerate(app.security.devices):
+                found = Path(device.source).stat()
+                kind = stat.S_IFMT(found.st_mode)
+                if kind not in (stat.S_IFCHR, stat.S_IFBLK):
+                    raise HostError(f"{device.source} is no longer a device", code="host-device")
+                node = files.device_node(app.name, index)
+                os.mknod(node, kind | 0o600, found.st_rdev)
+                node.chmod(0o666)
+                os.chown(node, uid_base, uid_base)
+
+    def _mount_images(self, pod: PodOnDisk, files: PodFiles, label: str, undo: ExitStack) -> None:
+        """Mount stage1 and every app's image; where the kernel checks blocks, nobody reads them before."""
+        mapper = devicemapper.open_mapper()
+        if mapper is not None:
+            undo.callback(mapper.close)
+        mounts = _Mounts(call=self._syscalls, uuid=pod.manifest.uuid, mapper=mapper, label=label)
+        mounts.stage1(imagestore.load(pod.layout, FLAVOUR, pod.manifest.stage1), files.stage1_mount)
+        for number, app in enumerate(pod.manifest.apps, 1):
+            image = hostside.load_rootfs(pod.layout, pod.manifest, app)
+            mounts.app(number, image, files.image_mount(app.name))
+
+
+@record
+class _Mounts:
+    """Mounts the images of one pod, each checked in one of two ways."""
+
+    call: Syscalls
+    uuid: str
+    mapper: DeviceMapper | None
+    """None where the kernel has no dm-verity: the whole file is read and checked first."""
+    label: str
+
+    def stage1(self, image: BuiltImage, target: Path) -> None:
+        if self.mapper is None:
+            imagestore.verify(image)
+        known = image.manifest
+        verity = VerityTable(data_size=known.data_size, root=known.verity_root, salt=known.verity_salt)
+        self._mount(0, image.path, verity, target, 0)
+
+    def app(self, number: int, image: RootfsImage, target: Path) -> None:
+        if self.mapper is None:
             rootfs.verify_file(image)
-            target = files.image_mount(app.name)
-            target.mkdir(parents=True, exist_ok=True)
-            mount_image(self._syscalls, image.path, target, MS_NOSUID)
+        verity = VerityTable(data_size=image.data_size, root=image.verity_root, salt=image.verity_salt)
+        self._mount(number, image.path, verity, target, MS_NOSUID)
 
-    def _mount_stage1(self, image: Stage1Image, files: PodFiles) -> None:
-        verify_stage1(image)
-        files.stage1_mount.mkdir(parents=True, exist_ok=True)
-        mount_image(self._syscalls, image.path, files.stage1_mount)
+    def _mount(self, number: int, path: Path, verity: VerityTable, target: Path, flags: int) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        if self.mapper is None:
+            mount_image(self.call, path, target, flags, label=self.label)
+            return
+        name = devicemapper.name_of(self.uuid, number)
+        mount_verified(
+            self.call, path, target, flags, mapper=self.mapper, name=name, verity=verity, label=self.label
+        )

@@ -26,6 +26,15 @@ def image(app: str) -> str:
     return f"{IMAGES}/{app}"
 
 
+SECCOMP = f"{HOST}/seccomp.sock"
+"""Where the runtime hands over a filter that asks, while calls are recorded."""
+
+
+def device(app: str, index: int) -> str:
+    """Where an app's n-th device is bound; no volume has such a name, they end with a dash and a number."""
+    return f"{VOLUMES}/{app}-d{index}"
+
+
 def volume(app: str, index: int) -> str:
     """Where the host side of an app's n-th volume is bound."""
     return f"{VOLUMES}/{app}-{index}"

@@ -51,6 +51,11 @@ class PodFiles:
         return self.host / "attach.sock"
 
     @property
+    def seccomp_socket(self) -> Path:
+        """Where the runtime connects with a filter that asks, while calls are recorded."""
+        return self.host / "seccomp.sock"
+
+    @property
     def control_socket(self) -> Path:
         """Where `stop` connects to the waiter; never visible in the pod."""
         return self.path / "control.sock"
@@ -66,9 +71,23 @@ class PodFiles:
         return self.path / "stage1.log"
 
     @property
+    def timing(self) -> Path:
+        """When which step was reached: lines `SIDE NAME NS` that several processes append."""
+        return self.path / "timing"
+
+    @property
     def stage1_mount(self) -> Path:
         """Mount point of the stage1 image, in the pod's mount namespace only."""
         return self.path / "mnt" / "stage1"
+
+    @property
+    def devices(self) -> Path:
+        """Mount point of the pod's own device nodes, in the pod's mount namespace only."""
+        return self.path / "mnt" / "devices"
+
+    def device_node(self, app: str, index: int) -> Path:
+        """Return the pod's own node for an app's n-th device."""
+        return self.devices / f"{app}-{index}"
 
     def image_mount(self, app: str) -> Path:
         """Mount point of an app's rootfs image, in the pod's mount namespace only."""
@@ -85,14 +104,19 @@ class PodFiles:
         return self.path / "uid-base"
 
     @property
+    def label(self) -> Path:
+        """Holds the SELinux context that the pod was started with."""
+        return self.path / "label"
+
+    @property
     def flavour(self) -> Path:
-        """Name of the flavour, on its own so that cleaning up never depends on a whole manifest."""
+        """Which flavour, on its own so that cleaning up never depends on a whole manifest."""
         return self.path / "flavour"
 
     def read_flavour(self) -> str | None:
-        """Return the flavour's name, or None for a pod that came to an end before it had one."""
+        """Return what `flavours.note` wrote, or None for a pod that came to an end before it had one."""
         try:
-            return self.flavour.read_text("utf-8").strip()
+            return self.flavour.read_text("utf-8")
         except FileNotFoundError:
             return None
 
@@ -100,6 +124,16 @@ class PodFiles:
     def exit(self) -> Path:
         """How the pod ended."""
         return self.path / "exit.json"
+
+    @property
+    def expected(self) -> Path:
+        """What was compiled for the apps, as the waiter compares it."""
+        return self.path / "expected"
+
+    @property
+    def enforced(self) -> Path:
+        """What the waiter read of the apps."""
+        return self.path / "enforced"
 
     def read_manifest(self) -> PodManifest:
         """Read the manifest; raises StateError if it is absent or damaged."""

@@ -7,6 +7,7 @@ from secrun.stage1.manifest import AppManifest, PodManifest
 
 TARGET = "pod.target"
 DONE = "pod-done.service"
+RELAY = "relay.service"
 
 # 64 MiB per app: a runaway app may fill its log but not the disk (the agent keeps one older part).
 LOG_MAX_BYTES = 64 * 1024 * 1024
@@ -29,41 +30,61 @@ def program(word: str, cwd: str) -> str:
     return posixpath.join(cwd, word) if "/" in word else word
 
 
-def _shim(app: AppManifest) -> str:
+def _shim(app: AppManifest, *, guest: bool, held: bool) -> str:
     words = [places.AGENT, "shim", "--app", app.name, "--lower", places.image(app.name)]
     words += ["--log-max", str(LOG_MAX_BYTES), "--stop-signal", str(app.stop_signal)]
     words += ["--stop-timeout", str(app.stop_timeout_seconds * 1000)]
     words += ["--program", program(app.args[0], app.cwd), "--path", app.search_path]
+    if held:
+        words.append("--hold")
     if app.terminal:
         words.append("--terminal")
     if app.stdin:
         words.append("--stdin")
+    if guest:
+        # The host writes it from what comes through the relay.
+        words.append("--no-log")
     return " ".join(quote(word) for word in words)
 
 
 def _limits(app: AppManifest) -> list[str]:
     lines: list[str] = []
     if app.limits.memory_bytes is not None:
-        lines += [f"MemoryMax={app.limits.memory_bytes}", "MemorySwapMax=0"]
+        lines.append(f"MemoryMax={app.limits.memory_bytes}")
+    swap = app.limits.swap_bytes
+    if swap is not None or app.limits.memory_bytes is not None:
+        lines.append(f"MemorySwapMax={'infinity' if swap == -1 else swap or 0}")
     if app.limits.cpu_millis is not None:
         lines.append(f"CPUQuota={app.limits.cpu_millis / 10:g}%")
+    if app.limits.cpu_weight is not None:
+        lines.append(f"CPUWeight={app.limits.cpu_weight}")
+    if app.limits.io_weight is not None:
+        lines.append(f"IOWeight={app.limits.io_weight}")
     if app.limits.pids is not None:
         # The shim is one process of the unit; the app may have all that was promised.
         lines.append(f"TasksMax={app.limits.pids + 1}")
     return lines
 
 
-def _app_unit_text(app: AppManifest, *, alone: bool) -> str:
-    lines = ["[Unit]", f"Description=app {app.name}", "DefaultDependencies=no", "FailureAction=exit-force"]
+def _end(*, guest: bool) -> str:
+    """Return how the pod's systemd ends it: a machine has nobody to exit to (systemd.unit(5))."""
+    return "poweroff-force" if guest else "exit-force"
+
+
+def _app_unit_text(app: AppManifest, *, alone: bool, guest: bool, held: bool) -> str:
+    end = _end(guest=guest)
+    lines = ["[Unit]", f"Description=app {app.name}", "DefaultDependencies=no", f"FailureAction={end}"]
     if alone:
-        lines.append("SuccessAction=exit-force")
+        lines.append(f"SuccessAction={end}")
+    if guest:
+        lines += [f"Requires={RELAY}", f"After={RELAY}"]
     lines += [
         "",
         "[Service]",
         # oneshot: pod-done.service is ordered after the end of every app, not after its start.
         "Type=oneshot",
         "TimeoutStartSec=infinity",
-        f"ExecStart={_shim(app)}",
+        f"ExecStart={_shim(app, guest=guest, held=held)}",
         "KillMode=mixed",
         f"TimeoutStopSec={app.stop_timeout_seconds + 2}",
         "StandardInput=null",
@@ -93,22 +114,37 @@ def manager_text(pod: PodManifest) -> str:
     )
 
 
-def _done_text(pod: PodManifest) -> str:
+def _done_text(pod: PodManifest, *, guest: bool) -> str:
     after = " ".join(app_unit(app.name) for app in pod.apps)
     return (
-        "[Unit]\nDescription=end of the pod\nDefaultDependencies=no\nSuccessAction=exit-force\n"
+        f"[Unit]\nDescription=end of the pod\nDefaultDependencies=no\nSuccessAction={_end(guest=guest)}\n"
         f"After={after}\n\n[Service]\nType=oneshot\n"
     )
 
 
-def render(pod: PodManifest) -> dict[str, str]:
-    """Return every unit file of the pod by its name.
+def _relay_text() -> str:
+    """Return the unit of the guest's end of the line to the host; without it there is no pod."""
+    return (
+        "[Unit]\nDescription=line to the host\nDefaultDependencies=no\nFailureAction=poweroff-force\n\n"
+        f"[Service]\nType=notify\nExecStart={quote(places.AGENT)} relay\nStandardInput=null\n"
+        # What it says about the end of everything has nowhere to go but the console.
+        "StandardOutput=null\nStandardError=tty\nTTYPath=/dev/console\n"
+    )
+
+
+def render(pod: PodManifest, *, guest: bool = False) -> dict[str, str]:
+    """Return every unit file of the pod by its name; `guest` says that it is a machine of its own.
 
     The pod ends with its first failing app (FailureAction) or when all apps have ended well.
     """
     alone = len(pod.apps) == 1
-    files = {app_unit(app.name): _app_unit_text(app, alone=alone) for app in pod.apps}
+    held = pod.strict_read_back
+    files = {
+        app_unit(app.name): _app_unit_text(app, alone=alone, guest=guest, held=held) for app in pod.apps
+    }
     files[TARGET] = _target_text(pod)
     if not alone:
-        files[DONE] = _done_text(pod)
+        files[DONE] = _done_text(pod, guest=guest)
+    if guest:
+        files[RELAY] = _relay_text()
     return files

@@ -37,6 +37,10 @@ class WaiterPlan:
     stop_timeout_seconds: int
     finish: tuple[str, ...]
     ready_fd: int | None = None
+    timing_fd: int | None = None
+    """Takes the marks of secrun.pod.timing."""
+    read_back_fds: tuple[int, int] | None = None
+    """What was compiled, to be read, and where the waiter writes what it found."""
 
     def argv(self) -> list[str]:
         """Return the waiter's command line; pure."""
@@ -46,14 +50,12 @@ class WaiterPlan:
         words += ["--cgroup-procs-fd", str(launch.cgroup_procs_fd)]
         words += ["--cgroup-kill-fd", str(launch.cgroup_kill_fd), "--log-fd", str(self.log_fd)]
         words += ["--stop-timeout", str(self.stop_timeout_seconds * 1000)]
-        if launch.filter_fd is not None:
-            words += ["--seccomp-fd", str(launch.filter_fd)]
+        for option, optional in self._optional():
+            words += [option, str(optional)]
         for fd in (self.lock_fd, *launch.held_fds):
             words += ["--keep-fd", str(fd)]
         for app in self.apps:
             words += ["--app", app]
-        if self.ready_fd is not None:
-            words += ["--ready-fd", str(self.ready_fd)]
         if self.stdio.foreground:
             words.append("--foreground")
         if self.stdio.stdin_app is not None:
@@ -70,9 +72,19 @@ class WaiterPlan:
         launch = self.launch
         fds = [launch.attach_fd, launch.cgroup_procs_fd, launch.cgroup_kill_fd, *launch.held_fds]
         fds += [self.control_fd, self.log_fd, self.lock_fd]
-        if launch.filter_fd is not None:
-            fds.append(launch.filter_fd)
-        return fds if self.ready_fd is None else [*fds, self.ready_fd]
+        return [*fds, *(fd for _, fd in self._optional())]
+
+    def _optional(self) -> list[tuple[str, int]]:
+        """Return the descriptors that not every pod has, with their options."""
+        expected, enforced = self.read_back_fds or (None, None)
+        found = {
+            "--seccomp-fd": self.launch.filter_fd,
+            "--expected-fd": expected,
+            "--enforced-fd": enforced,
+            "--ready-fd": self.ready_fd,
+            "--timing-fd": self.timing_fd,
+        }
+        return [(option, fd) for option, fd in found.items() if fd is not None]
 
 
 def environment(caller: Mapping[str, str], *, filtered: bool) -> dict[str, str]:
@@ -94,7 +106,12 @@ def replace_process(plan: WaiterPlan) -> NoReturn:
         os.set_inheritable(fd, True)
     argv = plan.argv()
     variables = environment(os.environ, filtered=plan.launch.filter_fd is not None)
+    if plan.launch.runtime_label:
+        from secrun import selinux
+
+        selinux.execute_as(plan.launch.runtime_label)
     try:
         os.execve(argv[0], argv, variables)  # noqa: S606 - no shell is involved
     except OSError as error:
-        raise HostError(f"{argv[0]}: {error.strerror}", hint="run make setup", code="host-agent") from error
+        hint = "secrun policy install selinux" if plan.launch.runtime_label else "run make setup"
+        raise HostError(f"{argv[0]}: {error.strerror}", hint=hint, code="host-agent") from error

@@ -1,21 +1,19 @@
-"""Decide whether an image may be used: most specific scope first, all its requirements must hold."""
+"""The decision on an image: what the policy said, who signed, and what it was decided from."""
 
-import errno
-import os
-from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from secrun.dockername import DockerName
 from secrun.errors import DeniedError
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject
 from secrun.record import record
-from secrun.trust import limits
-from secrun.trust.policy import Requirement, RequirementType, TrustPolicy, parse, policy_error
 
-# containers-policy.json(5); the second place is where distributions put their default.
-POLICY_PATHS = (Path("/etc/containers/policy.json"), Path("/usr/share/containers/policy.json"))
+if TYPE_CHECKING:
+    from secrun.trust.verdict import Verified
+
+# What a policy that does not exist is called.
+NO_POLICY = "no policy file"
 
 
 class Decision(StrEnum):
@@ -27,16 +25,25 @@ class Decision(StrEnum):
 
 @record
 class Subject:
-    """What is asked about: a transport, and the scopes that cover the image, the most specific first."""
+    """What is asked about: a transport, and the scopes that cover the image, the most specific first.
+
+    `docker` is the image's name in a registry, None where the transport gives it none.
+    """
 
     name: str
     transport: str
     scopes: tuple[str, ...]
+    docker: DockerName | None = None
 
 
 @record
 class Admission:
-    """The decision on one image and all that led to it; `bypass` says that no policy was asked."""
+    """The decision on one image and all that led to it; `bypass` says that no policy was asked.
+
+    `signatures` are those that let it in, one per requirement. `rule` is the file of secrun's own rule, if
+    one applies. `inputs` is the digest of policy, keys, image and its signatures: as long as it is the same,
+    and until `expires` (seconds since 1970, 0 for never), the decision is.
+    """
 
     decision: Decision
     policy_source: str
@@ -44,6 +51,10 @@ class Admission:
     requirement_types: tuple[str, ...]
     bypass: bool
     reason: str = ""
+    signatures: "tuple[Verified, ...]" = ()
+    rule: str = ""
+    inputs: str = ""
+    expires: int = 0
 
     def to_json(self) -> JsonObject:
         """Return the decision with all that led to it, as the store and the command line show it."""
@@ -53,6 +64,10 @@ class Admission:
             "scope": self.scope,
             "requirements": list(self.requirement_types),
             "bypass": self.bypass,
+            "signatures": [item.to_json() for item in self.signatures],
+            "rule": self.rule,
+            "inputs": self.inputs,
+            "expires": self.expires,
         }
 
     @classmethod
@@ -67,9 +82,21 @@ class Admission:
             scope=fields.text("scope"),
             requirement_types=fields.texts("requirements"),
             bypass=fields.flag("bypass"),
+            signatures=_signatures(fields.objects("signatures")),
+            rule=fields.text("rule"),
+            inputs=fields.text("inputs"),
+            expires=fields.integer("expires"),
         )
         fields.end()
         return admission
+
+
+def _signatures(items: tuple[Fields, ...]) -> "tuple[Verified, ...]":
+    if not items:
+        return ()
+    from secrun.trust.verdict import Verified  # who has no signed image need not load it
+
+    return tuple(Verified.from_fields(item) for item in items)
 
 
 BYPASS = Admission(
@@ -82,91 +109,31 @@ BYPASS = Admission(
 )
 
 
-def load(path: Path | None, *, defaults: Sequence[Path] = POLICY_PATHS) -> TrustPolicy:
-    """Read the policy at `path`, else the first of `defaults` that exists.
-
-    Raises DeniedError if there is none: without a policy nothing is admitted. Raises UsageError for a file
-    that cannot be read or understood.
-    """
-    for candidate in (path,) if path else defaults:
-        data = _read(candidate)
-        if data is not None:
-            return parse(data, source=str(candidate))
-    if path:
-        raise policy_error(f"{path}: no such file")
-    raise DeniedError(
-        f"no trust policy: neither {' nor '.join(str(default) for default in defaults)} exists",
-        hint='write one (containers-policy.json(5)) that begins with {"default": [{"type": "reject"}]}',
-        code="denied-no-policy",
-    )
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return None
-        raise policy_error(f"{path}: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as stream:
-        try:
-            return stream.read(limits.MAX_POLICY_BYTES + 1)
-        except OSError as error:
-            raise policy_error(f"{path}: {error.strerror}") from error
-
-
-def _applicable(policy: TrustPolicy, subject: Subject) -> tuple[str, tuple[Requirement, ...]]:
-    scopes = policy.transports.get(subject.transport)
-    if scopes is None:
-        return "default", policy.default
-    for scope in (*subject.scopes, ""):
-        if scope in scopes:
-            return f"{subject.transport}:{scope}", scopes[scope]
-    return "default", policy.default
-
-
-def _objection(requirement: Requirement) -> str:
-    """Say why a requirement is not met; empty if it is."""
-    if requirement.type is RequirementType.ACCEPT:
-        return ""
-    if requirement.type is RequirementType.REJECT:
-        return "the policy rejects every image there"
-    return (
-        f"the policy demands {requirement.type}, and this version of secrun does not understand "
-        f"{requirement.type} signatures yet"
-    )
-
-
-def decide(policy: TrustPolicy, subject: Subject) -> Admission:
-    """Return the decision of `policy` on `subject`; pure."""
-    scope, requirements = _applicable(policy, subject)
-    objections = [objection for requirement in requirements if (objection := _objection(requirement))]
-    # An empty list cannot come out of the parser; should it ever, it admits nothing.
-    accepted = bool(requirements) and not objections
-    return Admission(
-        decision=Decision.ACCEPT if accepted else Decision.REJECT,
-        policy_source=policy.source,
-        scope=scope,
-        requirement_types=tuple(str(requirement.type) for requirement in requirements),
-        bypass=False,
-        reason="; ".join(objections),
-    )
-
-
-def admit(subject: Subject, *, policy: Path | None, bypass: bool) -> Admission:
-    """Return the admission of `subject`; raises DeniedError (exit 120) unless it is accepted."""
-    if bypass:
-        return BYPASS
-    return require(decide(load(policy), subject), subject)
-
-
 def require(admission: Admission, subject: Subject) -> Admission:
-    """Return `admission` if it accepts; raises DeniedError that names policy and scope."""
+    """Return `admission` if it accepts; raises DeniedError that names policy, scope and the next step."""
     if admission.decision is Decision.ACCEPT:
         return admission
+    if admission.policy_source == NO_POLICY:
+        raise DeniedError(
+            f"{subject.name} is not admitted: there is no trust policy, and no trusted key covers it",
+            hint="trust its signer's key (secrun trust add --prefix REGISTRY/NAME KEY) or write "
+            "/etc/containers/policy.json (containers-policy.json(5)) that begins with "
+            '{"default": [{"type": "reject"}]}',
+            code="denied-no-policy",
+        )
     raise DeniedError(
         f"{subject.name} is not admitted by {admission.policy_source} (scope {admission.scope}): "
         f"{admission.reason}",
-        hint="change the policy, or bypass it for once with --insecure-options=image",
+        hint=_next_step(admission),
         code="denied-image",
     )
+
+
+def _next_step(admission: Admission) -> str:
+    signed = any(word not in ("insecureAcceptAnything", "reject") for word in admission.requirement_types)
+    if signed or admission.rule:
+        return (
+            "have it signed by whom the rule names (secrun sign), or trust its signer (secrun trust add); "
+            "after that secrun fetch asks again"
+        )
+    return "change the policy, or bypass it for once with --insecure-options=image"

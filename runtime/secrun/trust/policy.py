@@ -1,53 +1,26 @@
 """The policy file of containers-policy.json(5), parsed strictly: what is not understood rejects the file."""
 
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from types import MappingProxyType
 
-from secrun.errors import ImageError, UsageError
-from secrun.jsonio import JsonObject, JsonValue, parse_object
+from secrun import dockername
+from secrun.dockername import DockerName
+from secrun.errors import ImageError
+from secrun.jsonio import JsonValue, parse_object
 from secrun.record import field, record
 from secrun.trust import limits
+from secrun.trust.policyreader import Reader, policy_error
+from secrun.trust.requirement import (
+    Fulcio,
+    IdentityMatch,
+    Material,
+    Pki,
+    Requirement,
+    RequirementType,
+    SignedIdentity,
+)
 
-
-class RequirementType(StrEnum):
-    """The requirement types of the format."""
-
-    ACCEPT = "insecureAcceptAnything"
-    REJECT = "reject"
-    SIGNED_BY = "signedBy"
-    SIGSTORE_SIGNED = "sigstoreSigned"
-
-
-class IdentityMatch(StrEnum):
-    """How the identity in a signature has to match the image's (`signedIdentity`)."""
-
-    EXACT = "matchExact"
-    REPO_DIGEST_OR_EXACT = "matchRepoDigestOrExact"
-    REPOSITORY = "matchRepository"
-    EXACT_REFERENCE = "exactReference"
-    EXACT_REPOSITORY = "exactRepository"
-    REMAP = "remapIdentity"
-
-
-@record
-class SignedIdentity:
-    """A `signedIdentity` object; the names are empty where its type has none."""
-
-    match: IdentityMatch = IdentityMatch.REPO_DIGEST_OR_EXACT
-    reference: str = ""
-    prefix: str = ""
-    signed_prefix: str = ""
-
-
-@record
-class Requirement:
-    """One requirement; keys are paths or bytes, and only of the signature types."""
-
-    type: RequirementType
-    key_paths: tuple[str, ...] = ()
-    key_data: tuple[bytes, ...] = ()
-    identity: SignedIdentity | None = None
+Scopes = Mapping[str, tuple[Requirement, ...]]
 
 
 @record
@@ -56,9 +29,7 @@ class TrustPolicy:
 
     source: str
     default: tuple[Requirement, ...]
-    transports: Mapping[str, Mapping[str, tuple[Requirement, ...]]] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
+    transports: Mapping[str, Scopes] = field(default_factory=lambda: MappingProxyType({}))
 
 
 # containers/image knows these transports; a policy for another one is a typing error that would never apply.
@@ -83,117 +54,127 @@ _PATH_TRANSPORTS = frozenset({"dir", "oci", "oci-archive", "sif"})
 _UNSCOPED_TRANSPORTS = frozenset({"docker-archive", "tarball"})
 
 
-class _Reader:
-    """Takes fields out of one object; what is left at the end is unknown and an error."""
-
-    def __init__(self, source: JsonObject, where: str) -> None:
-        self._rest = dict(source)
-        self.where = where
-
-    def error(self, why: str) -> UsageError:
-        return policy_error(f"{self.where}: {why}")
-
-    def text(self, key: str) -> str:
-        value = self._rest.pop(key, None)
-        if not isinstance(value, str) or not value:
-            raise self.error(f"{key!r} must be a string that is not empty")
-        return value
-
-    def has(self, key: str) -> bool:
-        return key in self._rest
-
-    def pop(self, key: str) -> JsonValue:
-        return self._rest.pop(key, None)
-
-    def mapping(self, key: str) -> JsonObject:
-        value = self._rest.pop(key, None)
-        if not isinstance(value, dict):
-            raise self.error(f"{key!r} must be an object")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self._rest.pop(key, None)
-        if not isinstance(value, list) or not value:
-            raise self.error(f"{key!r} must be a list that is not empty")
-        words = tuple(item for item in value if isinstance(item, str) and item)
-        if len(words) != len(value):
-            raise self.error(f"{key!r} must hold strings")
-        return words
-
-    def end(self) -> None:
-        if self._rest:
-            unknown = ", ".join(repr(key[:60]) for key in sorted(self._rest))
-            raise self.error(f"unknown field {unknown}")
+def _name(reader: Reader, key: str, *, bare: bool) -> str:
+    """Take the name of an image, or of a repository if `bare`, written out in full."""
+    word = reader.text(key)
+    try:
+        name = dockername.parse(word)
+    except ImageError as error:
+        raise reader.error(f"{key!r}: {error.message}") from error
+    if name.bare != bare:
+        raise reader.error(f"{key!r} must {'not ' if bare else ''}have a tag or digest, got {word[:200]!r}")
+    return str(name)
 
 
-def policy_error(message: str) -> UsageError:
-    """Return the error for a policy file that cannot be used."""
-    return UsageError(
-        f"trust policy {message}",
-        hint="the whole file is refused, as containers-policy.json(5) demands; correct it",
-        code="usage-policy",
-    )
+def _prefix(reader: Reader, key: str) -> str:
+    """Take HOST[:PORT], a namespace or a repository; like containers/image only what is written in full."""
+    word = reader.text(key)
+    if dockername.is_registry(word):
+        return word
+    try:
+        name: DockerName | None = dockername.parse(word)
+    except ImageError:
+        name = None
+    if name is None or not name.bare or str(name) != word:
+        raise reader.error(f"{key!r} is {word[:200]!r}, expected HOST[:PORT][/NAMESPACE...] in full")
+    return word
 
 
-def _identity(reader: _Reader) -> SignedIdentity:
+def _identity(reader: Reader) -> SignedIdentity:
     if not reader.has("signedIdentity"):
         return SignedIdentity()
-    inner = _Reader(reader.mapping("signedIdentity"), f"{reader.where}, signedIdentity")
+    inner = reader.object("signedIdentity")
     kind = inner.text("type")
     if kind not in set(IdentityMatch):
         raise inner.error(f"unknown type {kind[:60]!r}")
     match = IdentityMatch(kind)
     reference = prefix = signed = ""
     if match is IdentityMatch.EXACT_REFERENCE:
-        reference = inner.text("dockerReference")
+        reference = _name(inner, "dockerReference", bare=False)
     elif match is IdentityMatch.EXACT_REPOSITORY:
-        reference = inner.text("dockerRepository")
+        reference = _name(inner, "dockerRepository", bare=True)
     elif match is IdentityMatch.REMAP:
-        prefix, signed = inner.text("prefix"), inner.text("signedPrefix")
+        prefix, signed = _prefix(inner, "prefix"), _prefix(inner, "signedPrefix")
     inner.end()
     return SignedIdentity(match=match, reference=reference, prefix=prefix, signed_prefix=signed)
 
 
-def _decoded(reader: _Reader, word: str) -> bytes:
-    import base64
-    import binascii
-
-    try:
-        return base64.b64decode(word, validate=True)
-    except binascii.Error as error:
-        raise reader.error("key data is not base64") from error
-
-
-def _keys(reader: _Reader, *, plural_data: bool) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
-    names = ["keyPath", "keyPaths", "keyData", *(["keyDatas"] if plural_data else [])]
-    given = [name for name in names if reader.has(name)]
-    if len(given) != 1:
-        raise reader.error(f"exactly one of {', '.join(names)} must be present, got {len(given)}")
+def _materials(reader: Reader, stem: str, forms: tuple[str, ...]) -> tuple[Material, ...]:
+    """Take at most one of the fields STEM+form: Path, Paths, Data, Datas; empty if none is there."""
+    given = [stem + form for form in forms if reader.has(stem + form)]
+    if len(given) > 1:
+        raise reader.error(f"only one of {', '.join(given)} may be present")
+    if not given:
+        return ()
     name = given[0]
     words = reader.texts(name) if name.endswith("s") else (reader.text(name),)
-    if name.startswith("keyData"):
-        return (), tuple(_decoded(reader, word) for word in words)
-    return words, ()
+    if name.removeprefix(stem).startswith("Data"):
+        return tuple(Material(data=reader.decoded(name, word)) for word in words)
+    return tuple(Material(path=word) for word in words)
 
 
-def _signed_by(reader: _Reader) -> Requirement:
+def _material(reader: Reader, stem: str) -> Material:
+    found = _materials(reader, stem, ("Path", "Data"))
+    if not found:
+        raise reader.error(f"one of {stem}Path and {stem}Data must be present")
+    return found[0]
+
+
+def _signed_by(reader: Reader) -> Requirement:
     if reader.text("keyType") != "GPGKeys":
         raise reader.error("'keyType' must be GPGKeys")
-    paths, data = _keys(reader, plural_data=False)
+    keys = _materials(reader, "key", ("Path", "Paths", "Data"))
+    if not keys:
+        raise reader.error("one of keyPath, keyPaths and keyData must be present")
+    return Requirement(type=RequirementType.SIGNED_BY, keys=keys, identity=_identity(reader))
+
+
+def _fulcio(reader: Reader) -> Fulcio:
+    found = Fulcio(
+        authorities=_material(reader, "ca"),
+        issuer=reader.text("oidcIssuer"),
+        email=reader.text("subjectEmail"),
+    )
+    reader.end()
+    return found
+
+
+def _pki(reader: Reader) -> Pki:
+    intermediates = _materials(reader, "caIntermediates", ("Path", "Data"))
+    found = Pki(
+        roots=_material(reader, "caRoots"),
+        intermediates=intermediates[0] if intermediates else None,
+        email=reader.optional_text("subjectEmail"),
+        hostname=reader.optional_text("subjectHostname"),
+    )
+    if not (found.email or found.hostname):
+        raise reader.error("subjectEmail or subjectHostname must be present")
+    reader.end()
+    return found
+
+
+def _sigstore_signed(reader: Reader) -> Requirement:
+    keys = _materials(reader, "key", ("Path", "Paths", "Data", "Datas"))
+    fulcio = _fulcio(reader.object("fulcio")) if reader.has("fulcio") else None
+    pki = _pki(reader.object("pki")) if reader.has("pki") else None
+    if bool(keys) + bool(fulcio) + bool(pki) != 1:
+        raise reader.error(
+            "exactly one of keyPath, keyPaths, keyData, keyDatas, fulcio and pki must be present"
+        )
+    rekor = _materials(reader, "rekorPublicKey", ("Path", "Paths", "Data", "Datas"))
+    if fulcio and not rekor:
+        raise reader.error("fulcio needs one of the rekorPublicKey fields")
     return Requirement(
-        type=RequirementType.SIGNED_BY, key_paths=paths, key_data=data, identity=_identity(reader)
+        type=RequirementType.SIGSTORE_SIGNED,
+        keys=keys,
+        fulcio=fulcio,
+        pki=pki,
+        rekor_keys=rekor,
+        identity=_identity(reader),
     )
 
 
-def _sigstore_signed(reader: _Reader) -> Requirement:
-    # Newer forms (fulcio, pki, rekorPublicKey...) are unknown fields here and reject the file.
-    paths, data = _keys(reader, plural_data=True)
-    return Requirement(
-        type=RequirementType.SIGSTORE_SIGNED, key_paths=paths, key_data=data, identity=_identity(reader)
-    )
-
-
-_PARSERS: Mapping[RequirementType, Callable[[_Reader], Requirement]] = MappingProxyType(
+_PARSERS: Mapping[str, Callable[[Reader], Requirement]] = MappingProxyType(
     {
         RequirementType.ACCEPT: lambda _: Requirement(type=RequirementType.ACCEPT),
         RequirementType.REJECT: lambda _: Requirement(type=RequirementType.REJECT),
@@ -210,11 +191,11 @@ def _requirements(value: JsonValue, where: str) -> tuple[Requirement, ...]:
     for number, item in enumerate(value):
         if not isinstance(item, dict):
             raise policy_error(f"{where}[{number}]: a requirement must be an object")
-        reader = _Reader(item, f"{where}[{number}]")
+        reader = Reader(item, f"{where}[{number}]")
         kind = reader.text("type")
-        if kind not in set(RequirementType):
+        if kind not in _PARSERS:
             raise reader.error(f"unknown requirement type {kind[:60]!r}")
-        result.append(_PARSERS[RequirementType(kind)](reader))
+        result.append(_PARSERS[kind](reader))
         reader.end()
     return tuple(result)
 
@@ -236,10 +217,10 @@ def _untidy(path: str) -> bool:
     return any(part in ("", ".", "..") for part in path[1:].split("/"))
 
 
-def _transports(value: JsonValue, where: str) -> Mapping[str, Mapping[str, tuple[Requirement, ...]]]:
+def _transports(value: JsonValue, where: str) -> Mapping[str, Scopes]:
     if not isinstance(value, dict):
         raise policy_error(f"{where}: 'transports' must be an object")
-    result: dict[str, Mapping[str, tuple[Requirement, ...]]] = {}
+    result: dict[str, Scopes] = {}
     for transport, scopes in value.items():
         here = f"{where}: transports.{transport[:60]}"
         if transport not in _TRANSPORTS:
@@ -261,7 +242,7 @@ def parse(data: bytes, *, source: str) -> TrustPolicy:
         document = parse_object(data, what=source, limit=limits.MAX_POLICY_BYTES)
     except ImageError as error:
         raise policy_error(error.message) from error
-    reader = _Reader(document, source)
+    reader = Reader(document, source)
     if not reader.has("default"):
         raise reader.error("'default' is missing")
     default = _requirements(reader.pop("default"), f"{source}: default")

@@ -1,0 +1,137 @@
+//! What a guest is told to open: only the one documented spelling is taken.
+
+use secrun_agent::table::{guest, modules, pod, stage1, Group, Image, Verity, Volume};
+
+const ROOT: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+const SALT: &str = "565c";
+
+fn verity(blocks: u64) -> Verity {
+    Verity { blocks, root: ROOT.into(), salt: SALT.into() }
+}
+
+fn table(lines: &str) -> String {
+    format!("secrun-guest 1\nhostname h\nuuid 01234567-89ab-cdef-0123-456789abcdef\nimage a app-0 2 {ROOT} {SALT}\n{lines}")
+}
+
+#[test]
+fn the_line_of_stage1() {
+    assert_eq!(stage1(&format!("17 {ROOT} {SALT}\n")), Ok(verity(17)));
+    let upper = ROOT.to_uppercase();
+    for wrong in [
+        "",
+        "\n",
+        &format!("17 {ROOT} {SALT}"),
+        &format!("17 {ROOT} {SALT}\n\n"),
+        &format!("17  {ROOT} {SALT}\n"),
+        &format!("17 {ROOT}\n"),
+        &format!("017 {ROOT} {SALT}\n"),
+        &format!("+17 {ROOT} {SALT}\n"),
+        &format!("1 {ROOT} {SALT}\n"),
+        &format!("4294967297 {ROOT} {SALT}\n"),
+        &format!("17 {upper} {SALT}\n"),
+        &format!("17 {ROOT}00 {SALT}\n"),
+        &format!("17 {ROOT} 565\n"),
+        &format!("17 {ROOT} \n"),
+        &format!("17 {ROOT} -\n"),
+    ] {
+        assert!(stage1(wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn the_parameters_of_the_target_end_the_machine_on_corruption() {
+    let said = verity(17).parameters("/dev/vda");
+    assert_eq!(
+        said,
+        format!("1 /dev/vda /dev/vda 4096 4096 17 18 sha256 {ROOT} {SALT} 1 panic_on_corruption")
+    );
+}
+
+#[test]
+fn the_word_of_the_command_line() {
+    assert_eq!(pod(&format!("quiet secrun.pod=9:{ROOT}\n"), SALT), Ok(verity(9)));
+    for wrong in [
+        "quiet".into(),
+        "secrun.pod=".into(),
+        format!("secrun.pod=9:{ROOT} secrun.pod=9:{ROOT}"),
+        format!("secrun.pod=9:{ROOT}:0"),
+        format!("secrun.pod=9 {ROOT}"),
+        format!("xsecrun.pod=9:{ROOT}"),
+    ] {
+        assert!(pod(&wrong, SALT).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn modules_come_in_order_with_their_groups() {
+    let text = "base /secrun/modules.d/virtio.ko\nmmio /secrun/modules.d/virtio_mmio.ko\n";
+    let found = modules(text).unwrap();
+    let paths: Vec<_> = found.iter().map(|module| (module.group, module.path.as_str())).collect();
+    assert_eq!(
+        paths,
+        [(Group::Base, "/secrun/modules.d/virtio.ko"), (Group::Mmio, "/secrun/modules.d/virtio_mmio.ko")]
+    );
+    for wrong in [
+        "base",
+        "base virtio.ko",
+        "other /secrun/modules.d/a.ko",
+        "base /secrun/modules.d/../a",
+        "base /secrun/modules.d/",
+        "base /secrun/modules.d/a/b.ko",
+        "base /secrun/modules.d/a.ko b",
+        "",
+    ] {
+        assert!(modules(&format!("{wrong}\n")).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_whole_guest() {
+    let found = guest(&table("volume a 0 tag ro .\nvolume a 1 tag rw file.txt\nscratch\ntpm\n")).unwrap();
+    assert_eq!((found.hostname.as_str(), found.scratch, found.tpm), ("h", true, true));
+    assert_eq!(found.images, [Image { app: "a".into(), serial: "app-0".into(), verity: verity(2) }]);
+    let volume = |index, read_only, file: Option<&str>| Volume {
+        app: "a".into(),
+        index,
+        tag: "tag".into(),
+        read_only,
+        file: file.map(Into::into),
+    };
+    assert_eq!(found.volumes, [volume(0, true, None), volume(1, false, Some("file.txt"))]);
+    assert!(found.needs(Group::Ext4) && found.needs(Group::Virtiofs) && found.needs(Group::Tpm));
+    assert!(!guest(&table("")).unwrap().needs(Group::Ext4));
+}
+
+#[test]
+fn a_guest_that_is_not_understood_is_refused() {
+    let image = format!("image b app-0 2 {ROOT} {SALT}\n");
+    for wrong in [
+        "mark",
+        "hostname other",
+        "uuid 01234567-89ab-cdef-0123-456789abcdef",
+        "scratch\nscratch",
+        "volume a 0 tag ro .\nvolume a 0 tag rw .",
+        "volume a 0 tag ro ..",
+        "volume a 0 tag ro /etc",
+        "volume a 0 tag ro a/b",
+        "volume a 0 tag ro",
+        "volume a 65536 tag ro .",
+        "volume a 0 tag rx .",
+        "volume ../a 0 tag ro .",
+        "volume a 0 a-tag-that-is-longer-than-36-characters ro .",
+        "image /etc app-1 2 0 0",
+        &image,
+        "scratch ",
+        " scratch",
+        "",
+        "scratch\0",
+    ] {
+        let error = guest(&table(&format!("{wrong}\n"))).expect_err(wrong);
+        assert!(error.starts_with("/pod/guest, line "), "{error}");
+    }
+    for whole in
+        ["", "\n", "secrun-guest 2\n", "secrun-guest 1\n", &table("scratch"), "secrun-guest 1\nhostname h\n"]
+    {
+        assert!(guest(whole).is_err(), "{whole:?}");
+    }
+}

@@ -1,0 +1,89 @@
+"""What a pod's machine is, and what it cannot have."""
+
+import os
+from collections.abc import Sequence
+
+from secrun.errors import HostError
+from secrun.record import replace
+from secrun.stage1 import hostside
+from secrun.stage1.contract import Decided, Draft, Problem
+from secrun.stage1.machine import Accelerator, Machine, MachineRequest
+from secrun.stage1.manifest import Network, PodManifest
+from secrun_kvm import accel, machines, podimage, probe
+from secrun_kvm.guestimage import load_guest
+
+# A socket or a device of the host has no meaning in a guest.
+_SHAREABLE = "a folder or a regular file"
+
+
+def _accelerator(asked: MachineRequest) -> Accelerator | Sequence[Problem]:
+    """Return the accelerator for this host, or what is missing for it."""
+    where = accel.architecture()
+    if where is None:
+        return [Problem(subject=os.uname().machine, text="has no guests: they need x86_64 or aarch64")]
+    return accel.choose(asked.accelerator, accel.read(where))
+
+
+def _named(problem: Problem) -> Problem:
+    return replace(problem, subject=f"--stage1=kvm: {problem.subject}")
+
+
+def _machinery() -> list[Problem]:
+    where = accel.architecture()
+    return [] if where is None else [_named(problem) for problem in probe.machinery(where)]
+
+
+def _volumes(manifest: PodManifest) -> list[Problem]:
+    sources = {volume.source for app in manifest.apps for volume in app.volumes}
+    found = [
+        Problem(subject=f"volume {source}", text=f"is not {_SHAREABLE}, all that a guest can be given")
+        for source in sorted(sources)
+        if not (os.path.isdir(source) or os.path.isfile(source))
+    ]
+    if sources and probe.virtiofsd() is None:
+        text = "are shared with a guest by virtiofsd, which is not installed"
+        hint = "apt install qemu-system-common (Debian 12) or virtiofsd"
+        found.append(Problem(subject="volumes", text=text, hint=hint))
+    return found
+
+
+def refusals(manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
+    """Return which parts of a request cannot be honoured, each with what to do instead."""
+    found = [*_machinery(), *_volumes(manifest)]
+    if manifest.network is Network.HOST:
+        text = "cannot be given to a pod in a virtual machine: its network is its own"
+        found.append(Problem(subject="--net=host", text=text, hint="leave it out, or use --stage1=nspawn"))
+    accelerator = _accelerator(asked)
+    if not isinstance(accelerator, Accelerator):
+        found += map(_named, accelerator)
+    return found
+
+
+def decided(draft: Draft) -> Decided:
+    """Return the machine of a pod that is not refused, and its own image."""
+    manifest, asked = draft.manifest, draft.asked
+    where, accelerator = accel.architecture(), _accelerator(asked)
+    if where is None or not isinstance(accelerator, Accelerator):
+        raise HostError("this host lost its accelerator", hint="try again", code="host-refused")
+    guest = load_guest(draft.layout, manifest.stage1)
+    images = [hostside.load_rootfs(draft.layout, manifest, app) for app in manifest.apps]
+    storage = asked.storage_bytes or 0
+    volumes = podimage.volumes(manifest.apps)
+    table = podimage.table(manifest, images, volumes, scratch=storage > 0, vtpm=asked.vtpm)
+    image = podimage.packed({**draft.config, podimage.TABLE: table})
+    devices = len(images) + 2 + (1 if storage else 0) + len({volume.share for volume in volumes})
+    model = machines.model(where, accelerator, vtpm=asked.vtpm, devices=devices)
+    machine = Machine(
+        accelerator=accelerator,
+        model=str(model),
+        vcpus=machines.vcpus(manifest.apps, len(os.sched_getaffinity(0))),
+        memory_bytes=machines.memory(manifest.apps),
+        storage_bytes=storage,
+        vtpm=asked.vtpm,
+        kernel=guest.kernel_digest,
+        initrd=guest.initrd_digest,
+        command_line=machines.command_line(model),
+        pod_root=image.root,
+        pod_blocks=image.blocks,
+    )
+    return Decided(machine=machine, files={podimage.FILE_NAME: image.data})

@@ -1,0 +1,298 @@
+"""Start one pod as a virtual machine: everything that only a start needs.
+
+All mounts are made in a mount namespace of the pod's own host processes: when the last of them dies,
+however it dies, no mount is left.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from secrun import checkpoint
+from secrun.errors import HostError, StateError
+from secrun.interpreter import command as interpreter_command
+from secrun.launch import run
+from secrun.stage1 import cgroups, hostside
+from secrun.stage1.agent import agent_path
+from secrun.stage1.contract import Launch, PodOnDisk
+from secrun.stage1.hostside import HostSide
+from secrun.stage1.machine import Accelerator, Machine
+from secrun.stage1.manifest import PodManifest
+from secrun.stage1.podfiles import PodFiles
+from secrun.stage1.units import LOG_MAX_BYTES
+from secrun.syscalls import MS_BIND, MS_REC, Syscalls
+from secrun_kvm import accel, machines, podimage, probe, virt
+from secrun_kvm.domain import domain_xml
+from secrun_kvm.guestimage import GuestImage, load_guest, verify_guest
+from secrun_kvm.lvroot import (
+    EMULATORS,
+    FOLDER_NAME,
+    Root,
+    bind_file,
+    cached,
+    enter,
+    kvm_group,
+    make,
+    seed,
+    settings,
+)
+from secrun_kvm.place import leave
+from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
+from secrun_kvm.starter import Plan
+
+_SCRATCH = "scratch.img"
+# An emulated guest needs 3 s on a quiet core and ten times that on a crowded host.
+_READY_MILLIS = {Accelerator.KVM: 30_000, Accelerator.TCG: 120_000}
+_MKE2FS = "/usr/sbin/mke2fs"
+
+
+def pod_word(machine: Machine) -> str:
+    """Return the last word of the kernel's command line, which binds the pod's own image."""
+    return f"secrun.pod={machine.pod_blocks}:{machine.pod_root}"
+
+
+def machine_of(manifest: PodManifest) -> Machine:
+    """Return the machine that was decided; raises StateError if the manifest has none."""
+    if manifest.machine is None:
+        raise StateError(
+            f"pod {manifest.uuid} has no machine", hint="prepare it again", code="state-corrupt"
+        )
+    return manifest.machine
+
+
+def bridge_command(
+    agent: Path,
+    manifest: PodManifest,
+    files: PodFiles,
+    *,
+    root: Root,
+    uid: int,
+    kill: Path,
+    starter: Sequence[str],
+) -> tuple[str, ...]:
+    """Return the command of the machine's supervisor; pure."""
+    machine = machine_of(manifest)
+    words = [str(agent), "vm"]
+    for app in manifest.apps:
+        words += ["--app", app.name]
+    words += ["--rw", str(files.rw), "--attach", str(files.attach_socket)]
+    words += ["--link", str(root.link), "--console", str(root.console)]
+    # QEMU's, the pod's first; the supervisor takes the next, so neither can do anything to the other.
+    words += ["--uid", str(uid), "--gid", str(uid)]
+    words += ["--ready-timeout", str(_READY_MILLIS[machine.accelerator])]
+    words += ["--log-max", str(LOG_MAX_BYTES), "--cgroup-kill", str(kill)]
+    words += ["--timing", str(files.timing)]
+    for index, app in enumerate(manifest.apps):
+        words += ["--image", f"{podimage.app_serial(index)}={app.name}"]
+    return (*words, "--", *starter)
+
+
+class KvmLauncher:
+    """Takes the steps of a start in order, each through one door to the kernel."""
+
+    def __init__(self, syscalls: Syscalls, architecture: Architecture) -> None:
+        self._syscalls = syscalls
+        self._architecture = architecture
+
+    def launch(self, pod: PodOnDisk, undo: ExitStack) -> Launch:
+        """Lock a uid range, make the cgroup, bring what QEMU may open together in one folder."""
+        files = PodFiles(pod.path)
+        manifest = pod.manifest
+        machine = machine_of(manifest)
+        cache = cached(pod.layout, self._architecture, machine.accelerator)
+        host = hostside.take(files, manifest, _controllers(), undo)
+        _limit(host, machine)
+        attach = hostside.writable(files, manifest, host.uid_base + 1, undo)
+        hostside.private_mounts(self._syscalls, host.hierarchy)
+        checkpoint.reached("mount-namespace")
+        undo.callback(leave)
+        root = self._make_root(files, host, machine, cache)
+        checkpoint.reached("machine-folder")
+        spec, shared = self._fill(pod, host, root)
+        checkpoint.reached("images-mounted")
+        root.domain.write_text(domain_xml(spec))
+        checkpoint.reached("machine-written")
+        plan = Plan(
+            root=root,
+            uid=host.uid_base,
+            virtiofsd=str(probe.virtiofsd() or ""),
+            tags=tuple(shared),
+            vtpm=machine.vtpm,
+        )
+        return Launch(
+            argv=bridge_command(
+                agent_path(),
+                manifest,
+                files,
+                root=root,
+                uid=host.uid_base,
+                # As this mount namespace sees it.
+                kill=cgroups.host().pod(manifest.uuid) / "cgroup.kill",
+                starter=[*starter_command(), *plan.words()],
+            ),
+            attach_fd=attach,
+            cgroup_procs_fd=host.procs_fd,
+            cgroup_kill_fd=host.kill_fd,
+            held_fds=(host.guard_fd,),
+        )
+
+    def _make_root(self, files: PodFiles, host: HostSide, machine: Machine, cache: Path) -> Root:
+        group = kvm_group() if machine.accelerator is Accelerator.KVM else host.uid_base
+        root = Root(files.path / FOLDER_NAME)
+        make(root, settings(host.uid_base, group, machine.accelerator, virt.security_driver()))
+        seed(cache, root)
+        return enter(self._syscalls, root, machine.accelerator)
+
+    def _fill(self, pod: PodOnDisk, host: HostSide, root: Root) -> tuple[VmSpec, list[str]]:
+        """Bind what QEMU opens below `root`; return the machine, and the tags of its shared folders."""
+        machine = machine_of(pod.manifest)
+        guest = _checked_guest(pod, machine)
+        bind_file(self._syscalls, guest.kernel, root.kernel)
+        bind_file(self._syscalls, guest.initrd, root.initrd)
+        disks = self._disks(pod, guest, root)
+        if machine.storage_bytes:
+            disks.append(self._scratch(pod.path, host.uid_base, machine.storage_bytes, root))
+        shares = self._shares(pod.manifest, root)
+        group = kvm_group() if machine.accelerator is Accelerator.KVM else host.uid_base
+        spec = VmSpec(
+            uuid=pod.manifest.uuid,
+            architecture=self._architecture,
+            accelerator=machine.accelerator,
+            model=Model(machine.model),
+            vcpus=machine.vcpus,
+            memory_bytes=machine.memory_bytes,
+            kernel=root.kernel,
+            initrd=root.initrd,
+            command_line=f"{machine.command_line} {pod_word(machine)}",
+            disks=tuple(disks),
+            link=root.link,
+            console=root.console,
+            emulator=EMULATORS[self._architecture],
+            uid=host.uid_base,
+            gid=group,
+            shares=tuple(Share(tag=tag, socket=root.share_socket(tag)) for tag in shares),
+            tpm=root.tpm_socket if machine.vtpm else None,
+            firmware=_firmware(machine),
+        )
+        return spec, shares
+
+    def _disks(self, pod: PodOnDisk, guest: GuestImage, root: Root) -> list[Disk]:
+        machine = machine_of(pod.manifest)
+        image = pod.path / podimage.FILE_NAME
+        if podimage.root_of(image.read_bytes(), machine.pod_blocks) != machine.pod_root:
+            raise HostError(
+                f"pod {pod.manifest.uuid}: {podimage.FILE_NAME} is not the image that was decided",
+                hint="remove the pod and prepare it again",
+                code="host-pod-image-changed",
+            )
+        # QEMU reads it as a user of its own; the folder around it is root's alone.
+        image.chmod(0o644)
+        paths = {podimage.STAGE1_SERIAL: guest.stage1, podimage.POD_SERIAL: image}
+        for index, app in enumerate(pod.manifest.apps):
+            rootfs = hostside.load_rootfs(pod.layout, pod.manifest, app)
+            paths[podimage.app_serial(index)] = rootfs.path
+        for serial, path in paths.items():
+            bind_file(self._syscalls, path, root.disk(serial))
+        return [Disk(serial=serial, path=root.disk(serial)) for serial in paths]
+
+    def _scratch(self, folder: Path, uid: int, size: int, root: Root) -> Disk:
+        """Make an empty ext4 disk, sparse, by a process that has no rights beyond that file."""
+        path = folder / _SCRATCH
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size)
+            os.fchown(fd, uid, uid)
+            # No journal: after a crash there is nobody left who would read it.
+            options = [
+                "-q",
+                "-F",
+                "-t",
+                "ext4",
+                "-m",
+                "0",
+                "-O",
+                "^has_journal",
+                "-E",
+                "root_owner=0:0,nodiscard",
+            ]
+            run([_MKE2FS, *options, f"/proc/self/fd/{fd}"], pass_fds=[fd], user=uid)
+        finally:
+            os.close(fd)
+        target = root.disk(podimage.SCRATCH_SERIAL)
+        target.touch(mode=0o600)
+        self._syscalls.mount(str(path), str(target), "", MS_BIND)
+        return Disk(serial=podimage.SCRATCH_SERIAL, path=target, read_only=False)
+
+    def _shares(self, manifest: PodManifest, root: Root) -> list[str]:
+        """Bind each shared folder, read-only ones so that no guest could change it; return their tags."""
+        call = self._syscalls
+        tags = []
+        for share in distinct(manifest):
+            target = root.share(share.tag)
+            target.mkdir(mode=0o755)
+            if share.is_file:
+                # A folder of nothing but the file: read-only itself, whatever the file is.
+                (target / podimage.SHARED_FILE).touch(mode=0o600)
+                call.mount(str(target), str(target), "", MS_BIND)
+                call.seal_mounts(str(target), read_only=True)
+                target /= podimage.SHARED_FILE
+            call.mount(share.source, str(target), "", MS_BIND | MS_REC)
+            call.seal_mounts(str(target), read_only=share.read_only)
+            tags.append(share.tag)
+        return tags
+
+
+def distinct(manifest: PodManifest) -> tuple[podimage.Shared, ...]:
+    """Return the shared folders and files of a pod, each once."""
+    return tuple(dict.fromkeys(volume.share for volume in podimage.volumes(manifest.apps)))
+
+
+def starter_command() -> tuple[str, ...]:
+    """Return the command that starts a machine, without its arguments."""
+    folder = probe.binding()
+    return interpreter_command("secrun_kvm.starter", more=() if folder is None else (folder,))
+
+
+def _firmware(machine: Machine) -> Path | None:
+    """Return the firmware; only QEMU's own choice starts a TPM and leaves a log of what it measured."""
+    return probe.FIRMWARE if machine.model == Model.Q35 and not machine.vtpm else None
+
+
+def _checked_guest(pod: PodOnDisk, machine: Machine) -> GuestImage:
+    """Return the guest's image; raises HostError unless it is the one that was decided, byte for byte."""
+    guest = load_guest(pod.layout, pod.manifest.stage1)
+    verify_guest(pod.layout, pod.manifest.stage1)
+    if (guest.kernel_digest, guest.initrd_digest) != (machine.kernel, machine.initrd):
+        raise HostError(
+            f"pod {pod.manifest.uuid}: kernel or initramfs are not those that were decided",
+            hint="remove the pod and prepare it again",
+            code="host-guest-changed",
+        )
+    return guest
+
+
+def _controllers() -> list[str]:
+    """Return what the machine as a whole is limited by, where the host's cgroup2 has it."""
+    return sorted({"memory", "pids"} & cgroups.host().controllers())
+
+
+def _limit(host: HostSide, machine: Machine) -> None:
+    """Limit all of the pod's processes on the host: a guest limits its apps, this limits QEMU."""
+    memory = machine.memory_bytes + machines.HOST_BYTES[machine.accelerator]
+    limits = {"memory.max": memory, "memory.swap.max": 0, "pids.max": machines.HOST_PIDS + machine.vcpus}
+    for name, value in limits.items():
+        path = host.group / name
+        if path.exists():
+            path.write_text(str(value))
+
+
+def this_architecture() -> Architecture:
+    """Return the host's; raises HostError if guests are not supported on it."""
+    found = accel.architecture()
+    if found is None:
+        raise HostError(
+            f"pods in a virtual machine are for {' and '.join(Architecture)}, this is {os.uname().machine}",
+            code="host-architecture",
+        )
+    return found

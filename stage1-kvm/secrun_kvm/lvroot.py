@@ -1,0 +1,223 @@
+"""The folder in which one pod's libvirt lives: settings, capability cache, sockets and what QEMU opens.
+
+libvirt's embedded driver (https://libvirt.org/drvqemu.html#embedded-driver) keeps everything below one
+root. A pod's is in the pod's folder, bound to one short place in the pod's own mount namespace: a unix
+socket's path has 108 bytes, and nothing outside that place is needed by path.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from secrun.digest import Digest
+from secrun.errors import HostError
+from secrun.jsonio import canonical
+from secrun.locks import held
+from secrun.paths import Layout
+from secrun.record import row
+from secrun.stage1.machine import Accelerator
+from secrun.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Syscalls
+from secrun_kvm.accel import DEVICE
+from secrun_kvm.place import PLACE
+from secrun_kvm.spec import Architecture
+
+FOLDER_NAME = "lv"
+CACHE = "cache/qemu/capabilities"
+_NO_DEVICE = "no-kvm"
+
+EMULATORS = {
+    Architecture.X86_64: Path("/usr/bin/qemu-system-x86_64"),
+    Architecture.AARCH64: Path("/usr/bin/qemu-system-aarch64"),
+}
+# Debian, Fedora and Arch; whichever is there is the one that libvirt's Python binding loads.
+_DRIVERS = (
+    "/usr/lib/{arch}-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
+    "/usr/lib64/libvirt/connection-driver/libvirt_driver_qemu.so",
+    "/usr/lib/libvirt/connection-driver/libvirt_driver_qemu.so",
+)
+_LIBRARIES = (
+    "/usr/lib/{arch}-linux-gnu/libvirt.so.0",
+    "/usr/lib64/libvirt.so.0",
+    "/usr/lib/libvirt.so.0",
+)
+# QEMU's loadable parts: libvirt forgets what it knows when this folder changes.
+_QEMU_MODULES = ("/usr/lib/{arch}-linux-gnu/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
+# What QEMU sees in /dev; /dev/kvm beside it where it is used.
+_DEVICES = ("null", "full", "zero", "random", "urandom", "ptmx")
+
+
+@row
+class Root:
+    """Paths below one libvirt root."""
+
+    path: Path
+
+    @property
+    def domain(self) -> Path:
+        """The domain XML that is started."""
+        return self.path / "domain.xml"
+
+    @property
+    def link(self) -> Path:
+        """Socket of the guest's line to the host."""
+        return self.path / "link.sock"
+
+    @property
+    def console(self) -> Path:
+        """Socket of the guest's console."""
+        return self.path / "console.sock"
+
+    @property
+    def kernel(self) -> Path:
+        """Where the kernel is bound."""
+        return self.path / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        """Where the initramfs is bound."""
+        return self.path / "initrd"
+
+    def disk(self, serial: str) -> Path:
+        """Where a disk's image is bound."""
+        return self.path / "disk" / serial
+
+    def share(self, tag: str) -> Path:
+        """Where a shared folder is bound."""
+        return self.path / "share" / tag
+
+    def share_socket(self, tag: str) -> Path:
+        """Where the daemon of a shared folder listens."""
+        return self.path / "share" / f"{tag}.sock"
+
+    @property
+    def tpm(self) -> Path:
+        """State of the pod's software TPM."""
+        return self.path / "tpm"
+
+    @property
+    def tpm_socket(self) -> Path:
+        """Where it listens."""
+        return self.path / "tpm.sock"
+
+    @property
+    def no_device(self) -> Path:
+        """An empty file that nobody may open."""
+        return self.path / _NO_DEVICE
+
+
+def _first(patterns: Sequence[str], architecture: Architecture) -> Path | None:
+    paths = (Path(pattern.format(arch=architecture)) for pattern in patterns)
+    return next((path for path in paths if path.exists()), None)
+
+
+def driver(architecture: Architecture) -> Path | None:
+    """Return libvirt's driver for QEMU, None if it is not installed."""
+    return _first(_DRIVERS, architecture)
+
+
+def settings(uid: int, gid: int, accelerator: Accelerator, security: str) -> str:
+    """Return qemu.conf: no rights, no relabelling, no control group and no daemon of libvirt's own; pure."""
+    names = [*_DEVICES, "kvm"] if accelerator is Accelerator.KVM else _DEVICES
+    devices = ", ".join(f'"/dev/{name}"' for name in names)
+    return (
+        f'user = "+{uid}"\ngroup = "+{gid}"\n'
+        "dynamic_ownership = 0\nremember_owner = 0\n"
+        # Without this every console needs virtlogd.
+        'stdio_handler = "file"\n'
+        # QEMU stays in the group that the pod's waiter put it into.
+        "cgroup_controllers = []\n"
+        f"cgroup_device_acl = [{devices}]\n"
+        'namespaces = ["mount"]\nseccomp_sandbox = 1\nmax_core = 0\n'
+        f'security_driver = "{security}"\n'
+        f'swtpm_user = "+{uid}"\nswtpm_group = "+{gid}"\n'
+    )
+
+
+def kvm_group() -> int:
+    """Return the group that may use /dev/kvm; raises HostError if there is no such device."""
+    try:
+        return DEVICE.stat().st_gid
+    except FileNotFoundError as error:
+        raise HostError(f"{DEVICE} does not exist", hint="secrun doctor --stage1=kvm") from error
+
+
+def make(root: Root, text: str) -> None:
+    """Make the folders and settings of a new libvirt root."""
+    root.path.mkdir()
+    for name in ("etc", "disk", "share", CACHE):
+        (root.path / name).mkdir(parents=True)
+    # QEMU and its helpers search them, whatever the caller's umask; the folder above is root's alone.
+    for base, _, _ in os.walk(root.path):
+        os.chmod(base, 0o755)  # noqa: S103 - searching is all that others may do
+    (root.path / "etc/qemu.conf").write_text(text)
+    fd = os.open(root.no_device, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
+    os.close(fd)
+
+
+def enter(call: Syscalls, root: Root, accelerator: Accelerator) -> Root:
+    """Bind `root` to its place in this mount namespace, the pod's own; hide a /dev/kvm not asked for.
+
+    libvirt believes that KVM is used wherever the device can be opened, and forgets its cache when that
+    changes.
+    """
+    PLACE.mkdir(mode=0o700, exist_ok=True)
+    call.mount(str(root.path), str(PLACE), "", MS_BIND)
+    if accelerator is not Accelerator.KVM and DEVICE.exists():
+        call.mount(str(root.no_device), str(DEVICE), "", MS_BIND)
+    return Root(PLACE)
+
+
+def bind_file(call: Syscalls, source: Path, target: Path) -> None:
+    """Bind one file read-only, owner and label untouched."""
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    call.mount(str(source), str(target), "", MS_BIND)
+    flags = MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+    call.mount("", str(target), "", flags)
+
+
+def _facts(path: Path | None) -> list[str | int]:
+    if path is None:
+        return []
+    facts = path.stat()
+    return [str(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+
+
+def cache_key(architecture: Architecture, accelerator: Accelerator) -> str:
+    """Return what a capability cache is valid for: QEMU, libvirt, the kernel, the accelerator."""
+    system = os.uname()
+    parts: list[list[str | int]] = [
+        _facts(EMULATORS[architecture]),
+        _facts(driver(architecture)),
+        _facts(_first(_LIBRARIES, architecture)),
+        _facts(_first(_QEMU_MODULES, architecture)),
+        [system.release, system.version, str(accelerator)],
+    ]
+    return Digest.of(canonical([list(part) for part in parts])).hex
+
+
+def _caches(layout: Layout) -> Path:
+    return layout.run_root / "vm-capabilities"
+
+
+def cached(layout: Layout, architecture: Architecture, accelerator: Accelerator) -> Path:
+    """Return the capability cache for this host, made if there is none that fits.
+
+    The first machine after an upgrade waits a second or two for it; raises HostError if QEMU or libvirt
+    cannot be used.
+    """
+    from secrun_kvm import capabilities
+
+    folder = _caches(layout) / cache_key(architecture, accelerator)
+    if folder.is_dir():
+        return folder
+    with held(layout.locks / "vm-capabilities.lock"):
+        if not folder.is_dir():
+            capabilities.build(folder, architecture, accelerator)
+    return folder
+
+
+def seed(cache: Path, root: Root) -> None:
+    """Give a root what is known about this host's QEMU."""
+    for name in os.listdir(cache):
+        shutil.copyfile(cache / name, root.path / CACHE / name)

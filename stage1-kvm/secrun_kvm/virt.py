@@ -1,0 +1,93 @@
+"""The one door to libvirt: everything that imports it.
+
+libvirt's embedded driver runs inside the process that opens it and leaves QEMU behind when that process
+ends, so it is only ever used by processes that end soon.
+"""
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+
+from secrun.errors import HostError
+from secrun.stage1.machine import Accelerator
+from secrun_kvm.domain import NAME
+from secrun_kvm.spec import Architecture
+
+if TYPE_CHECKING:
+    from secrun_kvm.lvroot import Root
+
+_SELINUX = Path("/sys/fs/selinux/enforce")
+
+
+class _Connection(Protocol):
+    def getDomainCapabilities(  # noqa: N802 - libvirt's names
+        self, emulator: str, arch: str, machine: str | None, kind: str
+    ) -> str: ...
+
+    def createXML(self, xml: str, flags: int) -> object: ...  # noqa: N802 - libvirt's names
+
+
+def security_driver() -> str:
+    """Return libvirt's name of the labels that this host enforces beside user ids."""
+    return "selinux" if _SELINUX.exists() else "none"
+
+
+def _refused(error: Exception) -> NoReturn:
+    raise HostError(f"libvirt: {error}", hint="secrun doctor --stage1=kvm", code="host-libvirt") from error
+
+
+def _open(root: "Root") -> _Connection:
+    """Open the embedded driver; raises HostError."""
+    # QEMU has to get to its own folders below the root, whatever the umask of whoever runs the pod.
+    os.umask(0o022)
+    # libvirt prints its version and complaints of no consequence; errors come as exceptions.
+    os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
+    try:
+        import libvirt  # type: ignore[import-untyped]  # it ships no types
+    except ImportError as error:
+        raise HostError(
+            "the Python binding of libvirt is not installed",
+            hint="apt install python3-libvirt, or pip install secrun[kvm]",
+            code="host-libvirt",
+        ) from error
+    libvirt.registerErrorHandler(_silent, None)
+    libvirt.virEventRegisterDefaultImpl()
+
+    def serve() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        return cast("_Connection", libvirt.open(f"qemu:///embed?root={root.path}"))
+    except libvirt.libvirtError as error:
+        _refused(error)
+
+
+def _silent(context: object, error: object) -> None:
+    """Ignore what is raised as an exception as well."""
+
+
+def examine(root: "Root", emulator: Path, architecture: Architecture, accelerator: Accelerator) -> None:
+    """Make libvirt ask `emulator` what it can do and keep the answer below `root`; raises HostError."""
+    kind = "kvm" if accelerator is Accelerator.KVM else "qemu"
+    connection = _open(root)
+    import libvirt
+
+    try:
+        connection.getDomainCapabilities(str(emulator), str(architecture), None, kind)
+    except libvirt.libvirtError as error:
+        _refused(error)
+
+
+def start(root: "Root", xml: str) -> int:
+    """Start a machine and return the PID of its QEMU; raises HostError."""
+    connection = _open(root)
+    import libvirt
+
+    try:
+        connection.createXML(xml, 0)
+    except libvirt.libvirtError as error:
+        _refused(error)
+    return int((root.path / "run/qemu" / f"{NAME}.pid").read_text())

@@ -16,8 +16,8 @@ NAME = "pod"
 LINK_NAME = "dev.secrun.link"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 
-# QEMU keeps what it has translated in a buffer of this size; its default is a gigabyte per machine. 128 start an
-# app 3 % sooner and take 40 MB more of the host.
+# QEMU keeps what it has translated in a buffer of this size; its default is a gigabyte per machine. 128 start
+# an app 3 % sooner and take 40 MB more of the host.
 TB_CACHE_MIB = 48
 
 _MACHINES = {Model.Q35: "q35", Model.MICROVM: "microvm", Model.VIRT: "virt"}

@@ -114,7 +114,7 @@ def test_a_verifier_understands_what_a_pods_events_say():
         (Operation.IMAGE_ADMIT, events.image_admit(image("web"))),
         (Operation.IMAGE_ADMIT, events.image_admit(image("db"))),
         (Operation.POD_PREPARE, events.pod_prepare(manifest, Digest.of(manifest.to_bytes()))),
-        (Operation.POD_START, {"pod": UUID}),
+        (Operation.POD_START, events.pod_start(UUID, "system_u:system_r:secrun_pod_t:s0:c1,c2")),
     ]
     for seq, (operation, fields) in enumerate(told):
         machine.apply(measured(operation, fields, seq))

@@ -93,7 +93,20 @@ def test_a_volume_is_resolved_and_escaped_colons_stay(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["/tmp", "rel:/x", "/:rel", "/nonexistent-dir:/x", "/tmp:/x:rx", "/tmp:/x:ro:z"]
+    ("options", "read_only", "relabel"),
+    [("", False, ""), (":z", False, "z"), (":Z", False, "Z"), (":ro,z", True, "z"), (":Z,rw", False, "Z")],
+)
+def test_a_volume_may_be_labelled_for_one_pod_or_for_all(options, read_only, relabel):
+    found = request.volume(f"/:/x{options}")
+    assert (found.read_only, found.relabel) == (read_only, relabel)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("/tmp", "rel:/x", "/:rel", "/nonexistent-dir:/x", "/tmp:/x:rx", "/tmp:/x:ro:z"),
+        *("/tmp:/x:", "/tmp:/x:z,Z", "/tmp:/x:ro,rw", "/tmp:/x:z,z", "/tmp:/x:ro,"),
+    ],
 )
 def test_bad_volumes_are_refused(text):
     with pytest.raises(UsageError, match="volume"):

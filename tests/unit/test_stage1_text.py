@@ -10,8 +10,9 @@ from secrun.errors import StateError, UsageError
 from secrun.record import replace
 from secrun.stage1 import bundle, cgroups, nspawnprobe, uidrange, units
 from secrun.stage1.imagemount import mounts_files
+from secrun.stage1.label import Label
 from secrun.stage1.machine import Accelerator, Machine
-from secrun.stage1.manifest import Limits, Network, PodManifest, Volume
+from secrun.stage1.manifest import Limits, Network, PodManifest, Relabel, Volume
 from support.manifests import DIGEST, app, pod
 
 MACHINE = Machine(
@@ -29,10 +30,15 @@ MACHINE = Machine(
 )
 
 
+LABEL = Label(process="u:r:t:s0", file="u:object_r:f:s0", runtime="", level="s0:c1,c2")
+
+
 @pytest.mark.parametrize("machine", [None, MACHINE])
-def test_a_manifest_survives_its_own_bytes(machine):
-    manifest = pod(app("a", volumes=(Volume(source="/s", target="/t", read_only=True),)), app("b"))
-    manifest = replace(manifest, machine=machine)
+@pytest.mark.parametrize("label", [None, LABEL])
+@pytest.mark.parametrize("relabel", Relabel)
+def test_a_manifest_survives_its_own_bytes(machine, label, relabel):
+    volumes = (Volume(source="/s", target="/t", read_only=True, relabel=relabel),)
+    manifest = replace(pod(app("a", volumes=volumes), app("b")), machine=machine, label=label)
     assert PodManifest.from_bytes(manifest.to_bytes()) == manifest
 
 

@@ -100,7 +100,7 @@ def remains() -> list[str]:
     """List what a pod could have left on this host."""
     found = [str(path) for path in SCOPES.glob("secrun-*/")]
     found += tool("losetup", "--list", "--noheadings").splitlines()
-    found += [path.read_text().strip() for path in Path("/sys/block").glob("dm-*/dm/name")]
+    found += [str(path) for path in Path("/sys/block").glob("dm-*")]
     mounts = Path("/proc/mounts").read_text().splitlines()
     found += [line for line in mounts if re.search("secrun|erofs", line)]
     found += [name for name in commands() if name.startswith(("secrun", "crun", "systemd-nspawn", "swtpm"))]

@@ -227,6 +227,21 @@ def a_label_is_disabled_or_chosen_by_name_only() -> str:
 
 
 @after_the_power_cut
+def the_module_is_upgraded_by_the_command_that_installs_it() -> str:
+    """The machine was made with the module alone; this installation names its own places in it as well."""
+    words = ("policy", "install", "selinux", "--format=json")
+    before = json.loads(secrun(*words, "--status"))
+    assert (before["state"], before["installed"]) == ("other", before["shipped"])
+    begin = time.monotonic()
+    assert json.loads(secrun(*words))["state"] == "current"
+    seconds = time.monotonic() - begin
+    assert json.loads(secrun(*words, "--status"))["state"] == "current"
+    said = run("cat", "/proc/self/attr/current")
+    assert re.fullmatch(POD_TYPE + r":s0:c\d+,c\d+", said.rstrip("\0\n"))
+    return f"{seconds:.1f} s"
+
+
+@after_the_power_cut
 def the_second_boot_gave_not_one_denial() -> None:
     left = unexpected()
     assert not left, "\n".join(left)

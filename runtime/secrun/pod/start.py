@@ -86,7 +86,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             selinux.label_fd(log_fd, launch.file_label)
         if options.launched is not None:
             options.launched(files)
-        read_back = _read_back(files, manifest, undo)
+        read_back = _read_back(files, manifest, launch.label, undo)
         plan = waiter.WaiterPlan(
             agent=agent,
             apps=tuple(app.name for app in manifest.apps),
@@ -129,7 +129,9 @@ def _connect(pod: LockedPod, manifest: PodManifest, places: Places, undo: ExitSt
     return connect(LinuxSyscalls(), target, places, undo)
 
 
-def _read_back(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> tuple[int, int] | None:
+def _read_back(
+    files: PodFiles, manifest: PodManifest, label: str, undo: ExitStack
+) -> tuple[int, int] | None:
     """Write what the kernel has to enforce, open where the waiter writes what it does.
 
     None for a pod with a machine: its apps are processes of the guest's kernel, which the host cannot ask.
@@ -137,8 +139,10 @@ def _read_back(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> tuple
     if manifest.machine is not None:
         return None
     base = int(files.uid_base.read_text())
-    group = f"/{cgroups.PARENT}/{manifest.uuid}/"
-    files.expected.write_bytes(readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group))
+    hierarchy = cgroups.host()
+    group = f"/{hierarchy.pod(manifest.uuid).relative_to(hierarchy.mount)}/"
+    expected = readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group, label=label)
+    files.expected.write_bytes(expected)
     found = []
     for path, flags in (
         (files.expected, os.O_RDONLY),

@@ -56,10 +56,9 @@ class Hierarchy:
         return self.mount == _V2_ROOT
 
     def pod(self, uuid: str) -> Path:
-        """Return the pod's group: in a scope of systemd's where that is the manager."""
-        if self.pure and systemd_manages():
-            return self.mount / SLICE / scope_name(uuid) / "pod"
-        return self.mount / PARENT / uuid
+        """Return the pod's group: in its scope, if it has one."""
+        scope = self.mount / SLICE / scope_name(uuid)
+        return scope / "pod" if scope.is_dir() else self.mount / PARENT / uuid
 
     def controllers(self) -> frozenset[str]:
         """Return what the kernel offers at the root of the hierarchy."""
@@ -85,19 +84,24 @@ def _enable(group: Path, controllers: Sequence[str]) -> None:
 
 def create(hierarchy: Hierarchy, uuid: str, controllers: Sequence[str]) -> Path:
     """Make the pod's group with `controllers` available to its children; raises HostError or OSError."""
-    group = hierarchy.pod(uuid)
     if hierarchy.pure and systemd_manages():
-        from secrun.stage1 import systemdscope  # only where systemd is PID 1
-
-        scope, placeholder = systemdscope.start(hierarchy.mount, uuid)
-        _enable(scope, controllers)
-        group.mkdir()
-        placeholder.release(group)
-        return group
+        return _create_in_scope(hierarchy, uuid, controllers)
+    group = hierarchy.mount / PARENT / uuid
     group.parent.mkdir(exist_ok=True)
     _enable(hierarchy.mount, controllers)
     _enable(group.parent, controllers)
     group.mkdir()
+    return group
+
+
+def _create_in_scope(hierarchy: Hierarchy, uuid: str, controllers: Sequence[str]) -> Path:
+    from secrun.stage1 import systemdscope  # only where systemd is PID 1
+
+    scope, placeholder = systemdscope.start(hierarchy.mount, uuid)
+    _enable(scope, controllers)
+    group = scope / "pod"
+    group.mkdir()
+    placeholder.release(group)
     return group
 
 

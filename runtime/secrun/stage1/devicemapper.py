@@ -141,18 +141,25 @@ def _mounted_here() -> set[str]:
     return {line.split(" ")[2] for line in lines}
 
 
+def _attribute(path: Path) -> str:
+    """Return what sysfs says of a device, nothing if that is just going."""
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+            return ""
+        raise
+
+
 def left_behind(uuid: str) -> Sequence[str]:
     """Name the devices of a pod that are mounted nowhere that this process sees."""
-    found = []
-    mounted: set[str] | None = None
-    for path in _BLOCK_DEVICES.glob("dm-*/dm/name"):
-        name = path.read_text().strip()
-        if not name.startswith(f"{_PREFIX}{uuid}-"):
-            continue
-        mounted = _mounted_here() if mounted is None else mounted
-        if (path.parents[1] / "dev").read_text().strip() not in mounted:
-            found.append(name)
-    return found
+    mounted = _mounted_here()
+    return [
+        name
+        for folder in _BLOCK_DEVICES.glob("dm-*")
+        if (name := _attribute(folder / "dm/name")).startswith(f"{_PREFIX}{uuid}-")
+        and _attribute(folder / "dev") not in mounted
+    ]
 
 
 def remove_left(uuid: str) -> None:

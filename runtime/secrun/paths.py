@@ -36,6 +36,11 @@ class Layout:
         return self.root / "pods"
 
     @property
+    def volumes(self) -> Path:
+        """Named volumes."""
+        return self.root / "volumes"
+
+    @property
     def trust(self) -> Path:
         """Keys by prefix."""
         return self.root / "trust"

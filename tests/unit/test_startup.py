@@ -20,6 +20,7 @@ SHARED = {
     "secrun.cli.options",
     "secrun.cli.options_common",
     "secrun.cli.options_net",
+    "secrun.cli.options_volume",
     "secrun.cli.table",
     "secrun.config",
     "secrun.errors",

@@ -5,6 +5,7 @@ import importlib
 from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, app_option, pull
 from secrun.cli.options_net import NETWORK, NETWORK_GLOBAL
 from secrun.cli.options_security import SECURITY
+from secrun.cli.options_volume import VOLUMES
 from secrun.cli.table import Kind, Option, Positional, Verb
 from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
 
@@ -15,6 +16,7 @@ FAMILIES = {
         "secrun.cli.options_verifier:VERIFIER_VERBS",
         "secrun.cli.options_serve:SERVE_VERBS",
     ),
+    "volume": ("secrun.cli.options_volume:VOLUME_VERBS",),
     "network": ("secrun.cli.options_net:NETWORK_VERBS",),
     "image": ("secrun.cli.options_trust:IMAGE_VERBS",),
     "sign": ("secrun.cli.options_trust:SIGN_VERBS",),
@@ -99,13 +101,7 @@ APP = (
     _app("-w", "--workdir", metavar="DIR", help="working directory inside the image"),
     _app("--entrypoint", metavar="WORD|JSON", help="replaces the image's entry point"),
     _app("--read-only", kind=Kind.FLAG, help="the root file system cannot be written"),
-    _app(
-        "-v",
-        "--volume",
-        kind=Kind.LIST,
-        metavar="HOST:POD[:ro,z]",
-        help="bind mount with mapped owners; z, Z: label it for all pods, for this one",
-    ),
+    *VOLUMES,
     _app("-m", "--memory", metavar="BYTES[k|m|g]", help="memory limit"),
     _app("--cpus", metavar="NUMBER", help="CPU limit, e.g. 1.5"),
     _app("--pids-limit", kind=Kind.INTEGER, metavar="N", help="limit of processes and threads"),

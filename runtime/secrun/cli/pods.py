@@ -14,11 +14,12 @@ from secrun.cli.netoptions import network_places, network_request
 from secrun.cli.table import Arguments, Context
 from secrun.errors import UsageError
 from secrun.measure.measuring import Measuring
-from secrun.pod import request
+from secrun.pod import mounts, request
 from secrun.pod.prepare import prepared
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.start import StartOptions, start
 from secrun.pod.states import Folder, find, lock
+from secrun.record import replace
 from secrun.stage1.machine import AcceleratorChoice, MachineRequest
 
 
@@ -46,8 +47,10 @@ def _stop_timeout(args: Arguments) -> int:
     return value
 
 
-def _app(pod: Arguments, args: Arguments) -> AppRequest:
+def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
     name = args.text("name")
+    mounted = mounts.parse(context.layout, args.many("volume"), args.many("mount"))
+    asked = confinement.asked(args)
     return AppRequest(
         image=args.required("image"),
         name=request.app_name(name) if name else None,
@@ -62,9 +65,9 @@ def _app(pod: Arguments, args: Arguments) -> AppRequest:
         terminal=pod.flag("tty"),
         console_size=request.terminal_size() or request.USUAL_TERMINAL if pod.flag("tty") else None,
         stdin=pod.flag("interactive"),
-        volumes=tuple(request.volume(item) for item in args.many("volume")),
+        volumes=mounted.volumes,
         limits=confinement.limits(args),
-        security=confinement.asked(args),
+        security=replace(asked, tmpfs=(*asked.tmpfs, *mounted.tmpfs)),
         stop_timeout_seconds=_stop_timeout(args),
     )
 
@@ -82,7 +85,7 @@ def pod_request(args: Arguments, context: Context) -> PodRequest:
     """Return the pod that a command line with images asks for; raises UsageError."""
     uuid_file = args.text("uuid_file_save")
     return PodRequest(
-        apps=tuple(_app(args, item) for item in args.apps),
+        apps=tuple(_app(args, item, context) for item in args.apps),
         fetch=fetch_options(args, context),
         hostname=args.text("hostname"),
         net=network_request(args),

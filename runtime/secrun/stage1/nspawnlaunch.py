@@ -29,12 +29,15 @@ from secrun.stage1.manifest import AppManifest, Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE
+from secrun.stage1.volumemount import mount_volumes, point
 from secrun.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, Syscalls
 from secrun_policies.labels import OWN_RUN
 
 # systemd-nspawn's own option joins from inside the pod's user namespace, which has no right to.
 _NSENTER = "/usr/bin/nsenter"
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
+# On a file system of the pod's own processes, outside the pod's folder.
+_VOLUMES = _NSPAWN_RUN / "volumes"
 
 
 def _bind(source: Path | str, target: str, *, read_only: bool, idmap: bool = True) -> str:
@@ -46,7 +49,7 @@ def _bind(source: Path | str, target: str, *, read_only: bool, idmap: bool = Tru
 
 def _volume_binds(app: str, volumes: Sequence[Volume]) -> list[str]:
     return [
-        _bind(volume.source, places.volume(app, index), read_only=volume.read_only)
+        _bind(point(_VOLUMES, app, index), places.volume(app, index), read_only=volume.read_only)
         for index, volume in enumerate(volumes)
     ]
 
@@ -119,6 +122,7 @@ class NspawnLauncher:
         self._enter_private_mounts(host.hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
         self._mount_images(pod, files, "" if label is None else label.file, undo)
+        mount_volumes(self._syscalls, manifest.apps, _VOLUMES)
         self._make_devices(manifest, files, host.uid_base, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
         network = pod.network

@@ -1,6 +1,7 @@
 """Volumes: by name, in every spelling, and bound to the place that was named."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,3 +121,21 @@ def test_a_pod_that_removes_itself_leaves_its_volumes_alone(secrun: Secrun, tmp_
     (tmp_path / "ü/file").write_text("precious\n")
     secrun.run("true", options=("-v", f"{tmp_path}/ü:/v"))
     assert (tmp_path / "ü/file").read_text() == "precious\n"
+
+
+def test_read_only_holds_for_what_is_mounted_below(secrun: Secrun, tmp_path: Path):
+    below = tmp_path / "v/below"
+    below.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], check=True)
+    try:
+        script = "touch /v/below/file 2>/dev/null && echo written; grep -c ' /v/below ' /proc/mounts"
+        assert secrun.run("sh", "-c", script, options=("-v", f"{tmp_path}/v:/v:ro")).out == "1\n"
+        secrun.run("touch", "/v/below/file", options=("-v", f"{tmp_path}/v:/v"))
+    finally:
+        subprocess.run(["umount", below], check=True)
+
+
+def test_a_file_system_that_cannot_map_owners_is_named(secrun: Secrun):
+    said = secrun.run("true", options=("-v", "/sys/kernel:/v"), code=125).err
+    assert "volume /v of app" in said
+    assert "/sys/kernel: owners cannot be mapped there" in said

@@ -49,7 +49,13 @@ def _bind(source: Path | str, target: str, *, read_only: bool, idmap: bool = Tru
 
 def _volume_binds(app: str, volumes: Sequence[Volume]) -> list[str]:
     return [
-        _bind(point(_VOLUMES, app, index), places.volume(app, index), read_only=volume.read_only)
+        # Their owners are mapped already.
+        _bind(
+            point(_VOLUMES, app, index),
+            places.volume(app, index),
+            read_only=volume.read_only,
+            idmap=False,
+        )
         for index, volume in enumerate(volumes)
     ]
 
@@ -122,7 +128,7 @@ class NspawnLauncher:
         self._enter_private_mounts(host.hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
         self._mount_images(pod, files, "" if label is None else label.file, undo)
-        mount_volumes(self._syscalls, manifest.apps, _VOLUMES)
+        mount_volumes(self._syscalls, manifest.apps, _VOLUMES, host.uid_base, SIZE)
         self._make_devices(manifest, files, host.uid_base, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
         network = pod.network

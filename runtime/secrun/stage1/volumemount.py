@@ -12,7 +12,7 @@ from pathlib import Path
 
 from secrun.errors import HostError
 from secrun.stage1.manifest import AppManifest
-from secrun.syscalls import MS_BIND, MS_REC, Syscalls
+from secrun.syscalls import CLONE_NEWUSER, Syscalls
 
 _HINT = "what is mounted and measured is the place that was named when the pod was prepared"
 
@@ -55,14 +55,67 @@ def _make_point(path: Path, fd: int) -> None:
         path.touch()
 
 
-def mount_volumes(call: Syscalls, apps: Sequence[AppManifest], folder: Path) -> None:
-    """Mount every volume of a pod below `folder`; raises HostError for a source that is gone or a link."""
+@contextmanager
+def mapping(call: Syscalls, base: int, size: int) -> Iterator[int]:
+    """Yield a user namespace that maps the ids from 0 on to the host's from `base` on."""
+    said, say = os.pipe2(os.O_CLOEXEC)
+    wait, end = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(end)
+            call.unshare(CLONE_NEWUSER)
+            os.write(say, b"1")
+            os.read(wait, 1)  # the end of the other process, if nothing else
+        finally:
+            os._exit(0)
+    os.close(say)
+    os.close(wait)
+    try:
+        namespace = _mapped(child, said, base, size)
+    finally:
+        os.close(said)
+        os.close(end)
+        os.waitpid(child, 0)
+    try:
+        yield namespace
+    finally:
+        os.close(namespace)
+
+
+def _mapped(child: int, said: int, base: int, size: int) -> int:
+    """Write the maps of a process that has entered a user namespace of its own; return the namespace."""
+    if not os.read(said, 1):
+        raise HostError("no user namespace can be made to map the owners of volumes", code="host-volume")
+    for name in ("uid_map", "gid_map"):
+        Path(f"/proc/{child}/{name}").write_text(f"0 {base} {size}\n")
+    return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def mount_volumes(call: Syscalls, apps: Sequence[AppManifest], folder: Path, base: int, size: int) -> None:
+    """Mount every volume of a pod below `folder`, owners mapped to the pod's ids.
+
+    Raises HostError for a source that is gone, is a link, or is on a file system that cannot map owners.
+    """
     if not any(app.volumes for app in apps):
         return
     folder.mkdir(mode=0o700)
-    for app in apps:
-        for index, volume in enumerate(app.volumes):
-            target = point(folder, app.name, index)
-            with opened(volume.source, f"volume {volume.target} of app {app.name}") as fd:
-                _make_point(target, fd)
-                call.mount(f"/proc/self/fd/{fd}", str(target), "", MS_BIND | MS_REC)
+    with mapping(call, base, size) as namespace:
+        for app in apps:
+            for index, volume in enumerate(app.volumes):
+                what = f"volume {volume.target} of app {app.name}"
+                target = point(folder, app.name, index)
+                with opened(volume.source, what) as fd:
+                    _make_point(target, fd)
+                    _mount(call, fd, target, namespace, f"{what}: {volume.source}")
+
+
+def _mount(call: Syscalls, fd: int, target: Path, namespace: int, what: str) -> None:
+    try:
+        call.mount_mapped(fd, str(target), namespace)
+    except OSError as error:
+        raise HostError(
+            f"{what}: owners cannot be mapped there, or on what is mounted below: {error.strerror}",
+            hint="mount_setattr(2), MOUNT_ATTR_IDMAP, lists the file systems and kernels that can",
+            code="host-volume",
+        ) from error

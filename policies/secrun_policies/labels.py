@@ -13,10 +13,11 @@ from secrun_policies.errors import PolicyError, near
 
 _CODE = "policy-label"
 # Names of policy types are C identifiers with dots (checkpolicy's scanner).
-_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,127}\Z")
-_LEVEL = re.compile(r"s\d{1,2}(:c\d{1,4}(,c\d{1,4}){0,7})?\Z")
-_CONTEXT = re.compile(r"([A-Za-z0-9_.-]+):([A-Za-z0-9_.-]+):([A-Za-z0-9_.-]+):(s[0-9a-z:,.-]+)\Z")
-_ASSIGNMENT = re.compile(r'\s*([a-z_]+)\s*=\s*"?([^"\s]+)"?\s*\Z')
+# Not compiled here: every start loads this module, and most need none of them.
+_TYPE = r"[A-Za-z][A-Za-z0-9_.]{0,127}\Z"
+_LEVEL = r"s\d{1,2}(:c\d{1,4}(,c\d{1,4}){0,7})?\Z"
+_CONTEXT = r"([A-Za-z0-9_.-]+):([A-Za-z0-9_.-]+):([A-Za-z0-9_.-]+):(s[0-9a-z:,.-]+)\Z"
+_ASSIGNMENT = r'\s*([a-z_]+)\s*=\s*"?([^"\s]+)"?\s*\Z'
 _KINDS = ("disable", "level", "type")
 # lxc_contexts(5) and virtual_domain_context(5) have a handful of lines.
 MAX_CONTEXT_FILE_BYTES = 64 * 1024
@@ -68,9 +69,9 @@ def parse_option(text: str) -> LabelRequest:
     kind, colon, value = text.partition(":")
     if kind == "disable" and not colon:
         return LabelRequest(disable=True)
-    if kind == "type" and _TYPE.match(value):
+    if kind == "type" and re.match(_TYPE, value):
         return LabelRequest(type=value)
-    if kind == "level" and _LEVEL.match(value):
+    if kind == "level" and re.match(_LEVEL, value):
         return LabelRequest(level=value)
     if kind in _KINDS and colon:
         raise PolicyError(
@@ -107,7 +108,7 @@ def merge(requests: Iterable[LabelRequest]) -> LabelRequest:
 
 def parse_assignments(text: str) -> dict[str, str]:
     """Read lxc_contexts(5): lines `name = "context"`; others are comments."""
-    matches = (_ASSIGNMENT.match(line) for line in text.splitlines())
+    matches = (re.match(_ASSIGNMENT, line) for line in text.splitlines())
     return {match[1]: match[2] for match in matches if match}
 
 
@@ -119,7 +120,7 @@ def parse_lines(text: str) -> tuple[str, ...]:
 
 def with_level(context: str, level: str) -> str:
     """Return a context at another level; raises PolicyError if it has none."""
-    match = _CONTEXT.match(context)
+    match = re.match(_CONTEXT, context)
     if match is None:
         raise PolicyError(
             f"{context[:80]!r} is no SELinux context with a level",
@@ -131,7 +132,7 @@ def with_level(context: str, level: str) -> str:
 
 def with_type(context: str, name: str) -> str:
     """Return a context with another type; raises PolicyError if it is none."""
-    match = _CONTEXT.match(context)
+    match = re.match(_CONTEXT, context)
     if match is None:
         raise PolicyError(f"{context[:80]!r} is no SELinux context with a level", code=_CODE)
     return f"{match[1]}:{match[2]}:{name}:{match[4]}"
@@ -139,7 +140,7 @@ def with_type(context: str, name: str) -> str:
 
 def level_of(context: str) -> str:
     """Return the level of a context, empty if it has none."""
-    match = _CONTEXT.match(context)
+    match = re.match(_CONTEXT, context)
     return match[4] if match else ""
 
 

@@ -46,7 +46,8 @@ def drop_ins(name: str, places: Sequence[Path]) -> Iterator[Path]:
     found: dict[str, Path] = {}
     for place in places:
         folder = place / name
-        members = os.listdir(folder) if folder.is_dir() else []
+        # Path.is_dir costs more than the question, and every start of a pod asks here.
+        members = os.listdir(folder) if os.path.isdir(folder) else []
         for member in members:
             if member.endswith(".toml"):
                 found.setdefault(member, folder / member)

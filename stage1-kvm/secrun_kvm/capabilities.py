@@ -1,6 +1,7 @@
 """Ask QEMU once per host what it can do: libvirt keeps the answer in files that every pod gets a copy of."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,33 +10,38 @@ from secrun.stage1.machine import Accelerator
 from secrun.stage1.uidrange import acquire
 from secrun.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, LinuxSyscalls
 from secrun_kvm import lvroot, virt
+from secrun_kvm.place import CACHE, Root
 from secrun_kvm.spec import Architecture
 
 _MAX_TEXT = 4096
 
 
-def build(folder: Path, architecture: Architecture, accelerator: Accelerator) -> None:
+def build(
+    folder: Path, architecture: Architecture, accelerator: Accelerator, *, keep: Collection[str] = ()
+) -> None:
     """Write the capability cache into the new folder `folder`, whole or not at all; raises HostError.
 
-    As the user and with the devices that pods' machines have: the answers depend on both.
+    As the user and with the devices that pods' machines have: the answers depend on both. Its siblings are
+    removed, but for those named in `keep`.
     """
     import shutil
     import tempfile
 
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # What an older QEMU, libvirt or kernel said; a pod that copies from it at this moment asks again.
+    # What an older QEMU, libvirt or kernel said.
     for old in folder.parent.iterdir():
-        shutil.rmtree(old)
+        if old.name not in keep:
+            shutil.rmtree(old)
     ids = acquire("vm-capabilities")
     with ids.guard, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        root = lvroot.Root(Path(scratch) / lvroot.FOLDER_NAME)
+        root = Root(Path(scratch) / lvroot.FOLDER_NAME)
         group = lvroot.kvm_group() if accelerator is Accelerator.KVM else ids.base
         lvroot.make(root, lvroot.settings(ids.base, group, accelerator, virt.security_driver()))
         _ask_in_child(root, architecture, accelerator)
-        (root.path / lvroot.CACHE).rename(folder)
+        (root.path / CACHE).rename(folder)
 
 
-def _ask_in_child(root: lvroot.Root, architecture: Architecture, accelerator: Accelerator) -> None:
+def _ask_in_child(root: Root, architecture: Architecture, accelerator: Accelerator) -> None:
     """Ask in a process of its own: it changes its mounts, and libvirt's threads must not stay."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
@@ -53,9 +59,7 @@ def _ask_in_child(root: lvroot.Root, architecture: Architecture, accelerator: Ac
         )
 
 
-def _reap(
-    write_fd: int, root: lvroot.Root, architecture: Architecture, accelerator: Accelerator
-) -> NoReturn:
+def _reap(write_fd: int, root: Root, architecture: Architecture, accelerator: Accelerator) -> NoReturn:
     """Be the parent of every QEMU that is asked: libvirt waits until each has vanished.
 
     The host's PID 1 may take its time over that. Never returns into the caller's code.
@@ -75,14 +79,15 @@ def _reap(
         os._exit(0 if code == 0 else 1)
 
 
-def _ask(write_fd: int, root: lvroot.Root, architecture: Architecture, accelerator: Accelerator) -> NoReturn:
+def _ask(write_fd: int, root: Root, architecture: Architecture, accelerator: Accelerator) -> NoReturn:
     code = 1
     try:
         call = LinuxSyscalls()
         call.unshare(CLONE_NEWNS)
         call.mount("", "/", "", MS_REC | MS_PRIVATE)
         place = lvroot.enter(call, root, accelerator)
-        virt.examine(place, lvroot.EMULATORS[architecture], architecture, accelerator)
+        kind = "kvm" if accelerator is Accelerator.KVM else "qemu"
+        virt.examine(place, lvroot.EMULATORS[architecture], architecture=architecture, kind=kind)
         code = 0
     except (SecrunError, OSError) as error:
         os.write(write_fd, str(error).encode()[:_MAX_TEXT])

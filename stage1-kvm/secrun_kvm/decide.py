@@ -24,38 +24,33 @@ def _accelerator(asked: MachineRequest) -> Accelerator | Sequence[Problem]:
     return accel.choose(asked.accelerator, accel.read(where))
 
 
-def _named(problem: Problem) -> Problem:
-    return replace(problem, subject=f"--stage1=kvm: {problem.subject}")
-
-
-def _machinery() -> list[Problem]:
-    where = accel.architecture()
-    return [] if where is None else [_named(problem) for problem in probe.machinery(where)]
-
-
 def _volumes(manifest: PodManifest) -> list[Problem]:
     sources = {volume.source for app in manifest.apps for volume in app.volumes}
-    found = [
+    return [
         Problem(subject=f"volume {source}", text=f"is not {_SHAREABLE}, all that a guest can be given")
         for source in sorted(sources)
         if not (os.path.isdir(source) or os.path.isfile(source))
     ]
-    if sources and probe.virtiofsd() is None:
-        text = "are shared with a guest by virtiofsd, which is not installed"
-        hint = "apt install qemu-system-common (Debian 12) or virtiofsd"
-        found.append(Problem(subject="volumes", text=text, hint=hint))
-    return found
+
+
+def _programs(manifest: PodManifest, asked: MachineRequest) -> list[Problem]:
+    """Return what this pod would miss of QEMU, libvirt and their helpers."""
+    where = accel.architecture()
+    found = [] if where is None else probe.programs(where)
+    volumes = any(app.volumes for app in manifest.apps)
+    found += probe.helpers(volumes=volumes, vtpm=asked.vtpm, storage=asked.storage_bytes is not None)
+    return [replace(item, subject=f"--stage1=kvm: {item.subject}") for item in found]
 
 
 def refusals(manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
     """Return which parts of a request cannot be honoured, each with what to do instead."""
-    found = [*_machinery(), *_volumes(manifest)]
+    found = [*_volumes(manifest), *_programs(manifest, asked)]
     if manifest.network is Network.HOST:
         text = "cannot be given to a pod in a virtual machine: its network is its own"
         found.append(Problem(subject="--net=host", text=text, hint="leave it out, or use --stage1=nspawn"))
     accelerator = _accelerator(asked)
     if not isinstance(accelerator, Accelerator):
-        found += map(_named, accelerator)
+        found += [replace(item, subject=f"--stage1=kvm: {item.subject}") for item in accelerator]
     return found
 
 

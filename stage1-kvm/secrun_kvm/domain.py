@@ -9,15 +9,14 @@ from itertools import count
 
 from secrun.record import record
 from secrun.stage1.machine import Accelerator
+from secrun_kvm.place import NAME
 from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
 
-# One pod, one libvirt root: the name is only ever seen there.
-NAME = "pod"
 LINK_NAME = "dev.secrun.link"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 
-# QEMU keeps what it has translated in a buffer of this size; its default is a gigabyte per machine. 128 start
-# an app 3 % sooner and take 40 MB more of the host.
+# QEMU keeps what it has translated in a buffer of this size; its default is a gigabyte per machine. With 128
+# an app starts 3 % sooner, and the host has 40 MB less.
 TB_CACHE_MIB = 48
 
 _MACHINES = {Model.Q35: "q35", Model.MICROVM: "microvm", Model.VIRT: "virt"}

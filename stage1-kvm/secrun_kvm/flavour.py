@@ -45,10 +45,19 @@ class KvmFlavour:
         return _identity(ensure_guest(layout))
 
     def build_image(self, layout: "Layout", kernel: "Path | None") -> "Stage1Identity":
-        """Build the guest's image, of another kernel if one is given."""
+        """Build the guest's image, of another kernel if one is given, and ask QEMU what it can do.
+
+        The image is all that is asked for where machines cannot be started: it is built elsewhere too.
+        """
+        from secrun_kvm import probe
         from secrun_kvm.guestimage import build_guest
 
-        return _identity(build_guest(layout, kernel))
+        image = build_guest(layout, kernel)
+        if probe.can_start():
+            from secrun_kvm.lvroot import warm
+
+            warm(layout)
+        return _identity(image)
 
     def refuse(self, manifest: "PodManifest", asked: "MachineRequest") -> "Sequence[Problem]":
         """Refuse what a machine cannot have, and a machine that this host cannot start."""

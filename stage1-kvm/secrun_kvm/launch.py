@@ -28,23 +28,20 @@ from secrun_kvm.guestimage import GuestImage, load_guest, verify_guest
 from secrun_kvm.lvroot import (
     EMULATORS,
     FOLDER_NAME,
-    Root,
     bind_file,
-    cached,
     enter,
     kvm_group,
     make,
     seed,
     settings,
 )
-from secrun_kvm.place import leave
+from secrun_kvm.place import Root, leave
 from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
 from secrun_kvm.starter import Plan
 
 _SCRATCH = "scratch.img"
 # An emulated guest needs 3 s on a quiet core and ten times that on a crowded host.
 _READY_MILLIS = {Accelerator.KVM: 30_000, Accelerator.TCG: 120_000}
-_MKE2FS = "/usr/sbin/mke2fs"
 
 
 def pod_word(machine: Machine) -> str:
@@ -100,14 +97,13 @@ class KvmLauncher:
         files = PodFiles(pod.path)
         manifest = pod.manifest
         machine = machine_of(manifest)
-        cache = cached(pod.layout, self._architecture, machine.accelerator)
         host = hostside.take(files, manifest, _controllers(), undo)
         _limit(host, machine)
         attach = hostside.writable(files, manifest, host.uid_base + 1, undo)
         hostside.private_mounts(self._syscalls, host.hierarchy)
         checkpoint.reached("mount-namespace")
         undo.callback(leave)
-        root = self._make_root(files, host, machine, cache)
+        root = self._make_root(pod, host, machine)
         checkpoint.reached("machine-folder")
         spec, shared = self._fill(pod, host, root)
         checkpoint.reached("images-mounted")
@@ -137,11 +133,11 @@ class KvmLauncher:
             held_fds=(host.guard_fd,),
         )
 
-    def _make_root(self, files: PodFiles, host: HostSide, machine: Machine, cache: Path) -> Root:
+    def _make_root(self, pod: PodOnDisk, host: HostSide, machine: Machine) -> Root:
         group = kvm_group() if machine.accelerator is Accelerator.KVM else host.uid_base
-        root = Root(files.path / FOLDER_NAME)
+        root = Root(pod.path / FOLDER_NAME)
         make(root, settings(host.uid_base, group, machine.accelerator, virt.security_driver()))
-        seed(cache, root)
+        seed(pod.layout, self._architecture, machine.accelerator, root)
         return enter(self._syscalls, root, machine.accelerator)
 
     def _fill(self, pod: PodOnDisk, host: HostSide, root: Root) -> tuple[VmSpec, list[str]]:
@@ -216,7 +212,7 @@ class KvmLauncher:
                 "-E",
                 "root_owner=0:0,nodiscard",
             ]
-            run([_MKE2FS, *options, f"/proc/self/fd/{fd}"], pass_fds=[fd], user=uid)
+            run([probe.MKE2FS, *options, f"/proc/self/fd/{fd}"], pass_fds=[fd], user=uid)
         finally:
             os.close(fd)
         target = root.disk(podimage.SCRATCH_SERIAL)

@@ -6,7 +6,6 @@ socket's path has 108 bytes, and nothing outside that place is needed by path.
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,23 +14,21 @@ from secrun.errors import HostError
 from secrun.jsonio import canonical
 from secrun.locks import held
 from secrun.paths import Layout
-from secrun.record import row
 from secrun.stage1.machine import Accelerator
 from secrun.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Syscalls
+from secrun_kvm import accel
 from secrun_kvm.accel import DEVICE
-from secrun_kvm.place import PLACE
+from secrun_kvm.place import CACHE, PLACE, Root
 from secrun_kvm.spec import Architecture
 
 FOLDER_NAME = "lv"
-CACHE = "cache/qemu/capabilities"
-_NO_DEVICE = "no-kvm"
 
 EMULATORS = {
     Architecture.X86_64: Path("/usr/bin/qemu-system-x86_64"),
     Architecture.AARCH64: Path("/usr/bin/qemu-system-aarch64"),
 }
 # Debian, Fedora and Arch; whichever is there is the one that libvirt's Python binding loads.
-_DRIVERS = (
+DRIVERS = (
     "/usr/lib/{arch}-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
     "/usr/lib64/libvirt/connection-driver/libvirt_driver_qemu.so",
     "/usr/lib/libvirt/connection-driver/libvirt_driver_qemu.so",
@@ -47,65 +44,6 @@ _QEMU_MODULES = ("/usr/lib/{arch}-linux-gnu/qemu", "/usr/lib64/qemu", "/usr/lib/
 _DEVICES = ("null", "full", "zero", "random", "urandom", "ptmx")
 
 
-@row
-class Root:
-    """Paths below one libvirt root."""
-
-    path: Path
-
-    @property
-    def domain(self) -> Path:
-        """The domain XML that is started."""
-        return self.path / "domain.xml"
-
-    @property
-    def link(self) -> Path:
-        """Socket of the guest's line to the host."""
-        return self.path / "link.sock"
-
-    @property
-    def console(self) -> Path:
-        """Socket of the guest's console."""
-        return self.path / "console.sock"
-
-    @property
-    def kernel(self) -> Path:
-        """Where the kernel is bound."""
-        return self.path / "vmlinuz"
-
-    @property
-    def initrd(self) -> Path:
-        """Where the initramfs is bound."""
-        return self.path / "initrd"
-
-    def disk(self, serial: str) -> Path:
-        """Where a disk's image is bound."""
-        return self.path / "disk" / serial
-
-    def share(self, tag: str) -> Path:
-        """Where a shared folder is bound."""
-        return self.path / "share" / tag
-
-    def share_socket(self, tag: str) -> Path:
-        """Where the daemon of a shared folder listens."""
-        return self.path / "share" / f"{tag}.sock"
-
-    @property
-    def tpm(self) -> Path:
-        """State of the pod's software TPM."""
-        return self.path / "tpm"
-
-    @property
-    def tpm_socket(self) -> Path:
-        """Where it listens."""
-        return self.path / "tpm.sock"
-
-    @property
-    def no_device(self) -> Path:
-        """An empty file that nobody may open."""
-        return self.path / _NO_DEVICE
-
-
 def _first(patterns: Sequence[str], architecture: Architecture) -> Path | None:
     paths = (Path(pattern.format(arch=architecture)) for pattern in patterns)
     return next((path for path in paths if path.exists()), None)
@@ -113,7 +51,7 @@ def _first(patterns: Sequence[str], architecture: Architecture) -> Path | None:
 
 def driver(architecture: Architecture) -> Path | None:
     """Return libvirt's driver for QEMU, None if it is not installed."""
-    return _first(_DRIVERS, architecture)
+    return _first(DRIVERS, architecture)
 
 
 def settings(uid: int, gid: int, accelerator: Accelerator, security: str) -> str:
@@ -200,24 +138,49 @@ def _caches(layout: Layout) -> Path:
     return layout.run_root / "vm-capabilities"
 
 
-def cached(layout: Layout, architecture: Architecture, accelerator: Accelerator) -> Path:
-    """Return the capability cache for this host, made if there is none that fits.
+def _cache_lock(layout: Layout) -> Path:
+    return layout.locks / "vm-capabilities.lock"
+
+
+def _ensure(layout: Layout, architecture: Architecture, accelerator: Accelerator) -> Path:
+    """Return the capability cache, made if there is none that fits. Needs the lock, for itself alone."""
+    folder = _caches(layout) / cache_key(architecture, accelerator)
+    if not folder.is_dir():
+        from secrun_kvm import capabilities
+
+        valid = {cache_key(architecture, item) for item in Accelerator}
+        capabilities.build(folder, architecture, accelerator, keep=valid)
+    return folder
+
+
+def warm(layout: Layout) -> None:
+    """Make the capability cache of each accelerator that this host has; raises HostError."""
+    architecture = accel.architecture()
+    if architecture is None:
+        return
+    hardware = not accel.missing(accel.read(architecture))
+    with held(_cache_lock(layout)):
+        for accelerator in Accelerator if hardware else (Accelerator.TCG,):
+            _ensure(layout, architecture, accelerator)
+
+
+def _copy(cache: Path, root: Root) -> None:
+    import shutil
+
+    for name in os.listdir(cache):
+        shutil.copyfile(cache / name, root.path / CACHE / name)
+
+
+def seed(layout: Layout, architecture: Architecture, accelerator: Accelerator, root: Root) -> None:
+    """Give a root what is known about this host's QEMU.
 
     The first machine after an upgrade waits a second or two for it; raises HostError if QEMU or libvirt
     cannot be used.
     """
-    from secrun_kvm import capabilities
-
     folder = _caches(layout) / cache_key(architecture, accelerator)
-    if folder.is_dir():
-        return folder
-    with held(layout.locks / "vm-capabilities.lock"):
-        if not folder.is_dir():
-            capabilities.build(folder, architecture, accelerator)
-    return folder
-
-
-def seed(cache: Path, root: Root) -> None:
-    """Give a root what is known about this host's QEMU."""
-    for name in os.listdir(cache):
-        shutil.copyfile(cache / name, root.path / CACHE / name)
+    with held(_cache_lock(layout), shared=True):
+        if folder.is_dir():
+            _copy(folder, root)
+            return
+    with held(_cache_lock(layout)):
+        _copy(_ensure(layout, architecture, accelerator), root)

@@ -3,23 +3,21 @@
 import grp
 import os
 import pwd
-import shutil
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from secrun.errors import SecrunError
-from secrun.launch import BASE_ENVIRONMENT
+from secrun.record import replace
 from secrun.stage1.agent import stage0_path
 from secrun.stage1.contract import Problem
 from secrun_kvm import accel, kernel, lvroot, modules
+from secrun_kvm.helpers import SWTPM, VIRTIOFSD
 from secrun_kvm.spec import Architecture
 
 # libvirt 9.0 opens its embedded driver as root only where this user exists, whoever QEMU runs as.
 LIBVIRT_USER = "libvirt-qemu"
-# In the order of preference: Debian 12 (part of QEMU), then the Rust program of Debian 13 and others.
-_VIRTIOFSD = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
-_MKE2FS = Path("/usr/sbin/mke2fs")
+MKE2FS = Path("/usr/sbin/mke2fs")
 # Loads a kernel and does nothing else; SeaBIOS takes longer, and is ten times as large.
 FIRMWARE = Path("/usr/share/qemu/qboot.rom")
 
@@ -32,15 +30,15 @@ def binding() -> Path | None:
 
 def virtiofsd() -> Path | None:
     """Return the daemon that shares host folders, None if it is not installed."""
-    return next((path for path in _VIRTIOFSD if os.access(path, os.X_OK)), None)
+    return next((path for path in VIRTIOFSD if os.access(path, os.X_OK)), None)
 
 
-def _absent(subject: object, hint: str, *, fatal: bool = True) -> Problem:
-    return Problem(subject=str(subject), text="is not installed", hint=hint, fatal=fatal)
+def _absent(subject: object, hint: str) -> Problem:
+    return Problem(subject=str(subject), text="is not installed", hint=hint)
 
 
-def machinery(architecture: Architecture) -> Sequence[Problem]:
-    """Return what no machine can be started without; it costs a start next to nothing."""
+def programs(architecture: Architecture) -> list[Problem]:
+    """Return what is missing of QEMU and libvirt."""
     found = []
     emulator = lvroot.EMULATORS[architecture]
     package = "qemu-system-x86" if architecture is Architecture.X86_64 else "qemu-system-arm"
@@ -67,6 +65,12 @@ def machinery(architecture: Architecture) -> Sequence[Problem]:
     return found
 
 
+def can_start() -> bool:
+    """Tell whether this process could start a machine."""
+    architecture = accel.architecture()
+    return os.geteuid() == 0 and architecture is not None and not programs(architecture)
+
+
 def _guest() -> list[Problem]:
     """Look for what guests boot: a kernel with its modules, and our own init."""
     try:
@@ -79,25 +83,18 @@ def _guest() -> list[Problem]:
     return []
 
 
-def _optional() -> list[Problem]:
+def helpers(*, volumes: bool, vtpm: bool, storage: bool) -> list[Problem]:
+    """Return what is missing for these options of a pod."""
     found = []
-    if virtiofsd() is None:
-        found.append(
-            Problem(
-                subject="virtiofsd",
-                text="is not installed: no volumes",
-                hint="apt install qemu-system-common (Debian 12) or virtiofsd",
-                fatal=False,
-            )
-        )
-    for program, package, what in (
-        ("swtpm", "swtpm", "--vtpm"),
-        ("swtpm_setup", "swtpm-tools", "--vtpm"),
-        ("mke2fs", "e2fsprogs", "--storage"),
-    ):
-        if shutil.which(program, path=BASE_ENVIRONMENT["PATH"]) is None:
-            text = f"is not installed: no {what}"
-            found.append(Problem(subject=program, text=text, hint=f"apt install {package}", fatal=False))
+    if volumes and virtiofsd() is None:
+        hint = "apt install qemu-system-common (Debian 12) or virtiofsd"
+        found.append(Problem(subject="virtiofsd", text="is not installed: no volumes", hint=hint))
+    if vtpm and not os.access(SWTPM, os.X_OK):
+        text = "is not installed: no --vtpm"
+        found.append(Problem(subject=str(SWTPM), text=text, hint="apt install swtpm"))
+    if storage and not os.access(MKE2FS, os.X_OK):
+        text = "is not installed: no --storage"
+        found.append(Problem(subject=str(MKE2FS), text=text, hint="apt install e2fsprogs"))
     return found
 
 
@@ -107,5 +104,6 @@ def problems() -> Sequence[Problem]:
     if architecture is None:
         text = "has no guests: they need x86_64 or aarch64"
         return [Problem(subject=os.uname().machine, text=text)]
-    found = [*machinery(architecture), *_guest(), *_optional()]
+    found = [*programs(architecture), *_guest()]
+    found += [replace(item, fatal=False) for item in helpers(volumes=True, vtpm=True, storage=True)]
     return [*found, *accel.missing(accel.read(architecture))]

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from secrun.errors import HostError
-from secrun.stage1.machine import Accelerator
-from secrun_kvm.domain import NAME
-from secrun_kvm.spec import Architecture
+from secrun_kvm.place import NAME
 
 if TYPE_CHECKING:
-    from secrun_kvm.lvroot import Root
+    from secrun_kvm.place import Root
 
 _SELINUX = Path("/sys/fs/selinux/enforce")
 
@@ -69,14 +67,16 @@ def _silent(context: object, error: object) -> None:
     """Ignore what is raised as an exception as well."""
 
 
-def examine(root: "Root", emulator: Path, architecture: Architecture, accelerator: Accelerator) -> None:
-    """Make libvirt ask `emulator` what it can do and keep the answer below `root`; raises HostError."""
-    kind = "kvm" if accelerator is Accelerator.KVM else "qemu"
+def examine(root: "Root", emulator: Path, *, architecture: str, kind: str) -> None:
+    """Make libvirt ask `emulator` what it can do and keep the answer below `root`; raises HostError.
+
+    `kind` is libvirt's word for the accelerator: kvm, or qemu for emulation.
+    """
     connection = _open(root)
     import libvirt
 
     try:
-        connection.getDomainCapabilities(str(emulator), str(architecture), None, kind)
+        connection.getDomainCapabilities(str(emulator), architecture, None, kind)
     except libvirt.libvirtError as error:
         _refused(error)
 

@@ -295,11 +295,19 @@ def attest(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
     return [*rows, *log_rows, *attestation_rows(rounds)], profiles
 
 
+def guest(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
+    """Pods in virtual machines, emulated: start, stop, memory, several at once."""
+    from bench_kvm import guest_rows
+
+    return guest_rows(bench, rounds)
+
+
 CASES: dict[str, Callable[[Bench, int], tuple[Rows, Profiles]]] = {
     "cli": command_line,
     "pod": pod,
     "fetch": fetch,
     "memory": memory,
+    "guest": guest,
     "attest": attest,
 }
 

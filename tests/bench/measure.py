@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 # PYTHONDONTWRITEBYTECODE and its like would have every start compile secrun anew.
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -31,6 +32,8 @@ class Contender:
     after: Callable[[], None] = lambda: None
     expected: Sequence[int] = (0,)
     environment: Mapping[str, str] = field(default_factory=dict)
+    until: bytes = b""
+    """The clock stops when the last command has written this to its standard output, not when it ends."""
 
 
 @dataclass(slots=True)
@@ -58,19 +61,22 @@ def ratio(ours: Series, theirs: Series, what: str = "wall") -> float:
     return statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs)
 
 
-def run_once(argv: Sequence[str], expected: Sequence[int], environment: Mapping[str, str]) -> Sample:
+def run_once(
+    argv: Sequence[str], expected: Sequence[int], environment: Mapping[str, str], until: bytes = b""
+) -> Sample:
     """Run one command; raises RuntimeError with its words when it ends in an unexpected way."""
     with tempfile.TemporaryFile() as said:
         begin = time.monotonic()
         process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=subprocess.PIPE if until else said,
             stderr=said,
             env={**_ENVIRONMENT, **environment},
         )
+        reached = None if process.stdout is None else _reached(process.stdout.fileno(), until, said)
         _, status, usage = os.wait4(process.pid, 0)
-        wall = time.monotonic() - begin
+        wall = (reached or time.monotonic()) - begin
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode not in expected:
             said.seek(0)
@@ -79,10 +85,28 @@ def run_once(argv: Sequence[str], expected: Sequence[int], environment: Mapping[
     return Sample(wall=wall, cpu=usage.ru_utime + usage.ru_stime)
 
 
+def _reached(fd: int, until: bytes, said: IO[bytes]) -> float:
+    """Read to the end of a pipe; return when `until` had come, raises RuntimeError if it did not."""
+    seen, when = b"", 0.0
+    while piece := os.read(fd, 65536):
+        said.write(piece)
+        seen += piece
+        if not when and until in seen:
+            when = time.monotonic()
+    if not when:
+        raise RuntimeError(f"{until!r} did not come, but {seen[-500:]!r}")
+    return when
+
+
 def _round_of(contender: Contender) -> Sample:
     contender.before()
     try:
-        parts = [run_once(argv, contender.expected, contender.environment) for argv in contender.commands()]
+        commands = contender.commands()
+        untils = [b""] * (len(commands) - 1) + [contender.until]
+        parts = [
+            run_once(argv, contender.expected, contender.environment, until)
+            for argv, until in zip(commands, untils, strict=True)
+        ]
     finally:
         contender.after()
     return Sample(wall=sum(part.wall for part in parts), cpu=sum(part.cpu for part in parts))
@@ -98,6 +122,26 @@ def compare(contenders: Sequence[Contender], rounds: int) -> dict[str, Series]:
         for contender in (*contenders[turn:], *contenders[:turn]):
             series[contender.name].samples.append(_round_of(contender))
     return series
+
+
+def beyond_guest(pids: Sequence[int], guest_bytes: int) -> int:
+    """Return the proportional memory of processes without what guests have touched of theirs, in bytes.
+
+    A guest's memory is the one mapping of exactly its size in its QEMU (proc_pid_smaps(5)): what is
+    resident there the guest has touched, or has from the host in huge pages for what it has touched.
+    """
+    touched = 0
+    for pid in pids:
+        size = 0
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name == "Size":
+                size = int(rest.split()[0]) * 1024
+            elif name == "Rss" and size == guest_bytes:
+                touched += int(rest.split()[0]) * 1024
+    if not touched:
+        raise RuntimeError(f"no process maps a guest of {guest_bytes} bytes")
+    return host_memory(pids)[1] - touched
 
 
 def host_memory(pids: Sequence[int]) -> tuple[int, int]:

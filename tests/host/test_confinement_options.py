@@ -34,9 +34,9 @@ def test_kernel_files_are_masked_and_unmasked_by_name(secrun: Secrun):
 
 
 def test_settings_of_the_pods_own_network(secrun: Secrun):
-    script = "cat /proc/sys/net/ipv4/ip_forward"
-    assert read(secrun, script) == "0\n"
-    assert read(secrun, script, "--sysctl=net.ipv4.ip_forward=1") == "1\n"
+    script = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start"
+    assert read(secrun, script) == "1024\n"
+    assert read(secrun, script, "--sysctl=net.ipv4.ip_unprivileged_port_start=80") == "80\n"
     for name in ("kernel.panic=1", "kernel.shmmax=1"):
         refused = secrun.run("true", options=(f"--sysctl={name}",), code=2)
         assert "only net.* can be set" in refused.err
@@ -114,7 +114,7 @@ def test_the_strict_filter_and_profile(secrun: Secrun):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--security-opt=label=type:x_t",), 125, "needs SELinux"),
+        (("--security-opt=label=type:x_t",), 125, "SELinux is off"),
         (("--ulimit=nofile=99999999",), 2, "above this host's"),
         (("--device=/dev/zero:/dev/zap:r",), 2, "cannot be enforced"),
         (("--userns=host",), 2, "always has a user namespace"),

@@ -3,6 +3,7 @@
 The attempts are in support/escape/escape.c. A flavour is a row of FLAVOURS: only its options differ.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -232,11 +233,7 @@ def test_exe_write(pods: Secrun, program: Path, things: Things, tmp_path: Path):
             if said := pods("logs", uuid).out:
                 break
         # It caught the agent, and what it runs from cannot be written.
-        assert said in (
-            "exe-write refused EROFS\n",
-            "exe-write refused ENOENT\n",
-            "exe-write refused EACCES\n",
-        )
+        assert said == "exe-write refused EROFS\n"
     finally:
         pods("stop", "--force", uuid)
         pods("status", "--wait", uuid)
@@ -248,7 +245,9 @@ def test_exe_write(pods: Secrun, program: Path, things: Things, tmp_path: Path):
         [program, "exe-write"], env=variables, stdout=subprocess.PIPE, text=True
     ) as attempt:
         while attempt.poll() is None:
-            subprocess.run([copy, "0.05"], check=False)
+            # It cannot be executed while somebody writes to it, which is what is waited for.
+            with contextlib.suppress(OSError):
+                subprocess.run([copy, "0.05"], check=False)
         assert attempt.stdout is not None
         assert attempt.stdout.read() == "exe-write worked\n"
 

@@ -43,6 +43,13 @@ def test_a_host_that_runs_pods_passes_the_doctor(secrun: Secrun):
     assert [item for item in found["problems"] if item["fatal"]] == []
 
 
+def test_the_doctor_takes_what_machines_need_for_a_note_unless_it_is_asked(secrun: Secrun):
+    """No hardware virtualisation is to be had here."""
+    notes = secrun("doctor").out
+    assert "note --stage1=kvm: this processor shows neither vmx nor svm" in notes
+    assert "FAIL this processor shows neither vmx nor svm" in secrun("doctor", "--stage1=kvm", code=125).out
+
+
 def test_versions_are_told(secrun: Secrun):
     found = json.loads(secrun("version", "--format=json").out)
     assert re.fullmatch(r"\d+\.\d+\.\d+", found["secrun"])

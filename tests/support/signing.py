@@ -79,6 +79,7 @@ def certificate(
     issuer=None,
     issuer_key=None,
     authority=False,
+    may_issue=True,
     names=(),
     subject="signer",
     organisation="",
@@ -112,7 +113,7 @@ def certificate(
                 key_encipherment=False,
                 data_encipherment=False,
                 key_agreement=False,
-                key_cert_sign=authority,
+                key_cert_sign=authority and may_issue,
                 crl_sign=authority,
                 encipher_only=False,
                 decipher_only=False,
@@ -273,12 +274,15 @@ class Log:
 
         return make
 
-    def proof(self, body):
-        """Return a proof that `body` is the last leaf of the log, whose checkpoint the log signed."""
+    def proof(self, body, *, claimed=None, key=None):
+        """Return a proof that `body` is the last leaf of the log, whose checkpoint the log signed.
+
+        The checkpoint may claim another size, or be signed by another key.
+        """
         leaves = [hashlib.sha256(b"\0" + item).digest() for item in (*self.others, body)]
         root, path = tree(leaves, len(leaves) - 1)
-        text = f"log.example\n{len(leaves)}\n{b64(root)}\n"
-        note = b64(self.log_id[:4] + signed(self.key, text.encode()))
+        text = f"log.example\n{claimed or len(leaves)}\n{b64(root)}\n"
+        note = b64(self.log_id[:4] + signed(key or self.key, text.encode()))
         return {
             "logIndex": str(len(leaves) - 1),
             "rootHash": b64(root),

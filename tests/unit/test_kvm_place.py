@@ -12,6 +12,8 @@ from secrun.stage1.machine import Accelerator
 from secrun.stage1.podfiles import PodFiles
 from secrun_kvm import launch, lvroot
 from secrun_kvm.flavour import KvmFlavour
+from secrun_kvm.helpers import VIRTIOFSD, share_command
+from secrun_kvm.place import PLACE, Root
 from secrun_kvm.spec import Architecture
 from secrun_kvm.starter import Plan
 from support.manifests import app, pod
@@ -39,7 +41,7 @@ def test_an_emulated_machine_has_no_kvm_device():
 
 
 def test_a_root_can_be_searched_by_qemu_whatever_the_umask(tmp_path):
-    root = lvroot.Root(tmp_path / "lv")
+    root = Root(tmp_path / "lv")
     before = os.umask(0o077)
     try:
         lvroot.make(root, "")
@@ -63,20 +65,29 @@ def test_what_is_known_of_qemu_is_forgotten_when_qemu_or_the_accelerator_changes
 
 def test_the_sockets_of_a_root_fit_into_an_address():
     """unix(7): 108 bytes with the final one; libvirt's longest is that of QEMU's monitor."""
-    longest = f"{lvroot.PLACE}/lib/qemu/domain-1-pod/monitor.sock"
+    longest = f"{PLACE}/lib/qemu/domain-1-pod/monitor.sock"
     assert len(longest) < 60
-    assert len(str(lvroot.Root(lvroot.PLACE).share_socket("volume-4095"))) < 60
+    assert len(str(Root(PLACE).share_socket("volume-4095"))) < 60
 
 
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan(root=lvroot.Root(Path("/r")), uid=524288),
-        Plan(root=lvroot.Root(Path("/r")), uid=1, virtiofsd="/v d", tags=("a", "b"), vtpm=True),
+        Plan(root=Root(Path("/r")), uid=524288),
+        Plan(root=Root(Path("/r")), uid=1, virtiofsd="/v d", tags=("a", "b"), vtpm=True),
     ],
 )
 def test_the_starter_reads_what_it_is_told(plan):
     assert Plan.from_words(plan.words()) == plan
+
+
+@pytest.mark.parametrize("program", VIRTIOFSD)
+def test_the_daemon_of_a_share_sees_one_folder_and_makes_no_devices(program):
+    text = shlex.join(share_command(str(program), 7, Path("/run/secrun-vm/share/volume-0")))
+    assert text.startswith(f"{program} --fd=7 ")
+    assert "/run/secrun-vm/share/volume-0" in text
+    assert "modcaps=-mknod" in text
+    assert "sandbox=namespace" in text
 
 
 def test_the_supervisor_is_told_everything_about_its_pod(tmp_path):
@@ -85,7 +96,7 @@ def test_the_supervisor_is_told_everything_about_its_pod(tmp_path):
         Path("/agent"),
         manifest,
         PodFiles(tmp_path),
-        root=lvroot.Root(lvroot.PLACE),
+        root=Root(PLACE),
         uid=524288,
         kill=Path("/sys/fs/cgroup/secrun/x/cgroup.kill"),
         starter=("python", "-m", "x"),

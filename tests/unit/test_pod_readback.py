@@ -21,9 +21,10 @@ app gone unread 0 1795513051095452781
 """
 
 
-def expected(*apps, **changes) -> str:
+def expected(*apps, label="", **changes) -> str:
     manifest = replace(pod(*apps), **changes)
-    return readback.expectation(manifest, uid_base=131072, ids=65536, group="/secrun/x/").decode()
+    found = readback.expectation(manifest, uid_base=131072, ids=65536, group="/secrun/x/", label=label)
+    return found.decode()
 
 
 def test_the_expectation_says_what_was_compiled():
@@ -33,6 +34,8 @@ def test_the_expectation_says_what_was_compiled():
     assert {"within CapBnd 0000000000000021", "within CapAmb 0000000000000000"} <= set(lines)
     assert {"at-least NoNewPrivs 1", "at-least Seccomp 2", "equal uid_map 0 131072 65536"} <= set(lines)
     assert "under cgroup /secrun/x/" in lines
+    assert "label" not in "".join(lines)
+    assert "equal label a:b:c:s0:c1,c2" in expected(app(), label="a:b:c:s0:c1,c2").splitlines()
 
 
 def test_another_user_holds_ambient_capabilities_and_a_missing_filter_is_one_less():

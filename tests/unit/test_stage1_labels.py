@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,17 @@ from secrun.selinux import Mode
 from secrun.stage1 import labels
 from secrun.stage1.label import Label
 from secrun.stage1.manifest import Relabel, Volume
-from secrun_policies.labels import OWN_FILE, OWN_OPEN, OWN_PROCESS, HostContexts, LabelKind, LabelRequest
+from secrun_policies.labels import (
+    OWN_FILE,
+    OWN_OPEN,
+    OWN_PROCESS,
+    OWN_RUN,
+    OWN_RUNTIME,
+    OWN_STORE,
+    HostContexts,
+    LabelKind,
+    LabelRequest,
+)
 
 LABEL = Label(process=OWN_PROCESS, file=OWN_FILE, runtime="", level="")
 
@@ -174,7 +185,7 @@ def test_without_selinux_there_is_no_label_and_none_may_be_asked_for(kernel: Cal
     kernel(Mode.OFF)
     assert labels.decide(LabelKind.CONTAINER, LabelRequest()) is None
     assert labels.decide(LabelKind.CONTAINER, LabelRequest(disable=True)) is None
-    with pytest.raises(HostError, match="SELinux is off"):
+    with pytest.raises(HostError, match="needs SELinux"):
         labels.decide(LabelKind.CONTAINER, LabelRequest(type="x_t"))
 
 
@@ -203,3 +214,49 @@ def test_a_pod_starts_only_where_its_label_is_what_was_decided(kernel: Callable[
     labels.check(None, ())
     with pytest.raises(HostError, match="SELinux is off now"):
         labels.check(LABEL, ())
+
+
+def test_a_store_elsewhere_is_labelled_once_and_its_pods_are_left_alone(
+    layout: Layout, labelled: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(selinux, "label_of", lambda path: labelled.get(str(path), "other"))
+    for folder in (layout.rootfs, layout.pods / "run/uuid/rw", layout.run_root):
+        folder.mkdir(parents=True)
+    (layout.rootfs / "image").touch()
+    own = Label(process=OWN_PROCESS, file=OWN_FILE, runtime=OWN_RUNTIME, level="")
+    os.close(labels.assign(layout, "seed", own).guard_fd)
+    names = ("", "/rootfs", "/rootfs/image", "/pods", "/pods/run")
+    stored = {path: label for path, label in labelled.items() if path.startswith(str(layout.root))}
+    assert stored == {f"{layout.root}{name}": OWN_STORE for name in names}
+    assert labelled[str(layout.run_root)] == OWN_RUN
+    labelled[str(layout.rootfs / "image")] = "changed"
+    os.close(labels.assign(layout, "seed", own).guard_fd)
+    assert labelled[str(layout.rootfs / "image")] == "changed"
+
+
+def test_a_root_that_is_the_hosts_own_folder_is_refused(
+    labelled: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(selinux, "label_of", lambda _: "other")
+    own = Label(process=OWN_PROCESS, file=OWN_FILE, runtime=OWN_RUNTIME, level="")
+    with pytest.raises(UsageError, match="lock the host out"):
+        labels.assign(Layout(root=Path("/var/lib"), run_root=Path("/run/x")), "seed", own)
+    assert labelled == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"), [("0", Mode.PERMISSIVE), ("1\n", Mode.ENFORCING), (None, Mode.OFF)]
+)
+def test_the_kernel_says_what_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, mode: Mode
+):
+    if text is not None:
+        (tmp_path / "enforce").write_text(text)
+    monkeypatch.setattr(selinux, "ENFORCE", tmp_path / "enforce")
+    assert selinux.mode() is mode
+
+
+def test_selinux_without_its_binding_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "selinux", None)
+    with pytest.raises(HostError, match="python3-selinux is not installed"):
+        selinux.contexts()

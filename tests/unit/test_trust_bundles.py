@@ -1,5 +1,6 @@
 """Bundles, Notation signatures and hostile bytes: what counts, and every way to fail."""
 
+import base64
 import hashlib
 import json
 
@@ -103,6 +104,42 @@ def test_a_bundle_with_one_wrong_member_does_not_count(sigstore, keyless, path, 
     document = sigstore.bundle(key=key, leaf=sigstore.leaf(key))
     reason = refused(ACCEPT, bundled(broken(document, *path, value=value)), rules=keyless())
     assert word in reason
+
+
+def test_a_certificate_and_a_log_do_not_help_a_signature_by_another_key(sigstore, keyless, key):
+    document = sigstore.bundle(key=signing.new_key(), leaf=sigstore.leaf(key))
+    assert "not by the key" in refused(ACCEPT, bundled(document), rules=keyless())
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"claimed": 99}, "another state"), ({"key": signing.new_key()}, "not by the key")],
+)
+def test_a_checkpoint_must_be_the_logs_own_and_about_the_proof(sigstore, keyless, key, options, word):
+    document = sigstore.bundle(key=key, leaf=sigstore.leaf(key))
+    body = base64.b64decode(document["verificationMaterial"]["tlogEntries"][0]["canonicalizedBody"])
+    path = (*ENTRY, "inclusionProof")
+    changed = broken(document, *path, value=sigstore.log.proof(body, **options))
+    assert word in refused(ACCEPT, bundled(changed), rules=keyless())
+    accepted(ACCEPT, bundled(broken(document, *path, value=sigstore.log.proof(body))), rules=keyless())
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        (("tlogs", 0, "publicKey", "validFor"), "does not name"),
+        (("ctlogs", 0, "publicKey", "validFor"), "does not name"),
+        (("certificateAuthorities", 0, "validFor"), "in use"),
+    ],
+)
+def test_what_a_trusted_root_names_counts_for_its_time_only(sigstore, keyless, tmp_path, path, word):
+    key = signing.new_key()
+    document = bundled(sigstore.bundle(key=key, leaf=sigstore.leaf(key)))
+    span = {"start": "2020-01-01T00:00:00Z", "end": signing.moment(NOW - 1000).isoformat()}
+    (tmp_path / "trusted_root.json").write_text(
+        json.dumps(broken(sigstore.trusted_root(), *path, value=span))
+    )
+    assert word in refused(ACCEPT, document, rules=keyless())
 
 
 def test_keyless_bundles_of_others_do_not_count(sigstore, keyless, key):

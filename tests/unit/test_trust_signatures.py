@@ -20,7 +20,7 @@ from secrun.trust.ring import KeyRing
 from secrun.trust.signatures import Candidate, SignatureSet
 from support import signing
 from support.signing import IMAGE, NAME, NOW, Authority, Log, b64, by_certificate, by_key
-from support.weighing import accepted, by_keys, decided, refused, requirement
+from support.weighing import accepted, by_keys, decided, refused, requirement, rules, subject
 
 OTHER = Digest.of(b"another manifest")
 OTHER = Digest.of(b"another manifest")
@@ -225,6 +225,64 @@ def test_a_certificate_of_another_authority_or_key_does_not_count(key):
     fake = signing.certificate(signing.new_key(), issuer=authority.certificate, issuer_key=authority.key)
     child = signing.certificate(key, issuer=fake, issuer_key=signing.new_key(), names=[signing.mail()])
     refused(pki(authority), by_certificate(key, child, signing.pem(fake) + authority.chain))
+
+
+def test_an_authority_that_may_not_sign_certificates_issues_none_that_count(key):
+    authority, middle = Authority(), signing.new_key()
+    weak = signing.certificate(
+        middle,
+        issuer=authority.certificate,
+        issuer_key=authority.key,
+        authority=True,
+        may_issue=False,
+        subject="weak",
+    )
+    leaf = signing.certificate(key, issuer=weak, issuer_key=middle, names=[signing.mail()])
+    reason = refused(pki(authority), by_certificate(key, leaf, signing.pem(weak) + authority.chain))
+    assert "may not sign certificates" in reason
+
+
+def test_a_rule_may_limit_the_age_of_signatures(key):
+    # Signed a minute ago.
+    def rule(age):
+        return rules(f'[[rule]]\nscope = "default"\nmax-age = "{age}"\n')
+
+    admission = decided(by_keys(key), by_key(key), rules=rule("2m"))
+    assert admission.decision is Decision.ACCEPT
+    assert admission.expires == NOW + 60
+    assert "max-age" in refused(by_keys(key), by_key(key), rules=rule("59s"))
+    undated = json.loads(signing.simple())
+    undated["optional"] = None
+    undated = by_key(key, json.dumps(undated).encode())
+    assert "does not say when" in refused(by_keys(key), undated, rules=rule("2m"))
+
+
+def test_everything_that_decides_is_part_of_what_a_decision_rests_on(key, tmp_path):
+    path = tmp_path / "key"
+    path.write_bytes(signing.public_pem(key))
+
+    def inputs(fields, name=NAME, digests=(IMAGE,), signatures="", text=""):
+        context = plans.TrustContext(
+            policy=requirement(keyPath=str(path), **fields), ring=KeyRing(tmp_path), rules=tuple(rules(text))
+        )
+        plan = context.plan(subject(name))
+        return plan.inputs(frozenset(digests), plan.key_files(), signatures)
+
+    first = inputs({})
+    assert inputs({}) == first
+    rule = '[[rule]]\nscope = "default"\nmax-age = "9d"\n'
+    others = [
+        inputs({"signedIdentity": {"type": "matchRepository"}}),
+        inputs({"rekorPublicKeyPath": str(path)}),
+        inputs({}, name="r.example/team/app:2"),
+        inputs({}, digests=[OTHER]),
+        inputs({}, signatures="sha256:x"),
+        inputs({}, text=rule),
+        inputs({}, text=rule.replace("9d", "8d")),
+    ]
+    path.write_bytes(signing.public_pem(signing.new_key()))
+    others.append(inputs({}))
+    assert len({first, *others}) == 1 + len(others)
 
 
 def test_garbage_in_place_of_certificates_does_not_count(key):

@@ -56,6 +56,11 @@ def main(word: str) -> None:
     with open(word, "w") as out:
         for name in kit.FIRST if first else kit.SECOND:
             print(json.dumps(report(name)), file=out, flush=True)
+        # What explains a failure, and every denial.
+        kit.hand_out(f"audit-{'first' if first else 'second'}.log", kit.AUDIT.read_text(errors="replace"))
+        journal = kit.tool("journalctl", "--boot", "--no-pager", "--output=short-monotonic", "--lines=3000")
+        kit.hand_out(f"journal-{'first' if first else 'second'}.log", journal)
+        print(json.dumps({"name": "logs", "files": kit.handed_out()}), file=out, flush=True)
         print(json.dumps({"name": "end"}), file=out, flush=True)
         if first:
             cut_the_power(out)

@@ -17,6 +17,7 @@ LAYOUT = "oci:/opt/secrun-test/images:busybox"
 RELAXED = ("--insecure-options=image", "--pull=never", "--net=none")
 # What one boot of the machine tells the next is on its disk.
 NOTES = Path("/var/lib/secrun-test")
+AUDIT = Path("/var/log/audit/audit.log")
 # Files that a check hands to the outside.
 OUT = Path("/run/secrun-test")
 IDLE = ("sh", "-c", "trap 'exit 0' TERM; echo up; while :; do sleep 0.2; done")

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from vmhost.kit import (
+    AUDIT,
     IDLE,
     LAYOUT,
     RELAXED,
@@ -31,7 +32,6 @@ from vmhost.kit import (
 )
 from vmhost.tpmchecks import events
 
-AUDIT = Path("/var/log/audit/audit.log")
 ENFORCE = Path("/sys/fs/selinux/enforce")
 POD_TYPE = "system_u:system_r:secrun_pod_t"
 # Debian's own programs, at boot and without any pod: its policy is older than they are.
@@ -171,6 +171,8 @@ def root_with_the_label_of_a_pod_reaches_nothing_but_that_pods() -> str:
         said.append(f"{path}: {found[-1].partition('avc:')[2][:100]}")
     for words in (
         ("kill", "-9", str(app(theirs))),
+        ("sh", "-c", f"echo 1 >{group(theirs)}/cgroup.kill"),
+        ("sh", "-c", "echo 0 >/sys/fs/cgroup/cgroup.procs"),
         ("touch", "/etc/intruder"),
         ("touch", THEIRS / "intruder"),
     ):

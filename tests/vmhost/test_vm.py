@@ -27,6 +27,12 @@ class Story:
     rows: dict[str, dict[str, object]]
     files: dict[str, bytes]
     nonces: tuple[str, str]
+    folder: Path
+
+    def denials(self) -> str:
+        """Return every denial of both boots, those that the tests asked for included."""
+        text = self.files["audit-second.log"].decode(errors="replace")
+        return "".join(f"{line}\n" for line in text.splitlines() if "avc:  denied" in line)
 
 
 def told(rows: list[dict[str, object]]) -> tuple[dict[str, dict[str, object]], dict[str, bytes]]:
@@ -55,7 +61,9 @@ def story(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Story:
         more, others = boot("second", f"secrun.nonce={nonces[1]}", f"secrun.note={note}")
     finally:
         disk.unlink()
-    return Story(rows=rows | more, files=files | others, nonces=nonces)
+    for name, data in (files | others).items():
+        (folder / name).write_bytes(data)
+    return Story(rows=rows | more, files=files | others, nonces=nonces, folder=folder)
 
 
 # Debootstrap, once, and both runs of the machine fall into the first test.
@@ -67,6 +75,10 @@ first = pytest.mark.timeout(vm.BUILD_SECONDS + 2 * vm.DEADLINE_SECONDS)
 def test_on_debian(story: Story, name: str):
     row = story.rows[name]
     print(f"{row['seconds']} s\n{row['said']}")
+    for log in sorted(story.files):
+        if log.endswith(".log"):
+            print(f"{log}: {story.folder / log}")
+    print(story.denials(), end="")
     assert row["passed"]
 
 

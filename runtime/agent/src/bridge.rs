@@ -22,8 +22,6 @@ use crate::sys::{self, Poller, Status};
 const MAX_CLIENTS: usize = 32;
 /// Marks that a guest may send.
 const MAX_MARKS: usize = 64;
-/// After BYE a guest gets this long to power off.
-const OFF_TIME: Duration = Duration::from_millis(500);
 /// What a machine said before its end comes within this time after it; one that is lost ends within it.
 const REST_TIME: Duration = Duration::from_secs(1);
 /// While the pod is being stopped, a waiter gets this long to read what is there.
@@ -415,7 +413,8 @@ impl Bridge {
             Item::Bye => {
                 self.bye = true;
                 self.timing.mark("host", "bye", sys::monotonic_ns());
-                self.set_until(OFF_TIME);
+                // What it was to keep it has written; its own way to power off would only take time.
+                self.set_until(Duration::ZERO);
             }
             // As many as apps: each shim comes once.
             Item::Open { channel, kind: Kind::Attach, app: "" }

@@ -73,8 +73,8 @@ def _tests(app: "AppManifest", ids: str, group: str, filters: int) -> Iterator[s
 def expectation(manifest: "PodManifest", *, uid_base: int, ids: int, group: str, label: str = "") -> bytes:
     """Return what the waiter has to compare with, in the agent's words (runtime/agent/src/readback.rs).
 
-    `group` is what the pod's processes are below, `label` their SELinux context, if they have one. The pod's
-    own filter is one at least: where systemd-nspawn makes it, it makes several.
+    `group` is what the pod's processes are below, `label` their SELinux context, if they have one. The
+    pod's own filter is one at least: where systemd-nspawn makes it, it makes several.
     """
     filters = _own_filters() + 1
     lines = ["strict"] if manifest.strict_read_back else []

@@ -8,8 +8,9 @@ from pathlib import Path
 from secrun.errors import UsageError
 from secrun.record import record, replace
 from secrun.stage1.security import Device, Tmpfs
+from secrun_policies import labels
 from secrun_policies.confine import RLIMITS, UNLIMITED, Rlimit
-from secrun_policies.errors import near
+from secrun_policies.errors import PolicyError, near
 
 _LIMIT = re.compile(r"([a-z]+)=([0-9]{1,20}|-1|unlimited)(?::([0-9]{1,20}|-1|unlimited))?\Z")
 _MODE = re.compile(r"[0-7]{3,4}\Z")
@@ -18,7 +19,6 @@ _TMPFS_FLAGS = ("exec", "noexec", "ro", "rw")
 # Folders that programs expect to write (podman-run(1), --read-only-tmpfs).
 WRITABLE_FOLDERS = ("/run", "/tmp", "/var/tmp")  # noqa: S108 - inside the app
 _SECURITY_WORDS = ("label", "mask", "no-new-privileges", "seccomp", "unmask")
-_LABEL_KINDS = ("type", "level", "filetype")
 # Words of other tools for what secrun does not have, and what it has instead.
 _FOREIGN = {
     "apparmor": "pods are confined by SELinux labels where the kernel has them, not by AppArmor",
@@ -194,13 +194,10 @@ def security_options(words: Iterable[str]) -> SecurityRequest:
 
 def _label(value: str) -> str:
     """Check one word after `label=`; whether the host can do it is decided when the pod is."""
-    kind, colon, rest = value.partition(":")
-    if value != "disable" and (kind not in _LABEL_KINDS or not colon or not rest):
-        raise UsageError(
-            f"--security-opt label={value[:80]} is not known",
-            hint=near(kind, _LABEL_KINDS) or "disable, type:TYPE or level:LEVEL",
-            code="usage-security-opt",
-        )
+    try:
+        labels.parse_option(value)
+    except PolicyError as error:
+        raise UsageError(error.message, hint=error.hint, code="usage-security-opt") from error
     return value
 
 

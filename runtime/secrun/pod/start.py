@@ -18,7 +18,7 @@ from secrun.pod.states import Folder, LockedPod
 from secrun.record import field, record, replace
 from secrun.stage1 import cgroups, flavours, waiter
 from secrun.stage1.agent import agent_path
-from secrun.stage1.contract import PodOnDisk
+from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.manifest import Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
@@ -86,7 +86,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             selinux.label_fd(log_fd, launch.file_label)
         if options.launched is not None:
             options.launched(files)
-        read_back = _read_back(files, manifest, launch.label, undo)
+        read_back = _read_back(files, manifest, launch, undo)
         plan = waiter.WaiterPlan(
             agent=agent,
             apps=tuple(app.name for app in manifest.apps),
@@ -130,7 +130,7 @@ def _connect(pod: LockedPod, manifest: PodManifest, places: Places, undo: ExitSt
 
 
 def _read_back(
-    files: PodFiles, manifest: PodManifest, label: str, undo: ExitStack
+    files: PodFiles, manifest: PodManifest, launch: Launch, undo: ExitStack
 ) -> tuple[int, int] | None:
     """Write what the kernel has to enforce, open where the waiter writes what it does.
 
@@ -141,7 +141,7 @@ def _read_back(
     base = int(files.uid_base.read_text())
     hierarchy = cgroups.host()
     group = f"/{hierarchy.pod(manifest.uuid).relative_to(hierarchy.mount)}/"
-    expected = readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group, label=label)
+    expected = readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group, label=launch.label)
     files.expected.write_bytes(expected)
     found = []
     for path, flags in (

@@ -49,6 +49,10 @@ def take(
     # Looked up again when it is undone: by then the pod's own mounts may cover the host's path.
     undo.callback(lambda: cgroups.destroy(cgroups.host().pod(manifest.uuid)))
     group = cgroups.create(hierarchy, manifest.uuid, controllers)
+    if label is not None and label.runtime:
+        # systemd-nspawn puts the pod into this one; made here, it is the pod's own from the beginning.
+        (group / "payload").mkdir()
+        labels.label_tree(group, label.file)
     checkpoint.reached("cgroup")
     procs = os.open(group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
     undo.callback(os.close, procs)

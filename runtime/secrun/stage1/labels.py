@@ -92,7 +92,7 @@ def decide(kind: LabelKind, asked: LabelRequest) -> Label | None:
     if mode is Mode.OFF:
         if asked.type or asked.level:
             raise HostError(
-                "SELinux is off on this host: a type or level of a label cannot be applied",
+                "a type or level of a label needs SELinux, which is off on this host",
                 hint="leave out --security-opt label=..., or boot with selinux=1 security=selinux",
                 code="host-selinux",
             )
@@ -192,6 +192,7 @@ def _own(folder: Path, context: str) -> None:
     The policy names the usual places; another --root is labelled at its first pod. What is below `pods` is
     left alone: its labels are its pods', and what is made there later inherits.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     if selinux.label_of(folder) == context:
         return
     check_place(folder, "labelling it as secrun's own")

@@ -162,11 +162,13 @@ def outcomes(plan: Plan, case: Case, signatures: SignatureSet) -> tuple[Outcome,
 def _objection(outcome: Outcome, signatures: SignatureSet) -> str:
     """Say why a demand is not met."""
     reasons = [*outcome.reasons, *signatures.faults]
+    ring = outcome.label == RequirementType.KEY_RING
+    demand = "a trusted key must have signed it" if ring else f"the policy demands {outcome.label}"
     if not reasons:
-        return f"the policy demands {outcome.label}, and the image has no such signature"
+        return f"{demand}, and the image has no such signature"
     shown = "; ".join(_printable(reason) for reason in reasons[:_SHOWN_REASONS])
     more = f"; and {len(reasons) - _SHOWN_REASONS} more" if len(reasons) > _SHOWN_REASONS else ""
-    return f"the policy demands {outcome.label}, and no signature meets it: {shown}{more}"
+    return f"{demand}, and no signature meets it: {shown}{more}"
 
 
 def _printable(reason: str) -> str:

@@ -1,8 +1,5 @@
 """Typed reading of a policy file's objects: what is not understood rejects the file."""
 
-import base64
-import binascii
-
 from secrun.errors import UsageError
 from secrun.jsonio import JsonObject, JsonValue
 
@@ -65,6 +62,9 @@ class Reader:
 
     def decoded(self, key: str, word: str) -> bytes:
         """Decode base64 that was taken from `key`."""
+        import base64
+        import binascii
+
         try:
             return base64.b64decode(word, validate=True)
         except (binascii.Error, ValueError) as error:

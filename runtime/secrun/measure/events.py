@@ -86,7 +86,7 @@ def _machine(machine: Machine) -> JsonObject:
     }
 
 
-def pod_start(uuid: str, label: str, network: Digest | None) -> JsonObject:
+def pod_start(uuid: str, label: str, network: Digest | None = None) -> JsonObject:
     """Return the fields of PodStart; a host without SELinux says nothing of a label.
 
     What networks answer is known only then.

@@ -76,6 +76,7 @@ _POD = rb'"pod":"(?P<pod>[ !#-\[\]-~]*)",'
 _BRIEF = (
     _HEAD % b"PodStart|PodExit|PodGC"
     + rb'\{(?:"code":(?P<code>%b),)?"epoch":(?P<epoch>%b),' % (_NUMBER, _EPOCH)
+    + rb'(?:"network":"(?P<network>[ !#-\[\]-~]*)",)?'
     + _POD
     + rb'(?:"selinux":"(?P<selinux>[ !#-\[\]-~]*)",)?'
     + _REST
@@ -122,10 +123,12 @@ def parse_event(data: bytes) -> Event:
 
 
 def _brief_fields(match: re.Match[bytes]) -> JsonObject:
-    pod, code, label = match.group("pod", "code", "selinux")
+    pod, code, network, label = match.group("pod", "code", "network", "selinux")
     fields: JsonObject = {"pod": pod.decode()}
     if code is not None:
         fields["code"] = int(code)
+    if network is not None:
+        fields["network"] = network.decode()
     if label is not None:
         fields["selinux"] = label.decode()
     return fields

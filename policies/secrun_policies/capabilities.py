@@ -98,8 +98,8 @@ def grant(
         )
     if denied := named_add & withheld:
         raise PolicyError(
-            f"{', '.join(sorted(denied))} cannot be had in a pod that uses the host's network",
-            hint="the network belongs to the host's user namespace; give the pod one of its own",
+            f"{', '.join(sorted(denied))} cannot be had in this pod's network",
+            hint="it belongs to the host's user namespace; --net=none gives the pod one of its own",
             code="policy-capability",
         )
     added -= withheld

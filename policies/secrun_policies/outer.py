@@ -12,16 +12,21 @@ from secrun_policies.seccomp_resolve import FlatRule, SeccompFilter, resolve
 
 
 class NetworkMode(StrEnum):
-    """How the pod is connected: its own empty network, or the host's."""
+    """How the pod is connected: an empty network of its own, the host's, or one that plugins made."""
 
     NONE = "none"
     HOST = "host"
+    CNI = "cni"
 
 
-# A pod's root has no right over a network of the host; systemd-nspawn takes this one away by itself.
+# A pod's root has no right over a network that belongs to the host's user namespace. One that plugins made
+# does, so that no pod changes its addresses, sniffs or forges packets; low ports need no right there.
 WITHHELD = {
     NetworkMode.NONE: frozenset[str](),
     NetworkMode.HOST: frozenset({"CAP_NET_BIND_SERVICE"}),
+    NetworkMode.CNI: frozenset(
+        {"CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_RAW"}
+    ),
 }
 
 # systemd-nspawn 252, --capability=: what it leaves without being asked.

@@ -17,7 +17,7 @@ MAX_RULES = 256
 MAX_TEXT = 500
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?\Z")
 FLAVOURS = ("nspawn", "kvm")
-NETWORKS = ("none", "host")
+NETWORKS = ("none", "host", "cni")
 ACCELERATORS = ("kvm", "tcg", "none")
 LIMITS = ("memory", "cpu", "pids")
 # Names that no file may give to a profile: they are secrun's own.

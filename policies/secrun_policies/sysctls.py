@@ -25,7 +25,8 @@ def check(settings: tuple[tuple[str, str], ...], *, own_network: bool) -> tuple[
         if name.startswith(_NETWORK_PREFIX):
             if not own_network:
                 raise PolicyError(
-                    f"sysctl {name} would change the host: the pod uses the host's network",
+                    f"sysctl {name} cannot be set in this pod's network: it is not the pod's own",
+                    hint="--net=none gives the pod one of its own",
                     code="policy-sysctl",
                 )
         else:

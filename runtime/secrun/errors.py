@@ -57,6 +57,12 @@ class RegistryError(SecrunError):
     code = "registry"
 
 
+class NetworkError(SecrunError):
+    """A pod's network could not be joined, checked or left."""
+
+    code = "network"
+
+
 class VerifierError(SecrunError):
     """A verifier refused, vanished or answered with something that is not its protocol."""
 

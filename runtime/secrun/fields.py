@@ -123,6 +123,10 @@ class Fields:
             for index, value in enumerate(self._array(name))
         )
 
+    def names(self) -> tuple[str, ...]:
+        """Return the members that are left, for objects whose names are data."""
+        return tuple(self._left)
+
     def unexpected(self, name: str, got: str, expected: str) -> NoReturn:
         """Raise StateError for a value of the right type that has no meaning."""
         raise self._bad(f"{self._what}.{name}", f"is {got[:80]!r}, expected {expected}")

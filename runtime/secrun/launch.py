@@ -30,6 +30,21 @@ class Completed:
     stderr: bytes
 
 
+def exchange(
+    argv: Sequence[str], *, stdin: bytes, environment: Mapping[str, str], timeout: float, limit: int
+) -> Completed:
+    """Run a program of others: exactly `environment`, a time limit, at most `limit` bytes of stdout.
+
+    Its stderr is kept up to `limit` too, and the rest dropped. `timeout` is in seconds; whoever exceeds it,
+    or writes more, is killed with its whole process group. Raises HostError if the program cannot be
+    executed, ExternalError for a limit. Costs a tenth of `run`, which loads subprocess.
+    """
+    from secrun.exchange import Exchange
+
+    with Exchange(tuple(argv), environment) as running:
+        return running.finish(stdin, timeout, limit)
+
+
 def describe_status(returncode: int) -> str:
     """Say in words how a process ended; negative means a signal, as in subprocess."""
     if returncode < 0:

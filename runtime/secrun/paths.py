@@ -36,6 +36,11 @@ class Layout:
         return self.root / "pods"
 
     @property
+    def volumes(self) -> Path:
+        """Named volumes."""
+        return self.root / "volumes"
+
+    @property
     def trust(self) -> Path:
         """Keys by prefix."""
         return self.root / "trust"
@@ -54,6 +59,11 @@ class Layout:
     def tpm_run(self) -> Path:
         """Sockets of the software TPM."""
         return self.run_root / "tpm"
+
+    @property
+    def leases(self) -> Path:
+        """Addresses that the built-in network has given out."""
+        return self.run_root / "network"
 
     @property
     def locks(self) -> Path:

@@ -60,10 +60,18 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 CAP_SYS_ADMIN = 21
 
 # Numbers above 423 are the same on every architecture (asm-generic/unistd.h).
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
 _NR_PIDFD_GETFD = 438
 _NR_MOUNT_SETATTR = 442
 _NR_LANDLOCK_CREATE_RULESET = 444
 _NR_LANDLOCK_RESTRICT_SELF = 446
+
+# linux/fcntl.h, linux/mount.h
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOUNT_ATTR_IDMAP = 0x00100000
+_MOVE_MOUNT_F_EMPTY_PATH = 4
 
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 # Rights that each Landlock ABI version knows, index = version - 1 (landlock(7); linux/landlock.h).
@@ -124,6 +132,9 @@ class Syscalls(Protocol):
 
         Open descriptors keep working. Needs no_new_privs; errno is ENOSYS or EOPNOTSUPP without Landlock.
         """
+
+    def mount_mapped(self, source_fd: int, target: str, userns_fd: int) -> None:
+        """Mount what `source_fd` names at `target` with all below it, owners mapped as in `userns_fd`."""
 
     def pidfd_getfd(self, pidfd: int, fd: int) -> int:
         """Duplicate descriptor `fd` of the process `pidfd`, close-on-exec."""
@@ -257,6 +268,20 @@ class LinuxSyscalls:
         finally:
             os.close(ruleset)
         return abi
+
+    def mount_mapped(self, source_fd: int, target: str, userns_fd: int) -> None:
+        """Clone the tree of mounts, map it, attach it: open_tree(2), mount_setattr(2), move_mount(2)."""
+        text = self._ctypes.create_string_buffer
+        flags = _AT_EMPTY_PATH | _AT_RECURSIVE
+        tree = self._syscall(_NR_OPEN_TREE, source_fd, text(b""), flags | _OPEN_TREE_CLONE | os.O_CLOEXEC)
+        try:
+            words = (_MOUNT_ATTR_IDMAP, 0, 0, userns_fd)
+            raw = b"".join(word.to_bytes(8, "little") for word in words)
+            self._syscall(_NR_MOUNT_SETATTR, tree, text(b""), flags, text(raw, len(raw)), len(raw))
+            path = text(os.fsencode(target))
+            self._syscall(_NR_MOVE_MOUNT, tree, text(b""), _AT_FDCWD, path, _MOVE_MOUNT_F_EMPTY_PATH)
+        finally:
+            os.close(tree)
 
     def pidfd_getfd(self, pidfd: int, fd: int) -> int:
         """Duplicate another process's descriptor."""

@@ -44,7 +44,7 @@ def single(name: str, argv: list[str], **more: object) -> Contender:
 def command_line(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
     """CPU of the commands that people and scripts call often, and of `run` until stage1 starts."""
     many_pods(bench, PODS)
-    run = ("run", "--rm", INSECURE, "--pull=never", bench.busybox, "--", "true")
+    run = ("run", "--rm", INSECURE, "--pull=never", "--net=none", bench.busybox, "--", "true")
     killed = (-9,)
     contenders = [
         single("version", [str(SECRUN), "--version"]),
@@ -115,10 +115,12 @@ def pod(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
 
     ours = ("run", "--rm", INSECURE, "--pull=never", "--net=none", bench.busybox, "--", "true")
     image = bench.busybox.removeprefix("docker://")
+    connected = tuple(word for word in ours if word != "--net=none")
     podman = ("run", "--rm", "--pull=never", *PODMAN_RUN)
     with bare_nspawn(bench) as (boot, group):
         contenders = [
             single("secrun", bench.secrun(*ours)),
+            single("secrun default", bench.secrun(*connected)),
             single("podman none", bench.podman(*podman, "--network=none", image, "true")),
             single("podman default", bench.podman(*podman, image, "true")),
             single(
@@ -131,28 +133,36 @@ def pod(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
         ]
         series = compare(contenders, rounds)
     rows = []
-    for name, what, against, budget in (
+    for mine, name, what, against, budget in (
         (
+            "secrun",
             "bare",
             "measured pod without network, start to exit",
             "`systemd-nspawn --boot` of the same stage1",
             2.5,
         ),
-        ("podman none", "measured pod without network, start to exit", "`podman run --network=none`", None),
         (
+            "secrun",
+            "podman none",
+            "measured pod without network, start to exit",
+            "`podman run --network=none`",
+            None,
+        ),
+        (
+            "secrun default",
             "podman default",
-            "measured pod without network (CNI comes later)",
+            "measured pod with its default network, start to exit",
             "`podman run`, its default network",
             0.9,
         ),
     ):
-        rows.append(_ratio_row(what, against, series["secrun"], series[name], budget))
+        rows.append(_ratio_row(what, against, series[mine], series[name], budget))
     cpu = measure.ratio(series["secrun"], series["podman none"], "cpu")
-    mine, its = series["secrun"].median("cpu"), series["podman none"].median("cpu")
+    own, its = series["secrun"].median("cpu"), series["podman none"].median("cpu")
     rows.append(
         Row(
             what="the same, CPU of what the caller waits for",
-            ours=ms(mine),
+            ours=ms(own),
             theirs=ms(its),
             value=cpu,
             unit="x",
@@ -186,7 +196,7 @@ def _ratio_row(
 
 def _phases(bench: Bench, rounds: int, series: dict[str, measure.Series]) -> str:
     """Cut a pod's life at checkpoints: what each part takes of the clock."""
-    run = ("run", "--rm", INSECURE, "--pull=never", bench.busybox, "--", "true")
+    run = ("run", "--rm", INSECURE, "--pull=never", "--net=none", bench.busybox, "--", "true")
     points = ("prepared", "images-mounted", "before-waiter")
     contenders = [
         single(point, bench.driver(point, *run), expected=(-9,), after=bench.collect) for point in points
@@ -242,7 +252,7 @@ def fetch(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
 
 def memory(bench: Bench, _: int) -> tuple[Rows, Profiles]:
     """Resident memory on the host side of idle detached pods, and of podman's."""
-    run = ("run", "-d", INSECURE, "--pull=never", bench.busybox, "--", "sleep", "1000")
+    run = ("run", "-d", INSECURE, "--pull=never", "--net=none", bench.busybox, "--", "sleep", "1000")
     pods = [lab.tool(*bench.secrun(*run)).decode().strip() for _ in range(IDLE_PODS)]
     image = bench.busybox.removeprefix("docker://")
     podman = ("run", "-d", "--pull=never", "--network=none", *PODMAN_RUN, image, "sleep", "1000")
@@ -273,7 +283,7 @@ def attest(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
     from bench_attest import attestation_rows
     from bench_eventlog import eventlog
 
-    run = ("run", "--rm", INSECURE, "--pull=never", bench.busybox, "--", "true")
+    run = ("run", "--rm", INSECURE, "--pull=never", "--net=none", bench.busybox, "--", "true")
     series = compare(
         [single("measured", bench.secrun(*run)), single("off", bench.secrun("--attest=off", *run))], rounds
     )

@@ -370,7 +370,7 @@ def test_killed_inside_an_append_the_log_tells_one_life_and_the_pcr_agrees(
     saved, passed = tmp_path / "uuid", tmp_path / "points"
     words = (f"--uuid-file-save={saved}", *RELAXED, root.image, "--", "true")
     roots = ("--root", str(root.root), "--run-root", str(root.run_root))
-    argv = faults.argv(str(passed), instant.format(operation), [*roots, "run", *words])
+    argv = faults.argv(str(passed), instant.format(operation), [*roots, "run", "--net=none", *words])
     done = subprocess.run(argv, check=False, capture_output=True, timeout=120)
     # Who finishes a pod is run again when it is killed; the second time the log may already hold the end.
     assert done.returncode in ((-9, 0) if operation == "PodExit" else (-9,))

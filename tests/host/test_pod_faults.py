@@ -50,7 +50,7 @@ MACHINE_FAULTS = ("mount-namespace", *MACHINE_POINTS, "before-waiter", "cleaned-
 def run_with_fault(secrun: Secrun, tmp_path: Path, point: str, *options: str) -> tuple[int, list[str]]:
     passed = tmp_path / "points"
     roots = ["--root", str(secrun.root), "--run-root", str(secrun.run_root)]
-    words = [*roots, "run", *options, *RELAXED, secrun.image, "--", "true"]
+    words = [*roots, "run", "--net=none", *options, *RELAXED, secrun.image, "--", "true"]
     argv = faults.argv(str(passed), point, words)
     done = subprocess.run(argv, capture_output=True, timeout=120, check=False)
     return done.returncode, passed.read_text().split()

@@ -130,6 +130,7 @@ EVENTS = [
         {"pod": POD, "manifest": POD_DIGEST, "stage1": None, "relaxations": [], "apps": []},
     ),
     (Operation.POD_START, {"pod": POD}),
+    (Operation.POD_START, {"pod": POD, "network": f"sha256:{5:064x}"}),
     (Operation.POD_START, {"pod": POD, "selinux": "system_u:system_r:secrun_pod_t:s0:c1,c2"}),
     (Operation.POD_EXIT, {"pod": POD, "code": 0}),
     (Operation.POD_EXIT, {"pod": POD, "code": 137, "apps": [{"name": "web", "code": 137}]}),

@@ -1,6 +1,7 @@
 """What a run of the host tier may not leave behind on the host."""
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -32,6 +33,8 @@ class Footprint:
     cgroups: frozenset[str]
     entries: frozenset[str]
     loops: frozenset[str]
+    interfaces: frozenset[str]
+    rules: frozenset[str]
 
     def minus(self, before: "Footprint") -> list[str]:
         """List what is here and was not there before."""
@@ -105,6 +108,16 @@ def _loops(marks: tuple[str, ...]) -> Iterator[str]:
             yield f"{backing.parts[3]} {text}"
 
 
+def _rules() -> Iterator[str]:
+    """List the firewall's rules, both families."""
+    for tool in ("iptables-save", "ip6tables-save"):
+        try:
+            said = subprocess.run([tool], capture_output=True, text=True, check=False).stdout
+        except FileNotFoundError:
+            continue
+        yield from (line for line in said.splitlines() if line.startswith("-A"))
+
+
 def footprint(*marks: str) -> Footprint:
     """Look at the host; a mount, process or loop device counts when it mentions one of `marks`."""
     return Footprint(
@@ -113,6 +126,8 @@ def footprint(*marks: str) -> Footprint:
         cgroups=frozenset(_cgroups(marks)),
         entries=frozenset(_entries()),
         loops=frozenset(_loops(marks)),
+        interfaces=frozenset(os.listdir("/sys/class/net")),
+        rules=frozenset(_rules()),
     )
 
 

@@ -43,6 +43,10 @@ class Secrun:
     """A busybox image in this root."""
     options: tuple[str, ...] = ()
     """Options before every verb."""
+    prefix: tuple[str, ...] = ()
+    """What the command is run by, e.g. nsenter."""
+    network: str = "none"
+    """What pods get that name no network: most tests need none, and it costs time."""
     flavour: str = "nspawn"
     pod_options: tuple[str, ...] = ("--pull=never", "--insecure-options=image")
     """Options of every pod."""
@@ -54,11 +58,21 @@ class Secrun:
             ("-m", "secrun") if self.place is None else ("-c", _ELSEWHERE.format(place=str(self.place)))
         )
         return [
+            *self.prefix,
             *(sys.executable, "-P", *program, "--root", str(self.root)),
             *("--run-root", str(self.run_root)),
             *self.options,
-            *(os.fspath(word) for word in words),
+            *self._connected([os.fspath(word) for word in words]),
         ]
+
+    def _connected(self, words: list[str]) -> list[str]:
+        """Give pods the network of this command, unless they name one."""
+        verb = next((index for index, word in enumerate(words) if not word.startswith("--")), len(words))
+        starts = words[verb : verb + 1] in (["run"], ["prepare"])
+        named = any(word.startswith("--net") for word in words)
+        if not self.network or not starts or named:
+            return words
+        return [*words[: verb + 1], f"--net={self.network}", *words[verb + 1 :]]
 
     def __call__(
         self,

@@ -88,5 +88,5 @@ def test_a_pod_on_the_hosts_network_cannot_have_its_ports():
     withheld = frozenset({"CAP_NET_BIND_SERVICE"})
     assert "CAP_NET_BIND_SERVICE" not in grant((), (), uid=0, known=HOST, withheld=withheld).bounding
     assert "CAP_NET_BIND_SERVICE" not in grant(("all",), (), uid=0, known=HOST, withheld=withheld).bounding
-    with pytest.raises(PolicyError, match="host's network"):
+    with pytest.raises(PolicyError, match="this pod's network"):
         grant(("net_bind_service",), (), uid=0, known=HOST, withheld=withheld)

@@ -55,7 +55,7 @@ def test_a_manifest_names_the_accelerator_or_is_refused():
         (b'"schema":"secrun.dev/pod/v1"', b'"schema":"v9"', "schema is 'v9'"),
         (b'"hostname":"h"', b'"hostname":"h","x":1', "unknown fields: x"),
         (b'"hostname":"h",', b"", "has no field 'hostname'"),
-        (b'"network":"none"', b'"network":"moon"', "expected none or host"),
+        (b'"network":"none"', b'"network":"moon"', "expected none, host or cni"),
     ],
 )
 def test_a_manifest_that_is_not_ours_is_refused(old, new, message):
@@ -104,6 +104,7 @@ def test_a_bundle_shares_the_pods_namespaces_and_shows_its_etc():
         salt="00",
         process=process,
         network=Network.NONE,
+        etc=("hosts", "resolv.conf"),
         read_only=True,
         extras=bundle.Extras(volumes=(Volume(source="/s", target="/t", read_only=True),)),
         process_confinement={"noNewPrivileges": True},
@@ -118,6 +119,7 @@ def test_a_bundle_shares_the_pods_namespaces_and_shows_its_etc():
     assert "ro" in mounts["/t"]["options"]
     assert mounts["/sys"]["type"] == "sysfs"
     assert "ro" in mounts["/etc/hosts"]["options"]
+    assert "/etc/hostname" not in mounts
 
 
 def test_the_confinement_cannot_be_overwritten_by_the_process():

@@ -19,6 +19,8 @@ SHARED = {
     "secrun.cli.main",
     "secrun.cli.options",
     "secrun.cli.options_common",
+    "secrun.cli.options_net",
+    "secrun.cli.options_volume",
     "secrun.cli.table",
     "secrun.config",
     "secrun.errors",

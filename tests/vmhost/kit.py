@@ -14,7 +14,7 @@ WAIT_SECONDS = 60
 STORE = Path("/var/lib/secrun")
 SCOPES = Path("/sys/fs/cgroup/machine.slice")
 LAYOUT = "oci:/opt/secrun-test/images:busybox"
-RELAXED = ("--insecure-options=image", "--pull=never")
+RELAXED = ("--insecure-options=image", "--pull=never", "--net=none")
 # What one boot of the machine tells the next is on its disk.
 NOTES = Path("/var/lib/secrun-test")
 AUDIT = Path("/var/log/audit/audit.log")

@@ -13,6 +13,7 @@ from secrun.cli.guard import guarded
 from secrun.errors import HostError
 from secrun.interpreter import command as interpreter_command
 from secrun.paths import Layout
+from secrun.pod.networks import release_beside
 from secrun.pod.states import LockedPod
 
 _STATUS = "--stage1-status="
@@ -34,9 +35,6 @@ def _stage1_status(word: str) -> int | None:
     """Return how stage1 ended, which the waiter says now or later; None if it died before it knew."""
     if word.startswith(_STATUS):
         return int(word.removeprefix(_STATUS))
-    # Started ahead of the end, to be ready for it. Keys and signals meant for the pod must not end this.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
     with os.fdopen(int(word.removeprefix(_STATUS_FD)), "rb") as stream:
         said = stream.readline()
     return int(said) if said else None
@@ -55,16 +53,25 @@ def _hush(text: str) -> None:
 
 
 def _finish(arguments: Sequence[str]) -> int:
+    root, run_root, uuid, lock_fd, removal, speech, telling, ending = arguments
+    if not ending.startswith(_STATUS):
+        # Started ahead of the end, to be ready for it. Keys and signals meant for the pod must not end this.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
+    layout = Layout(root=Path(root), run_root=Path(run_root))
+    # No app is left. Plugins are slow: they work while stage1 winds up, and while the rest is loaded here.
+    leaving = release_beside(layout, uuid)
     # Not at the top: `run` takes only `command` from this module. And before the wait for stage1's end.
     from secrun.pod.finish import complaints, finish
 
-    root, run_root, uuid, lock_fd, removal, speech, telling, ending = arguments
     status = _stage1_status(ending)
+    if leaving is not None:
+        leaving.wait()
     if status is None:
         # The pod ends unattended; gc concludes it.
         return HostError.exit_code
     result = finish(
-        Layout(root=Path(root), run_root=Path(run_root)),
+        layout,
         uuid,
         lock_fd=int(lock_fd),
         stage1_status=status,

@@ -3,7 +3,9 @@
 import importlib
 
 from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, app_option, pull
+from secrun.cli.options_net import NETWORK, NETWORK_GLOBAL
 from secrun.cli.options_security import SECURITY
+from secrun.cli.options_volume import VOLUMES
 from secrun.cli.table import Kind, Option, Positional, Verb
 from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
 
@@ -14,6 +16,8 @@ FAMILIES = {
         "secrun.cli.options_verifier:VERIFIER_VERBS",
         "secrun.cli.options_serve:SERVE_VERBS",
     ),
+    "volume": ("secrun.cli.options_volume:VOLUME_VERBS",),
+    "network": ("secrun.cli.options_net:NETWORK_VERBS",),
     "image": ("secrun.cli.options_trust:IMAGE_VERBS",),
     "sign": ("secrun.cli.options_trust:SIGN_VERBS",),
     "trust": ("secrun.cli.options_trust:TRUST_VERBS",),
@@ -57,6 +61,7 @@ GLOBAL = (
         key="attest.tcti",
         help="the TPM; auto: /dev/tpmrm0, else software: a software TPM of this root's own",
     ),
+    *NETWORK_GLOBAL,
     Option(
         flags=("--config",),
         metavar="FILE",
@@ -69,13 +74,7 @@ _FLAVOUR = Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help
 
 POD = (
     Option(flags=("--hostname",), metavar="NAME", help="host name of the pod; default secrun-UUID"),
-    Option(
-        flags=("--net", "--network"),
-        kind=Kind.CHOICE,
-        choices=("none", "host"),
-        default="none",
-        help="none: loopback only; host: the host's network, a named relaxation",
-    ),
+    *NETWORK,
     Option(flags=("--uuid-file-save",), metavar="FILE", help="write the UUID before anything can fail"),
     _FLAVOUR,
     Option(
@@ -102,13 +101,7 @@ APP = (
     _app("-w", "--workdir", metavar="DIR", help="working directory inside the image"),
     _app("--entrypoint", metavar="WORD|JSON", help="replaces the image's entry point"),
     _app("--read-only", kind=Kind.FLAG, help="the root file system cannot be written"),
-    _app(
-        "-v",
-        "--volume",
-        kind=Kind.LIST,
-        metavar="HOST:POD[:ro,z]",
-        help="bind mount with mapped owners; z, Z: label it for all pods, for this one",
-    ),
+    *VOLUMES,
     _app("-m", "--memory", metavar="BYTES[k|m|g]", help="memory limit"),
     _app("--cpus", metavar="NUMBER", help="CPU limit, e.g. 1.5"),
     _app("--pids-limit", kind=Kind.INTEGER, metavar="N", help="limit of processes and threads"),

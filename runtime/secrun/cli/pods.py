@@ -10,16 +10,17 @@ from secrun.cli import finish as finishing
 from secrun.cli.attestoptions import measuring
 from secrun.cli.guard import each
 from secrun.cli.imageoptions import fetch_options
+from secrun.cli.netoptions import network_places, network_request
 from secrun.cli.table import Arguments, Context
 from secrun.errors import UsageError
 from secrun.measure.measuring import Measuring
-from secrun.pod import request
+from secrun.pod import mounts, request
 from secrun.pod.prepare import prepared
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.start import StartOptions, start
 from secrun.pod.states import Folder, find, lock
+from secrun.record import replace
 from secrun.stage1.machine import AcceleratorChoice, MachineRequest
-from secrun.stage1.manifest import Network
 
 
 def _entrypoint(text: str | None) -> tuple[str, ...] | None:
@@ -46,8 +47,10 @@ def _stop_timeout(args: Arguments) -> int:
     return value
 
 
-def _app(pod: Arguments, args: Arguments) -> AppRequest:
+def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
     name = args.text("name")
+    mounted = mounts.parse(context.layout, args.many("volume"), args.many("mount"))
+    asked = confinement.asked(args)
     return AppRequest(
         image=args.required("image"),
         name=request.app_name(name) if name else None,
@@ -62,9 +65,9 @@ def _app(pod: Arguments, args: Arguments) -> AppRequest:
         terminal=pod.flag("tty"),
         console_size=request.terminal_size() or request.USUAL_TERMINAL if pod.flag("tty") else None,
         stdin=pod.flag("interactive"),
-        volumes=tuple(request.volume(item) for item in args.many("volume")),
+        volumes=mounted.volumes,
         limits=confinement.limits(args),
-        security=confinement.asked(args),
+        security=replace(asked, tmpfs=(*asked.tmpfs, *mounted.tmpfs)),
         stop_timeout_seconds=_stop_timeout(args),
     )
 
@@ -82,17 +85,18 @@ def pod_request(args: Arguments, context: Context) -> PodRequest:
     """Return the pod that a command line with images asks for; raises UsageError."""
     uuid_file = args.text("uuid_file_save")
     return PodRequest(
-        apps=tuple(_app(args, item) for item in args.apps),
+        apps=tuple(_app(args, item, context) for item in args.apps),
         fetch=fetch_options(args, context),
         hostname=args.text("hostname"),
-        network=Network(args.required("net")),
+        net=network_request(args),
+        places=network_places(context),
         flavour=args.required("stage1"),
         machine=_machine(args),
         uuid_file=Path(uuid_file).absolute() if uuid_file else None,
     )
 
 
-def _start_options(args: Arguments, measures: Measuring) -> StartOptions:
+def _start_options(args: Arguments, context: Context, measures: Measuring) -> StartOptions:
     detach, remove, timing = args.flag("detach"), args.flag("rm"), args.flag("timing")
     if timing and detach:
         raise UsageError("--timing needs the foreground", hint="secrun status --format=json tells it too")
@@ -102,13 +106,14 @@ def _start_options(args: Arguments, measures: Measuring) -> StartOptions:
         measuring=measures,
         detach=detach,
         remove=remove,
+        places=network_places(context),
     )
 
 
 def run(args: Arguments, context: Context) -> int:
     """Prepare a pod and run it."""
     measures = measuring(args, context)
-    options = _start_options(args, measures)
+    options = _start_options(args, context, measures)
     if options.detach and (args.flag("interactive") or args.flag("tty")):
         raise UsageError("-i and -t need the foreground", hint="leave out -d")
     with prepared(context.layout, pod_request(args, context), measures) as pod:
@@ -133,7 +138,7 @@ def prepare(args: Arguments, context: Context) -> int:
 
 def run_prepared(args: Arguments, context: Context) -> int:
     """Start a prepared pod."""
-    options = _start_options(args, measuring(args, context))
+    options = _start_options(args, context, measuring(args, context))
     found = find(context.layout, args.required("uuid"))
     pod = lock(found, context.layout) if found.folder is Folder.PREPARED else None
     if pod is None:
@@ -169,7 +174,7 @@ def rm(args: Arguments, context: Context) -> int:
 def gc(args: Arguments, context: Context) -> int:
     """Mark and delete what no process works on any more."""
     from secrun.pod.collect import Action as GcAction
-    from secrun.pod.collect import GcPlan, purge_store, sweep
+    from secrun.pod.collect import GcPlan, collect_networks, purge_store, sweep
 
     plan = GcPlan(
         grace_seconds=request.duration(args.required("grace_period")),
@@ -179,6 +184,8 @@ def gc(args: Arguments, context: Context) -> int:
     outcomes = list(sweep(context.layout, plan, measuring(args, context)))
     if not plan.mark_only:
         purge_store(context.layout)
+        for text in collect_networks(context.layout):
+            context.warn(text)
     failed = [outcome for outcome in outcomes if outcome.action is GcAction.FAILED]
     if args.text("format") == "json":
         rows = [{"uuid": item.uuid, "action": str(item.action), "detail": item.detail} for item in outcomes]

@@ -73,15 +73,15 @@ def outcome(case: Case, known: PolicySet, context: Context) -> Sequence[Denial]:
     apps = [policy.apply(policy.choose(known, app, reference, case.labels), app) for app in pod.apps]
     names = request.check_pod(pod)
     confined = confine.pod(
-        pod.network, [(name, app, _process(app)) for name, app in zip(names, apps, strict=True)]
+        pod.net.mode, [(name, app, _process(app)) for name, app in zip(names, apps, strict=True)]
     )
     strict = any(app.security.strict_read_back for app in apps)
     strict = strict or demands_strict(known, ((reference, case.labels),))
     seen = PodView(
         flavour=pod.flavour,
-        network=str(pod.network),
+        network=str(pod.net.mode),
         accelerator=_accelerator(pod),
-        relaxations=("network:host",) if pod.network is Network.HOST else (),
+        relaxations=("network:host",) if pod.net.mode is Network.HOST else (),
         read_back=ReadBack.STRICT if strict else ReadBack.WARN,
         apps=tuple(
             _view(app, name, case, confined.apps[name]) for name, app in zip(names, apps, strict=True)

@@ -64,7 +64,7 @@ def list_pods(args: Arguments, context: Context) -> int:
         context.out.write("".join(f"{pod.uuid}\n" for pod in seen))
         return 0
     full = args.flag("full")
-    heading = ("UUID", "APP", "IMAGE", "STATE", "CREATED", "STARTED")
+    heading = ("UUID", "APP", "IMAGE", "STATE", "CREATED", "STARTED", "NETWORKS")
     rows = [row for pod in seen for row in _rows(pod, full=full)]
     table(context, heading, rows, legend=not args.flag("no_legend"))
     for pod in seen:
@@ -73,16 +73,23 @@ def list_pods(args: Arguments, context: Context) -> int:
     return 0
 
 
+def _bare(addresses: Sequence[str]) -> list[str]:
+    """Return addresses without their prefix lengths."""
+    return [address.partition("/")[0] for address in addresses]
+
+
 def _rows(pod: "Glance", *, full: bool) -> list[tuple[str, ...]]:
     """Return a line per app; what belongs to the pod is shown once, as rkt does."""
     uuid = pod.uuid if full else pod.uuid[:8]
-    tail = (str(pod.state), _when(pod.created_ns, full=full), _when(pod.started_ns, full=full))
+    networks = " ".join(f"{name}:{','.join(_bare(own))}" for name, _, *own in pod.networks) or "-"
+    times = (_when(pod.created_ns, full=full), _when(pod.started_ns, full=full))
+    tail = (str(pod.state), *times, networks)
     if not pod.apps:
         return [(uuid, "-", "-", *tail)]
     rows: list[tuple[str, ...]] = []
     for index, (name, reference, image_id) in enumerate(pod.apps):
         image = f"{reference} {image_id}" if full else reference
-        own = tail if index == 0 else ("", "", "")
+        own = tail if index == 0 else ("", "", "", "")
         rows.append((uuid if index == 0 else "", name, image, *own))
     return rows
 
@@ -112,6 +119,7 @@ def status(args: Arguments, context: Context) -> int:
         lines.append(f"started={_when(pod.started_ns, full=True)}")
     if pod.pid:
         lines.append(f"pid={pod.pid}")
+    lines += [f"networks={net.network}:{net.interface}={','.join(net.addresses)}" for net in pod.networks]
     if pod.uid_base:
         lines.append(f"uid-base={pod.uid_base}")
     known = pod.measured
@@ -190,9 +198,11 @@ def version(args: Arguments, context: Context) -> int:
 def doctor(args: Arguments, context: Context) -> int:
     """Tell what this host lacks; exit 125 if no pod can start."""
     from secrun.cli.attestoptions import attest_settings
+    from secrun.cli.netoptions import network_places
     from secrun.pod.doctor import examine
 
-    problems = examine(context.layout, attest_settings(context), args.required("stage1"))
+    settings, places = attest_settings(context), network_places(context)
+    problems = examine(context.layout, settings, places, args.required("stage1"))
     if args.text("format") == "json":
         rows: list[JsonValue] = [
             {"subject": item.subject, "problem": item.text, "hint": item.hint, "fatal": item.fatal}

@@ -86,9 +86,13 @@ def _machine(machine: Machine) -> JsonObject:
     }
 
 
-def pod_start(uuid: str, label: str) -> JsonObject:
-    """Return the fields of PodStart; a host without SELinux says nothing of a label."""
-    return {"pod": uuid, "selinux": label} if label else {"pod": uuid}
+def pod_start(uuid: str, label: str, network: Digest | None = None) -> JsonObject:
+    """Return the fields of PodStart; a host without SELinux says nothing of a label.
+
+    What networks answer is known only then.
+    """
+    fields: JsonObject = {"pod": uuid, "selinux": label} if label else {"pod": uuid}
+    return fields if network is None else {**fields, "network": str(network)}
 
 
 def command_digest(argv: tuple[str, ...], salt: bytes) -> str:

@@ -91,10 +91,13 @@ class Measuring:
         except HostError as error:
             self._let_by(error)
 
-    def starting(self, files: PodFiles, manifest: PodManifest, *, label: str = "") -> None:
+    def starting(
+        self, files: PodFiles, manifest: PodManifest, *, label: str = "", network: Digest | None = None
+    ) -> None:
         """Measure PodStart; when this returns the pod may start. Raises HostError if it may not.
 
-        `label` is the SELinux context that the pod gets, categories included.
+        `label` is the SELinux context that the pod gets, categories included; `network` the digest of what
+        the pod's networks answered.
         """
         if self._settings.mode is Mode.OFF:
             self._note(_OFF, manifest)
@@ -107,7 +110,7 @@ class Measuring:
                 if known is None or known.last != PREPARE:
                     known = _prepare(log, files, manifest, Marker(epoch=log.epoch))
                 _same_manifest(known, manifest)
-                _append(log, files, known, START, events.pod_start(manifest.uuid, label))
+                _append(log, files, known, START, events.pod_start(manifest.uuid, label, network))
         except HostError as error:
             self._let_by(error)
             self._note(_PREFERRED, manifest)

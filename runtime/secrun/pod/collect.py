@@ -2,15 +2,16 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 from secrun import checkpoint
-from secrun.errors import HostError, SecrunError, StateError
+from secrun.errors import HostError, NetworkError, SecrunError, StateError
 from secrun.files import DISK_FULL, write_atomic
 from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
 from secrun.pod import exits
+from secrun.pod.networks import release_network, remove_idle_bridge
 from secrun.pod.removal import delete, drop_written
 from secrun.pod.states import Folder, Found, LockedPod, State, lock, walk
 from secrun.record import record, replace
@@ -60,17 +61,29 @@ class Conclusion:
 
     exit: exits.PodExit
     unmeasured: str
+    held: str = ""
+    """Why its networks could not be left yet."""
 
 
 def conclude(pod: LockedPod, stage1_status: int, measuring: Measuring) -> Conclusion:
     """Write and measure the exit of a pod whose stage1 is gone, free what it held; idempotent."""
     files = PodFiles(pod.path)
     manifest = files.read_manifest()
-    flavour_cleanup(pod)
+    held = _free(pod)
     checkpoint.reached("cleaned-up")
     result = exits.read(files) or _store_exit(files, manifest, stage1_status)
     codes = {app.name: app.code for app in result.apps}
-    return Conclusion(exit=result, unmeasured=measuring.ended(files, pod.uuid, result.code, codes))
+    unmeasured = measuring.ended(files, pod.uuid, result.code, codes)
+    return Conclusion(exit=result, unmeasured=unmeasured, held=held)
+
+
+def _free(pod: LockedPod) -> str:
+    """Free what the pod holds on the host; a network that cannot be left must not hide how the pod ended."""
+    try:
+        flavour_cleanup(pod)
+    except NetworkError as error:
+        return error.message
+    return ""
 
 
 def _store_exit(files: PodFiles, manifest: PodManifest, stage1_status: int) -> exits.PodExit:
@@ -104,6 +117,8 @@ def _mark(pod: LockedPod, plan: GcPlan, measuring: Measuring) -> None:
         if concluded.unmeasured:
             # It stays an exited pod: what a verifier is not told yet must not go.
             raise HostError(concluded.unmeasured, hint=_UNMEASURED_HINT, code="host-measure")
+        if concluded.held:
+            raise NetworkError(concluded.held, code="network-release")
         pod.move(Folder.EXITED_GARBAGE)
     else:
         pod.move(Folder.GARBAGE)
@@ -134,10 +149,14 @@ def _sweep_one(pod: LockedPod, plan: GcPlan, measuring: Measuring) -> Outcome:
 
 
 def flavour_cleanup(pod: LockedPod) -> None:
-    """Free host resources of a pod in any state; a pod that names no flavour never had any."""
+    """Free host resources of a pod in any state; a pod that names no flavour never had any of a flavour's.
+
+    Raises NetworkError if a network cannot be left.
+    """
     written = PodFiles(pod.path).read_flavour()
     if written is not None:
         flavours.recall(written).cleanup(pod.uuid)
+    release_network(pod)
 
 
 def sweep(layout: Layout, plan: GcPlan, measuring: Measuring) -> Iterator[Outcome]:
@@ -191,3 +210,12 @@ def purge_store(layout: Layout) -> None:
             if error.code != "state-locked":
                 raise
     remove_unused(layout, stage1_in_use(layout))
+
+
+def collect_networks(layout: Layout) -> Sequence[str]:
+    """Remove what networks left behind that belongs to no pod; return what could not be done."""
+    from secrun.pod.networklook import collect
+
+    failed = [*collect(layout)]
+    remove_idle_bridge(layout)
+    return failed

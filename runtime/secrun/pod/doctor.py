@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secrun import selinux
-from secrun.errors import HostError, SecrunError
+from secrun.errors import HostError, NetworkError, SecrunError
 from secrun.launch import BASE_ENVIRONMENT
 from secrun.measure import identity, software
 from secrun.measure.settings import AUTO, DEVICE, SOFTWARE, AttestSettings, Mode
+from secrun.network import builtin, configs
+from secrun.network.configs import Places
 from secrun.paths import Layout
 from secrun.record import replace
 from secrun.selinux import Mode as SelinuxMode
@@ -60,6 +62,17 @@ def _trust() -> list[Problem]:
             fatal=False,
         )
     ]
+
+
+def _networks(places: Places) -> list[Problem]:
+    """Tell whether pods can join the network that they join by default."""
+    try:
+        config = configs.find(builtin.NAME, Layout(), places.configs, ports=True)
+        configs.check_plugins(config, places.plugins)
+    except (NetworkError, HostError) as error:
+        hint = error.hint or "mend or remove the file"
+        return [Problem(subject="network", text=error.message, hint=hint, fatal=False)]
+    return []
 
 
 def _tpm(layout: Layout, settings: AttestSettings) -> list[Problem]:
@@ -135,7 +148,7 @@ def _flavours(wanted: str) -> list[Problem]:
     return problems
 
 
-def examine(layout: Layout, settings: AttestSettings, flavour: str) -> Sequence[Problem]:
+def examine(layout: Layout, settings: AttestSettings, places: Places, flavour: str) -> Sequence[Problem]:
     """Return every problem found; no problem means that pods run with all that secrun offers.
 
     What pods of another flavour than `flavour` would lack is not fatal.
@@ -147,5 +160,12 @@ def examine(layout: Layout, settings: AttestSettings, flavour: str) -> Sequence[
         )
     elif not os.access(_existing(layout.root), os.W_OK):
         problems.append(Problem(subject=str(layout.root), text="cannot be written"))
-    notes = (*_cgroup_notes(), *_selinux(), *_verity(), *_trust(), *_tpm(layout, settings))
+    notes = (
+        *_cgroup_notes(),
+        *_selinux(),
+        *_verity(),
+        *_trust(),
+        *_networks(places),
+        *_tpm(layout, settings),
+    )
     return [*problems, *_agent(), *notes]

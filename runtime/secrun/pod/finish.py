@@ -41,8 +41,9 @@ def finish(
         concluded = conclude(pod, stage1_status, measuring)
         result = concluded.exit
         _note_end(pod, timing)
-        if concluded.unmeasured:
-            return replace(result, error=f"{result.error} {concluded.unmeasured}".strip())
+        if concluded.unmeasured or concluded.held:
+            words = (result.error, concluded.unmeasured, concluded.held)
+            return replace(result, error=" ".join(word for word in words if word))
         if remove:
             unmount_below(pod.path)
             measuring.removed(PodFiles(pod.path), uuid)

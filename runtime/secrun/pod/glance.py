@@ -9,7 +9,10 @@ from secrun.paths import Layout
 from secrun.pod.states import WHOLE, Folder, State, folder_path, state_of, uuids_in
 from secrun.record import record
 from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, Outline
-from secrun.stage1.podfiles import STARTED_NAME
+from secrun.stage1.podfiles import ADDRESSES_NAME, STARTED_NAME
+
+# A line for each of a pod's few interfaces.
+MAX_ADDRESSES_BYTES = 64 * 1024
 
 
 @record
@@ -22,6 +25,8 @@ class Glance:
     created_ns: int
     started_ns: int | None
     apps: tuple[tuple[str, str, str], ...]
+    networks: tuple[tuple[str, ...], ...]
+    """Of each interface the network, its name, its addresses."""
 
 
 def _read_at(folder_fd: int, name: str, limit: int) -> bytes | None:
@@ -46,6 +51,7 @@ def _glance(uuid: str, folder: Folder, fd: int) -> Glance:
         except (StateError, ImageError) as error:
             problem = error.message
     started = _read_at(fd, STARTED_NAME, 100)
+    connected = _read_at(fd, ADDRESSES_NAME, MAX_ADDRESSES_BYTES) or b""
     return Glance(
         uuid=uuid,
         state=state,
@@ -53,6 +59,7 @@ def _glance(uuid: str, folder: Folder, fd: int) -> Glance:
         created_ns=outline.created_ns,
         started_ns=int(started.split()[0]) if started and started.split()[0].isdigit() else None,
         apps=outline.apps,
+        networks=tuple(tuple(line.split()) for line in connected.decode("utf-8", "replace").splitlines()),
     )
 
 

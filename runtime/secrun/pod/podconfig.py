@@ -37,6 +37,11 @@ def contents(
     return result | {f"etc/{name}": data for name, data in etc.items()}
 
 
+def etc_folder(files: PodFiles) -> Path:
+    """Return where the files lie that apps see in /etc."""
+    return files.config / "etc"
+
+
 def write(files: PodFiles, config: Mapping[str, bytes]) -> None:
     """Write all of it; world readable in the pod, but behind a 0700 folder on the host."""
     for name, data in config.items():

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from secrun import checkpoint, policyfiles
 from secrun.digest import Digest
@@ -15,6 +14,9 @@ from secrun.image.fetch import StoredImage, ensure_image
 from secrun.image.rootfs import RootfsImage
 from secrun.jsonio import canonical
 from secrun.measure.measuring import Measuring
+from secrun.network import decide as network
+from secrun.network import hostfiles, plan
+from secrun.network.plan import Connection
 from secrun.paths import Layout
 from secrun.pod import confine, podconfig, policy, request
 from secrun.pod.confine import ConfinedApp
@@ -90,7 +92,8 @@ def _bundle(app: _Resolved, process: Process, pod: PodRequest, confined: Confine
             app=app.name,
             salt=os.urandom(16).hex(),
             process=process,
-            network=pod.network,
+            network=pod.net.mode,
+            etc=plan.mounted(pod.net.dns),
             read_only=app.request.read_only,
             extras=app.extras,
             vtpm=pod.machine.vtpm,
@@ -166,9 +169,10 @@ def _decide(
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
     strict = _is_strict(known, apps)
     asked = confine.label([app.request for app in apps])
+    connection = _connection(layout, pod, apps, flavour)
     stage1 = flavour.ensure_image(layout)
     confined = confine.pod(
-        pod.network, [(app.name, app.request, processes[app.name]) for app in apps], stage1.kernel
+        pod.net.mode, [(app.name, app.request, processes[app.name]) for app in apps], stage1.kernel
     )
     bundles = {
         app.name: _bundle(
@@ -182,7 +186,7 @@ def _decide(
     manifest = PodManifest(
         uuid=uuid,
         hostname=hostname,
-        network=pod.network,
+        network=pod.net.mode,
         flavour=flavour.name,
         stage1=stage1.digest,
         stage1_tree=stage1.tree,
@@ -196,9 +200,10 @@ def _decide(
         ),
         policy=Digest.parse(known.digest) if known.digest else None,
         strict_read_back=strict,
+        connection=None if connection == Connection() else connection,
     )
     _check(flavour, manifest, pod)
-    etc = _etc_files(hostname, pod.network)
+    etc = _etc_files(hostname, pod.net.mode, connection)
     config = podconfig.contents(manifest, bundles, etc, guest=stage1.kernel is not None)
     draft = Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config, label=asked)
     decided = flavour.decide(draft)
@@ -253,14 +258,25 @@ def planned(
         raise
 
 
-def _etc_files(hostname: str, network: Network) -> dict[str, bytes]:
-    """Return what apps see at /etc/hostname, /etc/hosts and /etc/resolv.conf."""
-    hosts = f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname}\n".encode()
-    resolv = b"# this pod has no network\n"
-    if network is Network.HOST:
-        resolv = Path("/etc/resolv.conf").read_bytes()
-        hosts += b"\n" + Path("/etc/hosts").read_bytes()
-    return {"hostname": f"{hostname}\n".encode(), "hosts": hosts, "resolv.conf": resolv}
+def _connection(layout: Layout, pod: PodRequest, apps: Sequence[_Resolved], flavour: Flavour) -> Connection:
+    """Decide the pod's networks; raises HostError for a flavour that cannot join any."""
+    if pod.net.mode is Network.CNI and not flavour.joins_networks:
+        raise HostError(
+            f"pods of --stage1={flavour.name} cannot join a network",
+            hint="start the pod with --net=none",
+            code="host-refused",
+        )
+    exposed = [port for app in apps for port in app.image.config.exposed_ports]
+    return network.decide(layout, pod.net, pod.places, exposed)
+
+
+def _etc_files(hostname: str, mode: Network, connection: Connection) -> dict[str, bytes]:
+    """Return what apps see at /etc/hostname, /etc/hosts and /etc/resolv.conf.
+
+    Where plugins connect the pod, the last two are written anew with their answers when it starts.
+    """
+    texts = hostfiles.without_plugins(hostname, connection, host=mode is Network.HOST)
+    return {"hostname": f"{hostname}\n".encode(), **{name: text.encode() for name, text in texts.items()}}
 
 
 def _write(files: PodFiles, plan: Plan) -> None:
@@ -276,7 +292,7 @@ def _check(flavour: Flavour, manifest: PodManifest, pod: PodRequest) -> None:
 
 def _relaxations(pod: PodRequest, label: LabelRequest, images: Sequence[StoredImage]) -> tuple[str, ...]:
     """Name what weakens the pod as a whole."""
-    found = {"network:host"} if pod.network is Network.HOST else set[str]()
+    found = {"network:host"} if pod.net.mode is Network.HOST else set[str]()
     found.update(label.relaxations)
     if any(image.admission.bypass for image in images):
         found.add("insecure-options:image")

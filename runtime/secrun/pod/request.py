@@ -8,10 +8,12 @@ from pathlib import Path
 
 from secrun.errors import UsageError
 from secrun.image.fetch import FetchOptions
+from secrun.network.configs import Places
+from secrun.network.request import NetworkRequest
 from secrun.pod.security import SecurityRequest
 from secrun.record import field, record
 from secrun.stage1.machine import MachineRequest
-from secrun.stage1.manifest import Limits, Network, Relabel, Volume
+from secrun.stage1.manifest import Limits, Relabel, Volume
 
 # appc AC name, and a file name, a unit name and a crun container name at once.
 _APP_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?\Z")
@@ -61,7 +63,9 @@ class PodRequest:
     apps: tuple[AppRequest, ...]
     fetch: FetchOptions
     hostname: str | None = None
-    network: Network = Network.NONE
+    net: NetworkRequest = field(default_factory=NetworkRequest)
+    places: Places = field(default_factory=Places)
+    """Where configurations and plugins of networks are."""
     flavour: str = "nspawn"
     machine: MachineRequest = field(default_factory=MachineRequest)
     uuid_file: Path | None = None

@@ -4,22 +4,27 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from secrun import checkpoint, selinux
 from secrun.errors import DeniedError, HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
+from secrun.network.configs import Places
 from secrun.pod import exits, podconfig, policy, readback, timing
+from secrun.pod.networks import holds_network
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
-from secrun.record import record, replace
+from secrun.record import field, record, replace
 from secrun.stage1 import cgroups, flavours, waiter
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Launch, PodOnDisk
-from secrun.stage1.manifest import PodManifest
+from secrun.stage1.manifest import Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
+
+if TYPE_CHECKING:
+    from secrun.network.connect import Connected
 
 _READY = b"ready\n"
 
@@ -33,6 +38,8 @@ class StartOptions:
     measuring: Measuring
     detach: bool = False
     remove: bool = False
+    places: Places = field(default_factory=Places)
+    """Where configurations and plugins of networks are."""
     launched: Callable[[PodFiles], None] | None = None
     """Called when all is in place and nothing runs yet."""
 
@@ -67,7 +74,9 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         undo.push(lambda _kind, error, _trace: _abandon(pod, options, error))
         checkpoint.reached("run-folder")
         write_atomic(files.started, f"{time.time_ns()} {os.getpid()}\n".encode(), durable=False)
-        launch = flavour.launch(PodOnDisk(layout=pod.layout, path=pod.path, manifest=manifest), undo)
+        network = _connect(pod, manifest, options.places, undo)
+        on_disk = PodOnDisk(layout=pod.layout, path=pod.path, manifest=manifest, network=network)
+        launch = flavour.launch(on_disk, undo)
         with selinux.sockets_as(launch.runtime_label):
             control = files.listen(files.control_socket)
         undo.callback(control.close)
@@ -92,13 +101,32 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             read_back_fds=read_back,
         )
         # Everything that runs is in place and checked, nothing of it runs yet.
-        options.measuring.starting(files, manifest, label=launch.label)
+        answered = None if network is None else network.state().digest
+        options.measuring.starting(files, manifest, label=launch.label, network=answered)
         checkpoint.reached("before-waiter")
         plan = replace(plan, timing_fd=timing.append(files, checkpoint.marks or ()))
         if options.detach:
             _silence()
         waiter.replace_process(plan)
     raise AssertionError("unreachable: the waiter replaces this process")
+
+
+def _connect(pod: LockedPod, manifest: PodManifest, places: Places, undo: ExitStack) -> "Connected | None":
+    """Make the pod's network namespace and join its networks, before anything else of it is on the host."""
+    if manifest.network is not Network.CNI or manifest.connection is None:
+        return None
+    from secrun.network.connect import Target, connect
+    from secrun.syscalls import LinuxSyscalls
+
+    target = Target(
+        layout=pod.layout,
+        path=pod.path,
+        etc=podconfig.etc_folder(PodFiles(pod.path)),
+        uuid=pod.uuid,
+        hostname=manifest.hostname,
+        connection=manifest.connection,
+    )
+    return connect(LinuxSyscalls(), target, places, undo)
 
 
 def _read_back(
@@ -139,7 +167,7 @@ def _abandon(pod: LockedPod, options: StartOptions, error: BaseException | None)
     result = _record_failure(files, error)
     codes = {app.name: app.code for app in result.apps}
     unmeasured = options.measuring.ended(files, pod.uuid, result.code, codes)
-    if options.remove and not unmeasured:
+    if options.remove and not unmeasured and not holds_network(pod):
         unmount_below(pod.path)
         options.measuring.removed(files, pod.uuid)
         delete(pod)

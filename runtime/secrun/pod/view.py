@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secrun.digest import Digest
-from secrun.errors import ImageError, StateError
+from secrun.errors import ImageError, NetworkError, StateError
 from secrun.jsonio import JsonObject
 from secrun.locks import is_missing
 from secrun.measure import marker
@@ -14,8 +15,11 @@ from secrun.pod import exits, readback, timing
 from secrun.pod.readback import Enforced
 from secrun.pod.states import WHOLE, Found, State, walk
 from secrun.record import record
-from secrun.stage1.manifest import PodManifest
+from secrun.stage1.manifest import Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
+
+if TYPE_CHECKING:
+    from secrun.network.state import Shown
 
 STATUS_SCHEMA = "secrun.dev/pod-status/v1"
 LIST_SCHEMA = "secrun.dev/pod-list/v1"
@@ -40,6 +44,8 @@ class PodView:
     measured: Marker | None
     """How far the event log knows the pod; None if it ran unmeasured."""
     timing: tuple[timing.Mark, ...]
+    networks: "tuple[Shown, ...]"
+    """The interfaces that the pod has, or had before it exited."""
 
     @property
     def created_ns(self) -> int:
@@ -65,6 +71,10 @@ class PodView:
             )
         return result
 
+    def _ports(self) -> list[str]:
+        connection = self.manifest.connection if self.manifest else None
+        return [] if connection is None else [str(port) for port in connection.ports]
+
     def to_json(self) -> JsonObject:
         """Return the documented JSON form (docs/state.md)."""
         return {
@@ -88,6 +98,8 @@ class PodView:
             },
             "hostname": self.manifest.hostname if self.manifest else None,
             "network": str(self.manifest.network) if self.manifest else None,
+            "networks": [item.to_json() for item in self.networks],
+            "ports": [*self._ports()],
             "stage1": self.manifest.flavour if self.manifest else None,
             "relaxations": list(self.manifest.relaxations) if self.manifest else [],
             "apps": [*self._apps()],
@@ -100,6 +112,13 @@ def _numbers(path: Path) -> list[int]:
         return [int(word) for word in path.read_text().split() if word.isdecimal()]
     except FileNotFoundError:
         return []
+
+
+def _networks(path: Path) -> "tuple[Shown, ...]":
+    from secrun.network import state
+
+    found = state.read(path)
+    return () if found is None else found.interfaces
 
 
 def _line(path: Path) -> str | None:
@@ -118,14 +137,17 @@ def look(found: Found) -> PodView:
     measured: Marker | None = None
     enforced: Mapping[str, Enforced] = {}
     marks: tuple[timing.Mark, ...] = ()
+    networks: tuple[Shown, ...] = ()
     problem = ""
     try:
         manifest = files.read_manifest()
         end = exits.read(files)
         enforced = readback.read(files)
         measured = marker.read(files)
+        if manifest.network is Network.CNI:
+            networks = _networks(found.path)
         marks = timing.read(files)
-    except (StateError, ImageError) as error:
+    except (StateError, ImageError, NetworkError) as error:
         problem = error.message if state in WHOLE else ""
     started, base = _numbers(files.started), _numbers(files.uid_base)
     return PodView(
@@ -140,6 +162,7 @@ def look(found: Found) -> PodView:
         exit=end,
         enforced=enforced,
         measured=measured,
+        networks=networks,
         timing=marks,
     )
 

@@ -1,7 +1,7 @@
 """OCI runtime configurations (runtime-spec 1.0.2), one per app; pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from secrun.errors import UsageError
 from secrun.jsonio import JsonObject, JsonValue
@@ -66,7 +66,7 @@ def _mount(target: str, kind: str, source: str, *options: str) -> JsonObject:
 
 
 def _sysfs(network: Network) -> JsonObject:
-    if network is Network.HOST:
+    if network is not Network.NONE:
         # A sysfs may only be mounted by the owner of the network namespace; bind the pod's filtered one.
         return _mount("/sys", "bind", "/sys", "rbind", "ro", "nosuid", "noexec", "nodev")
     return _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro")
@@ -85,10 +85,10 @@ def _base_mounts(network: Network) -> list[JsonValue]:
     ]
 
 
-def _etc_mounts() -> list[JsonValue]:
+def _etc_mounts(names: Sequence[str]) -> list[JsonValue]:
     return [
         _mount(f"/etc/{name}", "bind", f"{places.POD}/etc/{name}", "bind", "ro", "nosuid", "nodev", "noexec")
-        for name in ("hostname", "hosts", "resolv.conf")
+        for name in names
     ]
 
 
@@ -164,6 +164,7 @@ def runtime_config(
     salt: str,
     process: Process,
     network: Network,
+    etc: Sequence[str],
     read_only: bool,
     extras: Extras,
     vtpm: bool = False,
@@ -172,6 +173,7 @@ def runtime_config(
 ) -> JsonObject:
     """Return the OCI config.json of one app.
 
+    `etc` names the files of /etc that are the pod's, not the image's.
     `salt` is random: the digest of the whole, which others see, must not let them guess an environment.
     Network, IPC, UTS and user namespaces are the pod's; hence no `hostname` and no id mappings here.
     """
@@ -181,7 +183,7 @@ def runtime_config(
         "process": process.to_oci(process_confinement),
         "mounts": [
             *_base_mounts(network),
-            *_etc_mounts(),
+            *_etc_mounts(etc),
             *_extra_mounts(app, extras),
             *(_tpm_mounts() if vtpm else ()),
         ],

@@ -7,7 +7,7 @@ Supervision is not a flavour's business: every flavour ends in a command line th
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from secrun.digest import Digest
 from secrun.paths import Layout
@@ -16,6 +16,9 @@ from secrun.stage1.label import Label
 from secrun.stage1.machine import CommandLine, Machine, MachineRequest
 from secrun.stage1.manifest import PodManifest
 from secrun_policies.labels import LabelRequest
+
+if TYPE_CHECKING:
+    from secrun.network.connect import Connected
 
 
 @record
@@ -66,6 +69,8 @@ class PodOnDisk:
     layout: Layout
     path: Path
     manifest: PodManifest
+    network: "Connected | None" = None
+    """The namespace that the pod joins; `network.state()` waits for what is in it."""
 
 
 @record
@@ -95,6 +100,8 @@ class Flavour(Protocol):
     """One kind of isolation."""
 
     name: str
+    joins_networks: bool
+    """Pods of this flavour can join a network namespace that is handed to `launch`."""
 
     def probe(self) -> Sequence[Problem]:
         """Tell what this host lacks, in words."""

@@ -13,6 +13,7 @@ from secrun.record import field, record
 from secrun.stage1.security import AppSecurity
 
 if TYPE_CHECKING:
+    from secrun.network.plan import Connection
     from secrun.stage1.label import Label
     from secrun.stage1.machine import Machine
     from secrun.trust.admission import Admission
@@ -28,6 +29,8 @@ class Network(StrEnum):
 
     NONE = "none"
     HOST = "host"
+    CNI = "cni"
+    """A namespace of its own that plugins connect; see `PodManifest.connection`."""
 
 
 class Relabel(StrEnum):
@@ -256,6 +259,14 @@ def _machine(fields: Fields | None) -> "Machine | None":
     return Machine.from_fields(fields)
 
 
+def _connection(fields: Fields | None) -> "Connection | None":
+    if fields is None:
+        return None
+    from secrun.network.plan import Connection
+
+    return Connection.from_fields(fields)
+
+
 def _label(fields: Fields | None) -> "Label | None":
     if fields is None:
         return None
@@ -289,6 +300,8 @@ class PodManifest:
     """The policy files that it was prepared under; None if there were none."""
     strict_read_back: bool = False
     """End the pod if the kernel enforces less than was compiled."""
+    connection: "Connection | None" = None
+    """Networks, ports, name servers and host names, if anything was said or decided about them."""
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON that is stored and measured."""
@@ -310,6 +323,7 @@ class PodManifest:
                 "label": None if self.label is None else self.label.to_json(),
                 "policy": "" if self.policy is None else str(self.policy),
                 "strict_read_back": self.strict_read_back,
+                "connection": None if self.connection is None else self.connection.to_json(),
             }
         )
 
@@ -319,7 +333,7 @@ class PodManifest:
         fields = Fields.document(data, what="pod manifest", limit=MAX_MANIFEST_BYTES, schema=SCHEMA)
         network = fields.text("network")
         if network not in tuple(Network):
-            fields.unexpected("network", network, "none or host")
+            fields.unexpected("network", network, "none, host or cni")
         manifest = cls(
             uuid=fields.text("uuid"),
             hostname=fields.text("hostname"),
@@ -336,6 +350,7 @@ class PodManifest:
             label=_label(fields.optional_object("label")),
             policy=Digest.parse(text) if (text := fields.text("policy")) else None,
             strict_read_back=fields.flag("strict_read_back"),
+            connection=_connection(fields.optional_object("connection")),
         )
         fields.end()
         return manifest

@@ -29,10 +29,15 @@ from secrun.stage1.manifest import AppManifest, Network, PodManifest, Volume
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE
+from secrun.stage1.volumemount import mount_volumes, point
 from secrun.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, Syscalls
 from secrun_policies.labels import OWN_RUN
 
+# systemd-nspawn's own option joins from inside the pod's user namespace, which has no right to.
+_NSENTER = "/usr/bin/nsenter"
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
+# On a file system of the pod's own processes, outside the pod's folder.
+_VOLUMES = _NSPAWN_RUN / "volumes"
 
 
 def _bind(source: Path | str, target: str, *, read_only: bool, idmap: bool = True) -> str:
@@ -44,7 +49,13 @@ def _bind(source: Path | str, target: str, *, read_only: bool, idmap: bool = Tru
 
 def _volume_binds(app: str, volumes: Sequence[Volume]) -> list[str]:
     return [
-        _bind(volume.source, places.volume(app, index), read_only=volume.read_only)
+        # Their owners are mapped already.
+        _bind(
+            point(_VOLUMES, app, index),
+            places.volume(app, index),
+            read_only=volume.read_only,
+            idmap=False,
+        )
         for index, volume in enumerate(volumes)
     ]
 
@@ -117,14 +128,21 @@ class NspawnLauncher:
         self._enter_private_mounts(host.hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
         self._mount_images(pod, files, "" if label is None else label.file, undo)
+        mount_volumes(self._syscalls, manifest.apps, _VOLUMES, host.uid_base, SIZE)
         self._make_devices(manifest, files, host.uid_base, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
+        network = pod.network
+        inside = () if network is None else (_NSENTER, f"--net={network.path}", "--")
         return Launch(
-            argv=command_line(manifest, files, host.uid_base, label),
+            argv=(*inside, *command_line(manifest, files, host.uid_base, label)),
             attach_fd=attach,
             cgroup_procs_fd=host.procs_fd,
             cgroup_kill_fd=host.kill_fd,
-            held_fds=(host.guard_fd, *(() if label is None else (label.guard_fd,))),
+            held_fds=(
+                host.guard_fd,
+                *(() if label is None else (label.guard_fd,)),
+                *(() if network is None else network.held_fds),
+            ),
             filter_fd=self._filter(files, manifest, undo),
             label="" if label is None else label.process,
             file_label="" if label is None else label.file,

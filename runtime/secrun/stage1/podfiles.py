@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # One connection per app at most is accepted; the rest of a burst may wait.
 _BACKLOG = 64
 STARTED_NAME = "started"
+ADDRESSES_NAME = "addresses"
 FILTER_NAME = "filter.bpf"
 
 

@@ -1,0 +1,248 @@
+"""Pods on networks, with the real plugins, in a namespace that plays the host."""
+
+import dataclasses
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secrun.network import state
+from support import hostnet, roots
+from support.hostnet import HostNet, leases
+from support.secrun import Result, Secrun, eventually
+
+RELAXED = ("--pull=never", "--insecure-options=image")
+PAGE = ("sh", "-c", "mkdir /www && echo here > /www/index.html && exec httpd -f -p 80 -h /www")
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[HostNet]:
+    with hostnet.made() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pods(net: HostNet, secrun: Secrun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secrun]:
+    """A root of its own, whose pods join the default network unless they name another."""
+    base = tmp_path_factory.mktemp("network")
+    other = Secrun(root=base / "root", run_root=base / "run", network="", options=("--attest=off",))
+    layout = secrun.root.parent / "layout"
+    image = other("fetch", "--insecure-options=image", f"oci:{layout}:busybox").out.split()[-1]
+    yield net(dataclasses.replace(other, image=image))
+    clean_up(other)
+
+
+@pytest.fixture(autouse=True)
+def _clean(net: HostNet, pods: Secrun) -> Iterator[None]:
+    yield
+    clean_up(pods)
+    assert pods.pods() == []
+    assert net.links() == set()
+    assert net.rules() == []
+    assert leases(pods) == []
+
+
+def clean_up(secrun: Secrun) -> None:
+    running = [str(pod["uuid"]) for pod in secrun.pods() if pod["state"] == "running"]
+    if running:
+        secrun("stop", "--force", *running)
+        for uuid in running:
+            secrun("status", "--wait", uuid)
+    secrun("gc", "--grace-period=0s", "--expire-prepared=0s")
+
+
+def addresses(secrun: Secrun, uuid: str) -> list[str]:
+    """Return a pod's addresses without their prefix lengths."""
+    shown = secrun.status(uuid)["networks"]
+    return [text.split("/")[0] for item in shown for text in item["addresses"]]
+
+
+def served(net: HostNet, url: str) -> None:
+    eventually(lambda: net.fetch(url) == "here\n", f"a page at {url}")
+
+
+def test_two_pods_reach_each_other_and_the_host_by_default(net: HostNet, pods: Secrun):
+    first = pods.detach(*PAGE)
+    four, six = addresses(pods, first)
+    served(net, f"http://{four}/")
+    served(net, f"http://[{six}]/")
+    fetch = f"wget -q -O - http://{four}/; wget -q -O - 'http://[{six}]/'"
+    assert pods.run("sh", "-c", fetch).out == "here\nhere\n"
+    gateway = four.rpartition(".")[0] + ".1"
+    with listening(net, gateway) as port:
+        assert pods.run("busybox", "nc", gateway, str(port)).out == "from the host\n"
+
+
+@dataclasses.dataclass
+class Listening:
+    """A server of the host that says one line to whoever connects."""
+
+    net: HostNet
+    address: str
+
+    def __enter__(self) -> int:
+        code = (
+            "import socket,sys\n"
+            "s=socket.create_server((sys.argv[1],0))\n"
+            "print(s.getsockname()[1], flush=True)\n"
+            "c,_=s.accept(); c.sendall(b'from the host\\n')\n"
+        )
+        words = [*self.net.prefix, "/usr/bin/python3", "-c", code, self.address]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE)
+        return int(self.process.stdout.readline())
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def listening(net: HostNet, address: str) -> Listening:
+    return Listening(net, address)
+
+
+def test_a_published_port_answers_on_loopback_and_on_the_bridge(net: HostNet, pods: Secrun):
+    uuid = pods.detach(*PAGE, options=("-p", "8080:80"))
+    four, six = addresses(pods, uuid)
+    for host in ("127.0.0.1", four.rpartition(".")[0] + ".1", f"[{six.rpartition(':')[0]}:1]"):
+        served(net, f"http://{host}:8080/")
+
+
+def test_a_port_of_one_address_is_not_open_on_the_others(net: HostNet, pods: Secrun):
+    uuid = pods.detach(*PAGE, options=("-p", "127.0.0.1:8081:80"))
+    served(net, "http://127.0.0.1:8081/")
+    four, _ = addresses(pods, uuid)
+    assert net.fetch(f"http://{four.rpartition('.')[0]}.1:8081/") == ""
+
+
+def test_an_image_names_a_port(net: HostNet, pods: Secrun):
+    refused = pods("run", "--port=80-tcp:8082", *RELAXED, pods.image, "--", "true", code=2)
+    assert "no image of the pod has a port of this name" in refused.err
+
+
+def test_without_a_network_there_is_only_the_loopback(pods: Secrun):
+    assert pods.run("ls", "/sys/class/net", options=("--net=none",)).out == "lo\n"
+    assert pods.run("ls", "/sys/class/net").out.split() == ["eth0", "lo"]
+
+
+def test_an_address_can_be_used_again_as_soon_as_its_pod_has_exited(pods: Secrun):
+    first = pods.detach("true")
+    pods("status", "--wait", first)
+    assert leases(pods) == []
+    four, _ = addresses(pods, first)
+    second = pods.run("busybox", "ip", "address", options=(f"--net=default:IP={four}",)).out
+    assert f"inet {four}/" in second
+    assert pods.status(first)["state"] == "exited"
+    assert four in pods("list").out
+
+
+def test_an_address_in_use_is_refused_and_nothing_stays(net: HostNet, pods: Secrun):
+    first = pods.detach("sleep", "1000")
+    four, _ = addresses(pods, first)
+    before = leases(pods), net.rules(), net.links()
+    words = ("run", "--rm", f"--net=default:IP={four}", *RELAXED, pods.image, "--", "true")
+    refused = pods(*words, code=125)
+    assert f"{four}" in refused.err
+    assert "not available" in refused.err
+    assert (leases(pods), net.rules(), net.links()) == before
+    assert [pod["uuid"] for pod in pods.pods()] == [first]
+
+
+def test_a_mac_address_of_the_callers_choice(pods: Secrun):
+    shown = pods.run("busybox", "ip", "link", options=("--net=default:mac=02:00:00:12:34:56",)).out
+    assert "02:00:00:12:34:56" in shown
+
+
+def test_what_a_pod_may_do_to_its_network(pods: Secrun):
+    """It may use it, low ports included, and change nothing of it."""
+    change = "busybox ip address add 10.1.1.1/24 dev eth0 2>/dev/null && echo changed"
+    script = f"{change}; timeout 1 busybox nc -l -p 1 -s 0.0.0.0; id -u"
+    assert pods.run("sh", "-c", script).out == "0\n"
+    refused = pods("run", "--cap-add=net_admin", *RELAXED, pods.image, "--", "true", code=2)
+    assert "cannot be had in this pod's network" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--net=nowhere", "there is no network called 'nowhere'"),
+        ("--net=default:IP=10.62.0", "not an IP address"),
+        ("-p=80", "expected [HOSTIP:]HOST:POD"),
+        ("-p=0:80", "not a port from 1 to 65535"),
+        ("--dns=moon", "neither an IP address nor host or none"),
+    ],
+)
+def test_what_has_no_meaning_is_an_error(pods: Secrun, option: str, said: str):
+    words = ("run", "--rm", option, *RELAXED, pods.image, "--", "true")
+    refused = pods(*words, code=None)
+    assert refused.code in (2, 125)
+    assert said in refused.err
+    assert pods.pods() == []
+
+
+def taken(pods: Secrun, *options: str) -> Result:
+    return pods("run", "--rm", *options, *RELAXED, pods.image, "--", "true", code=125)
+
+
+def test_a_taken_port_is_an_error_before_anything_starts(net: HostNet, pods: Secrun):
+    first = pods.detach("sleep", "1000", options=("-p", "8083:80"))
+    assert f"pod {first} has it" in taken(pods, "-p", "8083:81").err
+    assert f"pod {first} has it" in taken(pods, "-p", "127.0.0.1:8083:81").err
+    assert pods.run("true", options=("-p", "8083:81/udp")).code == 0
+    assert [pod["uuid"] for pod in pods.pods()] == [first]
+
+
+def test_a_port_of_another_program_is_an_error(net: HostNet, pods: Secrun):
+    with listening(net, "127.0.0.1") as port:
+        assert "another program of this host has it" in taken(pods, "-p", f"127.0.0.1:{port}:80").err
+        assert "another program of this host has it" in taken(pods, "-p", f"{port}:80").err
+
+
+def test_what_was_decided_is_in_the_manifest_and_the_result_in_the_status(pods: Secrun):
+    uuid = pods.detach("true", options=("-p", "127.0.0.1:8084:80/udp", "--dns=192.0.2.1"))
+    manifest = json.loads(pods("cat-manifest", uuid).out)
+    (network,) = manifest["connection"]["networks"]
+    assert network["network"] == "default"
+    assert network["plugins"] == ["bridge", "host-local", "portmap", "firewall"]
+    (port,) = manifest["connection"]["ports"]
+    assert port == {"host_ip": "127.0.0.1", "host_port": 8084, "pod_port": 80, "protocol": "udp"}
+    pods("status", "--wait", uuid)
+    (shown,) = pods.status(uuid)["networks"]
+    assert (shown["network"], shown["interface"]) == ("default", "eth0")
+    assert socket.inet_aton(shown["addresses"][0].split("/")[0])
+    assert "networks=default:eth0=" in pods("status", uuid).out
+
+
+def test_names_of_the_pod(pods: Secrun):
+    options = ("--dns=192.0.2.1", "--dns-search=example.org", "--dns-opt=ndots:3", "--hostname=web")
+    options += ("--add-host=db:192.0.2.7", "--hosts-entry=192.0.2.8=a,b")
+    said = pods.run("sh", "-c", "cat /etc/resolv.conf /etc/hosts /etc/hostname", options=options).out
+    assert said.startswith("nameserver 192.0.2.1\nsearch example.org\noptions ndots:3\n192.0.2.7 db\n")
+    assert "\n192.0.2.8 a b\n" in said
+    assert said.endswith(" web\nweb\n")
+    own = pods.run("ls", "/etc", options=("--dns=none",)).out
+    assert "hosts" in own
+    assert "resolv.conf" not in own
+
+
+def test_the_hosts_own_files_on_demand(pods: Secrun):
+    options = ("--dns=host", "--hosts-entry=host")
+    said = pods.run("sh", "-c", "cat /etc/resolv.conf /etc/hosts", options=options).out
+    assert Path("/etc/resolv.conf").read_text() in said
+    assert said.endswith(Path("/etc/hosts").read_text())
+
+
+def test_what_the_networks_answered_is_measured_when_the_pod_starts(
+    net: HostNet, secrun: Secrun, tmp_path: Path
+):
+    with roots.made(secrun, tmp_path) as own:
+        measured = dataclasses.replace(own, prefix=net.prefix, network="")
+        uuid = measured.detach("true")
+        measured("status", "--wait", uuid)
+        known = state.read(measured.root / "pods/run" / uuid)
+        assert known is not None
+        (started,) = [line for line in measured("attest", "log").out.splitlines() if " PodStart " in line]
+        assert f'"network":"{known.digest}"' in started.replace(" ", "")
+        clean_up(measured)

@@ -114,7 +114,7 @@ def test_the_strict_filter_and_profile(secrun: Secrun):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--security-opt=label=type:x_t",), 125, "SELinux is off"),
+        (("--security-opt=label=type:x_t",), 125, "needs SELinux"),
         (("--ulimit=nofile=99999999",), 2, "above this host's"),
         (("--device=/dev/zero:/dev/zap:r",), 2, "cannot be enforced"),
         (("--userns=host",), 2, "always has a user namespace"),

@@ -21,7 +21,7 @@ from support.images import Entry, LayoutWriter, busybox_layer, directory, symlin
 from support.secrun import Secrun
 
 SOURCE = Path(__file__).resolve().parent.parent / "support/escape/escape.c"
-FLAVOURS: Mapping[str, tuple[str, ...]] = {"nspawn": ()}
+FLAVOURS: Mapping[str, tuple[str, ...]] = {"nspawn": (), "kvm": ("--stage1=kvm", "--accel=tcg")}
 IN_POD = "/bin/escape"
 # Only a pod has something masked to unmount.
 NOT_ON_THE_HOST = {"umount-mask"}
@@ -160,8 +160,7 @@ def inside(pods: Secrun, things: Things, *tried: str, options: tuple[str, ...] =
     return done.stdout
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("user", ["0:0", "1000:1000"])
+@pytest.mark.parametrize(("flavour", "user"), [("nspawn", "0:0"), ("nspawn", "1000:1000"), ("kvm", "0:0")])
 def test_every_attempt_fails_in_a_default_pod(pods: Secrun, things: Things, names, flavour, user):
     text = inside(pods, things, options=(*FLAVOURS[flavour], f"--user={user}"))
     assert set(outcome(text)) == names

@@ -1,5 +1,6 @@
 """What the kernel enforces, read back: stored with the pod, and if asked for before an app begins."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -151,3 +152,17 @@ def test_a_filter_that_lets_the_agent_not_begin_says_so(secrun: Secrun):
     result = secrun.run("true", options=(*STRICT, narrow), code=None)
     assert result.code != 0
     assert "ended before it could be read" in result.err
+
+
+def test_a_guest_cannot_be_read_and_that_is_named_or_refused(secrun: Secrun, tmp_path: Path):
+    guest = (*RELAXED, "--stage1=kvm", "--accel=tcg")
+    uuid = secrun("prepare", *guest, *STRICT, secrun.image, "--", "true").out.strip()
+    manifest = json.loads(secrun("cat-manifest", uuid).out)
+    secrun("rm", uuid)
+    assert "read-back:guest" in manifest["relaxations"]
+    (tmp_path / "policy.d").mkdir()
+    (tmp_path / "policy.d" / "a.toml").write_text('[[rule]]\nname = "proof"\nread_back = "strict"\n')
+    ruled = dataclasses.replace(secrun, place=tmp_path)
+    assert "a rule asks for read_back" in ruled("prepare", *guest, secrun.image, code=125).err
+    device = secrun("prepare", *guest, "--device=/dev/full", secrun.image, code=125)
+    assert "is not in the guest" in device.err

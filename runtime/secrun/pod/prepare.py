@@ -167,10 +167,10 @@ def _decide(
         for volume in app.request.volumes:
             labels.check_relabel(volume)
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
-    strict = _is_strict(known, apps)
     asked = confine.label([app.request for app in apps])
     connection = _connection(layout, pod, apps, flavour)
     stage1 = flavour.ensure_image(layout)
+    strict, unread = _read_back(known, apps, guest=stage1.kernel is not None)
     confined = confine.pod(
         pod.net.mode, [(app.name, app.request, processes[app.name]) for app in apps], stage1.kernel
     )
@@ -191,7 +191,7 @@ def _decide(
         stage1=stage1.digest,
         stage1_tree=stage1.tree,
         created_ns=time.time_ns(),
-        relaxations=_relaxations(pod, asked, [app.image for app in apps]),
+        relaxations=tuple(sorted((*_relaxations(pod, asked, [app.image for app in apps]), *unread))),
         outer_arguments=confined.outer_arguments,
         outer_filter=None if confined.outer_filter is None else Digest.of(confined.outer_filter),
         apps=tuple(
@@ -219,24 +219,30 @@ def _decide(
 
 def _check_guest(manifest: PodManifest) -> None:
     """Raise HostError for what the host's kernel would have to do for a pod that has one of its own."""
-    if manifest.machine is None:
-        return
-    if manifest.strict_read_back:
-        raise HostError(
-            "what a guest's kernel enforces cannot be read back strictly: its processes are not the host's",
-            hint="leave out --profile strict, or the rule that asks for read_back",
-            code="host-read-back",
-        )
-    if any(app.security.devices for app in manifest.apps):
+    if manifest.machine is not None and any(app.security.devices for app in manifest.apps):
         raise HostError(
             "a device of the host is not in the guest: --device needs --stage1=nspawn", code="host-device"
         )
 
 
-def _is_strict(known: PolicySet, apps: Sequence[_Resolved]) -> bool:
-    """Tell whether the kernel has to prove what it enforces before any app of the pod begins."""
+def _read_back(known: PolicySet, apps: Sequence[_Resolved], *, guest: bool) -> tuple[bool, tuple[str, ...]]:
+    """Tell whether the kernel has to prove what it enforces before any app begins, and what is relaxed.
+
+    The host does not see a guest's processes. Where a profile asks for the proof, that it is left out is a
+    relaxation; where a rule does, it is an error.
+    """
     images = ((app.image.reference, app.image.config.labels) for app in apps)
-    return any(app.request.security.strict_read_back for app in apps) or rules.demands_strict(known, images)
+    demanded = rules.demands_strict(known, images)
+    wanted = any(app.request.security.strict_read_back for app in apps)
+    if not guest:
+        return demanded or wanted, ()
+    if demanded:
+        raise HostError(
+            "a rule asks for read_back, and what a guest's kernel enforces cannot be read from the host",
+            hint="secrun policy show names the rule",
+            code="host-read-back",
+        )
+    return False, ("read-back:guest",) if wanted else ()
 
 
 def planned(

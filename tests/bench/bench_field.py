@@ -127,7 +127,14 @@ def many_pods(bench: Bench, count: int) -> None:
     )
     lab.tool(*fetch)
     prepare = bench.secrun(
-        "prepare", "--insecure-options=image", "--pull=never", bench.busybox, "--", "true", root=store
+        "prepare",
+        "--net=none",
+        "--insecure-options=image",
+        "--pull=never",
+        bench.busybox,
+        "--",
+        "true",
+        root=store,
     )
     first = lab.tool(*prepare).decode().strip()
     source = bench.base / store / "pods/prepared" / first

@@ -25,7 +25,7 @@ from secrun_kvm.initramfs import Node, archive
 from support import lab
 
 INSECURE = "--insecure-options=image"
-EMULATED = ("--stage1=kvm", "--accel=tcg", INSECURE, "--pull=never")
+EMULATED = ("--stage1=kvm", "--accel=tcg", INSECURE, "--pull=never", "--net=none")
 # What the app says, and the init that there is nothing less than.
 WORD = "here-i-am"
 INIT = f"""

@@ -246,3 +246,94 @@ def test_what_the_networks_answered_is_measured_when_the_pod_starts(
         (started,) = [line for line in measured("attest", "log").out.splitlines() if " PodStart " in line]
         assert f'"network":"{known.digest}"' in started.replace(" ", "")
         clean_up(measured)
+
+
+ECHO = r"""
+#include <arpa/inet.h>
+#include <netinet/ip_icmp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+int main(int argc, char **argv) {
+    struct sockaddr_in to = {.sin_family = AF_INET};
+    struct icmphdr ask = {.type = ICMP_ECHO}, answer;
+    struct timeval wait = {5, 0};
+    int raw = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP), fd = socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
+    inet_pton(AF_INET, argv[1], &to.sin_addr);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
+    sendto(fd, &ask, sizeof ask, 0, (struct sockaddr *)&to, sizeof to);
+    puts(raw >= 0 ? "raw" : "no raw socket");
+    puts(recv(fd, &answer, sizeof answer, 0) > 0 && answer.type == ICMP_ECHOREPLY ? "answered" : "silent");
+}
+"""
+
+
+MIRROR = r"""
+#include <arpa/inet.h>
+#include <sys/socket.h>
+int main(void) {
+    struct sockaddr_in6 own = {.sin6_family = AF_INET6, .sin6_port = htons(53)}, peer;
+    int fd = socket(AF_INET6, SOCK_DGRAM, 0);
+    char text[100];
+    bind(fd, (struct sockaddr *)&own, sizeof own);
+    for (;;) {
+        socklen_t size = sizeof peer;
+        ssize_t count = recvfrom(fd, text, sizeof text, 0, (struct sockaddr *)&peer, &size);
+        sendto(fd, text, count, 0, (struct sockaddr *)&peer, size);
+    }
+}
+"""
+
+
+def compiled(folder: Path, source: str) -> None:
+    """Make the program `made` for pods, which have no libraries."""
+    (folder / "made.c").write_text(source)
+    subprocess.run(["gcc", "-static", "-o", folder / "made", folder / "made.c"], check=True)
+
+
+def test_echo_requests_need_no_capability(pods: Secrun, tmp_path: Path):
+    compiled(tmp_path, ECHO)
+    uuid = pods.detach("sleep", "1000", options=("-v", f"{tmp_path}:/t:ro"))
+    gateway = addresses(pods, uuid)[0].rpartition(".")[0] + ".1"
+    for user in ("0", "1000"):
+        said = pods("enter", "--user", user, uuid, "--", "/t/made", gateway).out
+        assert said == "no raw socket\nanswered\n"
+
+
+SAY = """
+import socket, sys
+host, port, kind = sys.argv[1], int(sys.argv[2]), getattr(socket, sys.argv[3])
+found = socket.getaddrinfo(host, port, type=kind)[0]
+with socket.socket(found[0], kind) as client:
+    client.settimeout(5)
+    client.connect(found[4])
+    client.send(b"asked\\n")
+    sys.stdout.write(client.recv(100).decode())
+"""
+
+
+def say(net: HostNet, host: str, port: int, kind: str) -> str:
+    return net.run("/usr/bin/python3", "-c", SAY, host, str(port), kind, check=False)
+
+
+def test_ranges_udp_and_addresses_of_both_families(net: HostNet, pods: Secrun, tmp_path: Path):
+    compiled(tmp_path, MIRROR)
+    tcp = " ".join(f"busybox nc -ll -p {port} -e echo at {port} &" for port in (81, 82))
+    options = ("-v", f"{tmp_path}:/t:ro", "-p", "5353:53/udp", "-p", "8181-8182:81-82")
+    uuid = pods.detach("sh", "-c", f"{tcp} exec /t/made", options=options)
+    four, six = addresses(pods, uuid)
+    for host in ("127.0.0.1", four.rpartition(".")[0] + ".1", six.rpartition(":")[0] + ":1"):
+        for port in (81, 82):
+            eventually(lambda h=host, p=port: say(net, h, 8100 + p, "SOCK_STREAM") == f"at {p}\n", "a port")
+        eventually(lambda h=host: say(net, h, 5353, "SOCK_DGRAM") == "asked\n", "a datagram's answer")
+
+
+def test_a_port_of_an_ipv6_address_is_open_there_alone(net: HostNet, pods: Secrun):
+    uuid = pods.detach("sleep", "1000")
+    six = addresses(pods, uuid)[1].rpartition(":")[0] + ":1"
+    # The kernel looks for a second owner of the address before it is the bridge's own.
+    eventually(lambda: net.run("ip", "-6", "address", "show", "tentative") == "", "the bridge's address")
+    served_by = pods.detach(*PAGE, options=("-p", f"[{six}]:8085:80"))
+    served(net, f"http://[{six}]:8085/")
+    gateway = addresses(pods, served_by)[0].rpartition(".")[0] + ".1"
+    assert net.fetch(f"http://{gateway}:8085/") == ""

@@ -68,11 +68,14 @@ class Secrun:
     def _connected(self, words: list[str]) -> list[str]:
         """Give pods the network of this command, unless they name one."""
         verb = next((index for index, word in enumerate(words) if not word.startswith("--")), len(words))
-        starts = words[verb : verb + 1] in (["run"], ["prepare"])
+        count = 2 if words[verb : verb + 1] == ["policy"] else 1
+        starting = (["run"], ["prepare"], ["policy", "record"], ["policy", "check"])
+        starts = words[verb : verb + count] in starting
         named = any(word.startswith("--net") for word in words)
         if not self.network or not starts or named:
             return words
-        return [*words[: verb + 1], f"--net={self.network}", *words[verb + 1 :]]
+        after = verb + count
+        return [*words[:after], f"--net={self.network}", *words[after:]]
 
     def __call__(
         self,

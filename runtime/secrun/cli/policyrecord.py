@@ -66,6 +66,7 @@ def record(args: Arguments, context: Context) -> int:
         finish=lambda locked: finishing.command(locked, remove=True, quiet=False),
         measuring=measures,
         remove=True,
+        places=pod.places,
         launched=recording.place,
     )
     with prepared(context.layout, pod, measures) as locked:

@@ -33,7 +33,9 @@ INIT = f"""
 #include <unistd.h>
 int main(void) {{ write(1, "{WORD}\\n", {len(WORD) + 1}); return reboot(RB_AUTOBOOT); }}
 """
+LEAST = "the same QEMU, kernel and machine with a one-line static init"
 PODS = 5
+SAMPLES = 3
 # How an app ends in order when it is asked to.
 OBLIGING = ("sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait")
 
@@ -88,26 +90,49 @@ def _start_rows(bench: Bench, facts: Facts, rounds: int) -> list[Row]:
         Contender(name="least", commands=lambda: [least], until=WORD.encode()),
     ]
     series = compare(contenders, rounds)
-    against = "the same QEMU, kernel and machine with a one-line static init"
-    rows = []
-    for what, name, budget in (
-        ("emulated guest, start to the app's first byte", "wall", START_BUDGET),
-        ("the same, CPU from start to end", "cpu", None),
-    ):
-        own, its = (series[one].median(name) * 1000 for one in ("secrun", "least"))
-        spread, other = (series[one].spread(name) * 500 for one in ("secrun", "least"))
-        rows.append(
-            Row(
-                what=what,
-                ours=f"{own:.0f} ms ± {spread:.0f} ms",
-                theirs=f"{its:.0f} ms ± {other:.0f} ms",
-                value=measure.ratio(series["secrun"], series["least"], name),
-                unit="x",
-                budget=budget,
-                against=against,
-            )
-        )
-    return rows
+    own, its = (
+        f"{one.median('wall') * 1000:.0f} ms ± {one.spread('wall') * 500:.0f} ms" for one in series.values()
+    )
+    wall = Row(
+        what="emulated guest, start to the app's first byte",
+        ours=own,
+        theirs=its,
+        value=measure.ratio(series["secrun"], series["least"]),
+        unit="x",
+        budget=START_BUDGET,
+        against=LEAST,
+    )
+    used, least_cpu = _cpu_of_start(bench), series["least"].median("cpu")
+    cpu = Row(
+        what="the same, CPU until the app runs",
+        ours=f"{used * 1000:.0f} ms",
+        theirs=f"{least_cpu * 1000:.0f} ms",
+        value=used / least_cpu,
+        unit="x",
+        budget=None,
+        against=LEAST,
+    )
+    return [wall, cpu]
+
+
+def _cpu_of_start(bench: Bench) -> float:
+    """Return seconds of CPU until the app runs: of the caller, the waiter and the pod's control group.
+
+    What a machine used is lost to whoever waits for the pod's end, since it is killed with its group.
+    """
+    saved = bench.base / "uuid"
+    words = ("run", "-d", *EMULATED, f"--uuid-file-save={saved}", bench.busybox, "--", "sleep", "1000")
+    used = []
+    for _ in range(SAMPLES):
+        caller = measure.run_once(bench.secrun(*words), (0,), {})
+        uuid = saved.read_text().strip()
+        waiter, *_ = _processes(bench, uuid)
+        ticks = Path(f"/proc/{waiter}/stat").read_text().rpartition(")")[2].split()[11:13]
+        group = (cgroups.host().pod(uuid) / "cpu.stat").read_text().split()
+        waiting = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        used.append(caller.cpu + waiting + int(group[group.index("usage_usec") + 1]) / 1e6)
+        bench.collect()
+    return _median(used)
 
 
 def _detached(bench: Bench, *command: str) -> str:

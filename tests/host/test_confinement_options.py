@@ -41,7 +41,7 @@ def test_settings_of_the_pods_own_network(secrun: Secrun):
         refused = secrun.run("true", options=(f"--sysctl={name}",), code=2)
         assert "only net.* can be set" in refused.err
     shared = secrun.run("true", options=("--sysctl=net.ipv4.ip_forward=1", "--net=host"), code=2)
-    assert "would change the host" in shared.err
+    assert "it is not the pod's own" in shared.err
 
 
 def test_limits_of_processes(secrun: Secrun):

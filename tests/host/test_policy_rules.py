@@ -188,11 +188,11 @@ def case(name: str, expect: str, *flags: str, rule: str = "") -> str:
 
 def test_a_policys_own_tests(under: Write):
     good = rule(network=["none"], capabilities=["default"])
-    cases = case("plain", "allow") + case("host", "deny", "--net=host", rule="org")
+    alone = "--net=none"
+    cases = case("plain", "allow", alone) + case("host", "deny", "--net=host", rule="org")
     assert under(good + cases)("policy", "test").out.count("ok  ") == 2
-    wrong = (
-        case("caps", "allow", "--cap-add=SYS_ADMIN") + case("plain", "deny") + case("no such", "deny", "--x")
-    )
+    wrong = case("caps", "allow", alone, "--cap-add=SYS_ADMIN") + case("plain", "deny", alone)
+    wrong += case("no such", "deny", "--x")
     result = under(good + cases + wrong)("policy", "test", code=1)
     assert result.out.count("FAIL") == 3
     assert "has CAP_SYS_ADMIN" in result.out

@@ -67,7 +67,10 @@ class Secrun:
 
     def _connected(self, words: list[str]) -> list[str]:
         """Give pods the network of this command, unless they name one."""
-        verb = next((index for index, word in enumerate(words) if not word.startswith("--")), len(words))
+        verb = 0
+        while verb < len(words) and words[verb].startswith("--"):
+            # The one option before the verb whose value tests give as a word of its own.
+            verb += 2 if words[verb] == "--config" else 1
         count = 2 if words[verb : verb + 1] == ["policy"] else 1
         starting = (["run"], ["prepare"], ["policy", "record"], ["policy", "check"])
         starts = words[verb : verb + count] in starting

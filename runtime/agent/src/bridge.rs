@@ -99,6 +99,8 @@ pub(crate) struct Bridge {
     /// SIGTERM has come; and the guest was told.
     stopping: bool,
     told: bool,
+    /// Every app has come and ended, and the guest was told so.
+    finished: bool,
     machine: i32,
     status: Option<Status>,
     ready_by: Option<Instant>,
@@ -136,6 +138,7 @@ impl Bridge {
             over: false,
             stopping: false,
             told: false,
+            finished: false,
             machine: 0,
             status: None,
             ready_by: None,
@@ -259,6 +262,10 @@ impl Bridge {
                 .collect();
             for channel in over {
                 self.rests.extend(self.attaches.remove(&channel).and_then(Attach::finish));
+            }
+            if self.ready && !self.finished && self.waiting.is_empty() && self.attaches.is_empty() {
+                self.finished = true;
+                encode(&Item::Finish, link.out.tail());
             }
             if link.flush().is_err() {
                 // It hears nothing any more; what it has said is still read to its end.

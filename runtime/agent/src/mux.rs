@@ -32,6 +32,7 @@ pub enum Item<'a> {
     Clock { ns: u64 },
     Reseed(&'a [u8]),
     Shutdown,
+    Finish,
     Open { channel: u16, kind: Kind, app: &'a str },
     Data { channel: u16, bytes: &'a [u8] },
     Credit { channel: u16, count: u32 },
@@ -57,6 +58,7 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Item<'_>, Violation> {
         0x51 => Item::Clock { ns: fields.number(8)? },
         0x52 if SEED.contains(&payload.len()) => Item::Reseed(fields.rest()),
         0x53 => Item::Shutdown,
+        0x54 => Item::Finish,
         0x61 => Item::Open {
             channel: fields.number(2)? as u16,
             kind: match fields.number(1)? {
@@ -90,6 +92,7 @@ pub fn encode(item: &Item, out: &mut Vec<u8>) {
         Item::Clock { ns } => put(0x51, None, &[&ns.to_le_bytes()]),
         Item::Reseed(bytes) => put(0x52, None, &[bytes]),
         Item::Shutdown => put(0x53, None, &[]),
+        Item::Finish => put(0x54, None, &[]),
         Item::Open { channel, kind, app } => put(0x61, Some(channel), &[&[kind as u8], app.as_bytes()]),
         Item::Data { channel, bytes } => put(0x62, Some(channel), &[bytes]),
         Item::Credit { channel, count } => put(0x63, Some(channel), &[&count.to_le_bytes()]),

@@ -234,6 +234,11 @@ impl Relay {
             }
             // As nspawn does it: systemd ends everything at once, each shim in order.
             Item::Shutdown => guest::signal_init(libc::SIGRTMIN() + 14),
+            // Every app has ended: the way of systemd to power off would only take time.
+            Item::Finish => {
+                self.stopping = true;
+                Ok(())
+            }
             Item::Open { channel, kind: Kind::Control, app } => self.connect(channel, app),
             Item::Data { channel, bytes } => self.lane(channel)?.data(bytes).map_err(fault),
             Item::Credit { channel, count } => self.lane(channel)?.flow.credited(count).map_err(fault),

@@ -36,7 +36,7 @@ STARTER = Path(__file__).with_name("agent_fake_starter.py")
 OWNER = agent_stage.BASE
 
 L_HELLO, L_MARK, L_BYE = 0x41, 0x42, 0x43
-L_CLOCK, L_RESEED, L_SHUTDOWN = 0x51, 0x52, 0x53
+L_CLOCK, L_RESEED, L_SHUTDOWN, L_FINISH = 0x51, 0x52, 0x53, 0x54
 L_OPEN, L_DATA, L_CREDIT, L_CLOSE = 0x61, 0x62, 0x63, 0x64
 KIND_ATTACH, KIND_CONTROL = 1, 2
 

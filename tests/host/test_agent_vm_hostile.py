@@ -33,6 +33,7 @@ from host.agent_vm_kit import (
     L_CLOSE,
     L_CREDIT,
     L_DATA,
+    L_FINISH,
     L_HELLO,
     L_MARK,
     L_OPEN,
@@ -229,6 +230,15 @@ def test_a_machine_that_is_killed(vm: Vm) -> None:
     vm.kill_machine()
     guest.socket.close()
     assert vm.fails() == "secrun: QEMU was killed by signal 9"
+
+
+def test_a_guest_is_told_when_its_last_app_has_ended(vm: Vm) -> None:
+    vm.start()
+    guest, _ = attached(vm)
+    guest.socket.sendall(data(1, pack(STARTED, bytes(8)) + pack(EXIT, b"\0\0")))
+    assert guest.expect(L_CLOSE) == b"\x01\x00"
+    guest.socket.sendall(closed(1))
+    assert guest.expect(L_FINISH) == b""
 
 
 def test_sigterm_before_the_guest_is_there(vm: Vm) -> None:

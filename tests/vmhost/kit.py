@@ -71,6 +71,22 @@ def group(uuid: str) -> Path:
     return SCOPES / f"secrun-{uuid}.scope" / "pod"
 
 
+def events(*root: str) -> list[tuple[str, dict]]:
+    """Read the log of this epoch: operation and fields."""
+    records = json.loads(secrun(*root, "attest", "log", "--format=cel-json"))
+    bodies = (bytes.fromhex(record["content"]["event_data"])[8:].decode() for record in records)
+    parts = (body.split(" ", 2) for body in bodies)
+    return [(operation, json.loads(fields)) for _, operation, fields in parts]
+
+
+def life(uuid: str) -> list[str]:
+    return [operation for operation, fields in events() if fields.get("pod") == uuid]
+
+
+def attest_status(*root: str) -> dict:
+    return json.loads(secrun(*root, "attest", "status", "--format=json"))
+
+
 def eventually(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():

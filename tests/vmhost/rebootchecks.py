@@ -10,17 +10,19 @@ from vmhost.kit import (
     RELAXED,
     STORE,
     after_the_power_cut,
+    attest_status,
     check,
+    events,
     eventually,
     from_outside,
     hand_out,
     host_is_as_it_was,
+    life,
     nothing_remains,
     secrun,
     status,
     tool,
 )
-from vmhost.tpmchecks import attest_status, events, life
 
 
 def logs() -> dict[str, str]:

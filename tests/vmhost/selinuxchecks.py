@@ -20,6 +20,7 @@ from vmhost.kit import (
     STORE,
     after_the_power_cut,
     check,
+    events,
     eventually,
     group,
     note,
@@ -30,7 +31,6 @@ from vmhost.kit import (
     status,
     tool,
 )
-from vmhost.tpmchecks import events
 
 ENFORCE = Path("/sys/fs/selinux/enforce")
 POD_TYPE = "system_u:system_r:secrun_pod_t"

@@ -15,11 +15,14 @@ from vmhost.kit import (
     IDLE,
     LAYOUT,
     RELAXED,
+    attest_status,
     check,
     commands,
+    events,
     eventually,
     from_outside,
     hand_out,
+    life,
     nothing_remains,
     run,
     secrun,
@@ -35,22 +38,6 @@ FIRMWARE_PCRS = range(8)
 # A root of its own, whose TPM is a program that secrun starts.
 OWN = (Path("/var/lib/own"), Path("/run/own"))
 OWN_ROOT = (f"--root={OWN[0]}", f"--run-root={OWN[1]}")
-
-
-def events(*root: str) -> list[tuple[str, dict]]:
-    """Read the log of this epoch: operation and fields."""
-    records = json.loads(secrun(*root, "attest", "log", "--format=cel-json"))
-    bodies = (bytes.fromhex(record["content"]["event_data"])[8:].decode() for record in records)
-    parts = (body.split(" ", 2) for body in bodies)
-    return [(operation, json.loads(fields)) for _, operation, fields in parts]
-
-
-def life(uuid: str) -> list[str]:
-    return [operation for operation, fields in events() if fields.get("pod") == uuid]
-
-
-def attest_status(*root: str) -> dict:
-    return json.loads(secrun(*root, "attest", "status", "--format=json"))
 
 
 def pcr_values(text: str) -> dict[tuple[str, int], str]:
@@ -91,7 +78,7 @@ def a_pods_life_is_measured() -> str:
     assert life(uuid) == ["PodPrepare", "PodStart", "PodExec", "PodExit", "PodGC"]
     names = [operation for operation, _ in events()]
     assert names[:3] == ["LogOpen", "ImageAdmit", "PodPrepare"]
-    assert not {"Unmeasured", "RuntimeUpgrade", "Resume"} & set(names)
+    assert not {"Unmeasured", "RuntimeUpgrade"} & set(names)
     return " ".join(names)
 
 
@@ -153,18 +140,6 @@ def evidence_is_given_to_a_verifier() -> None:
     words = ("attest", "predict", "--format=json", "--insecure-options=image")
     hand_out("prediction.json", secrun(*words, LAYOUT))
     hand_out("status.json", json.dumps(attest_status()))
-
-
-@check
-def a_sleep_is_told_to_the_log_that_goes_on() -> str:
-    before = attest_status()["epoch"]
-    # An alarm that rings before the machine is asleep wakes nobody: a busy host takes its time.
-    tool("rtcwake", "--mode", "mem", "--seconds", "15")
-    assert run("echo", "awake") == "awake\n"
-    names = [operation for operation, _ in events()]
-    assert names.count("LogOpen") == names.count("Resume") == 1
-    after = attest_status()["epoch"]
-    return f"{before} {after}"
 
 
 @check

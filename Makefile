@@ -15,15 +15,15 @@ demo: setup ## run real images from a registry on loopback as pods, and clean up
 image: setup ## make a small image to try things with: oci:.cache/images:busybox
 	@ci/image
 
-test: ## every tier: check, host, interop, short fuzz, the test machine (root)
+test: ## every tier that this machine can run: check, host, interop, short fuzz (root)
 	@ci/setup --test
 	@ci/check
 	@ci/tiers
-	@ci/tiers -n0 tests/vmhost
 
 check: setup ## format, lint, types, import arrows, code rules and the unit tests
 	@ci/check
 
+# Its tests are `ci/tiers -n0 tests/vmhost`: two boots of an emulated machine, and more to make it the first time.
 vmhost: ## a shell in the test machine: Debian 12 under QEMU that enforces SELinux, with secrun in it (root)
 	@ci/setup --test
 	@.venv/bin/python ci/vmhost.py

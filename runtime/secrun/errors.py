@@ -86,10 +86,3 @@ class InvokeError(SecrunError):
 
     code = "invoke"
     exit_code = 126
-
-
-class NotFoundError(SecrunError):
-    """The workload's program does not exist in its image."""
-
-    code = "not-found"
-    exit_code = 127

@@ -12,6 +12,7 @@ fn items() -> Vec<Item<'static>> {
         Item::Clock { ns: 1 << 60 },
         Item::Reseed(&[7; 32]),
         Item::Shutdown,
+        Item::Finish,
         Item::Open { channel: 513, kind: Kind::Attach, app: "" },
         Item::Open { channel: 2, kind: Kind::Control, app: "web.1" },
         Item::Data { channel: 1, bytes: b"bytes" },

@@ -84,7 +84,8 @@ def inspect(args: Arguments, context: Context) -> int:
 def remove(args: Arguments, context: Context) -> int:
     """Remove a network: its file, or what the built-in one left on the host."""
     config = configs.find(args.required("network"), context.layout, network_places(context).configs)
-    members = [member for member in networklook.members(context.layout) if member.network == config.name]
+    everyone = networklook.members(context.layout, whole=True)
+    members = [member for member in everyone if member.network == config.name]
     if members:
         raise StateError(
             f"network {config.name} is in use by pod {members[0].uuid}",

@@ -30,20 +30,29 @@ class Member:
         return {"uuid": self.uuid, "interface": self.interface, "addresses": list(self.addresses)}
 
 
-def _held(layout: Layout) -> Iterator[tuple[Found, NetworkState, Joined]]:
-    """Yield each attachment that some pod may hold; a damaged record is gc's to complain about."""
+_DAMAGED = (StateError, ImageError, NetworkError)
+
+
+def _held(layout: Layout, *, whole: bool = False) -> Iterator[tuple[Found, NetworkState, Joined]]:
+    """Yield each attachment that some pod may hold.
+
+    A damaged record is gc's to complain about, and whoever only looks goes on; whoever takes something
+    away asks for the `whole` truth, and gets the error.
+    """
     for found in walk(layout):
         try:
             known = state.read(found.path)
-        except (StateError, ImageError, NetworkError):
+        except _DAMAGED:
+            if whole:
+                raise
             continue
         if known is not None and not known.released:
             yield from ((found, known, item) for item in known.joined if item.begun)
 
 
-def members(layout: Layout) -> Iterator[Member]:
-    """Yield every attachment."""
-    for found, _, item in _held(layout):
+def members(layout: Layout, *, whole: bool = False) -> Iterator[Member]:
+    """Yield every attachment; with `whole` a record that cannot be read raises what reading it does."""
+    for found, _, item in _held(layout, whole=whole):
         yield Member(
             network=item.config.name,
             uuid=found.uuid,
@@ -71,9 +80,14 @@ def check(layout: Layout, network: str) -> dict[str, str]:
 def collect(layout: Layout) -> Iterator[str]:
     """Let plugins that can remove what belongs to no pod (CNI GC); yield what they could not do.
 
-    For networks that some pod holds: of others nothing tells which plugins made something.
+    For networks that some pod holds: of others nothing tells which plugins made something. What a damaged
+    record may hold must not be taken for nobody's, so then nothing is collected.
     """
-    held = [(known, item) for _, known, item in _held(layout) if item.config.collects]
+    try:
+        held = [(known, item) for _, known, item in _held(layout, whole=True) if item.config.collects]
+    except _DAMAGED as error:
+        yield f"nothing is collected on networks: {error.message}"
+        return
     done: set[str] = set()
     for known, item in held:
         if item.config.name in done:

@@ -16,6 +16,7 @@ use crate::frame::Violation;
 use crate::lane::Lane;
 use crate::mux::{decode, encode, next_channel, Item, Kind, VERSION};
 use crate::report::now_ns;
+use crate::starter;
 use crate::sys::{self, Poller, Status};
 
 /// Clients of one app at a time, as many as a shim takes.
@@ -291,9 +292,7 @@ impl Bridge {
         }
         if !self.bye {
             return Err(self.because(match self.status {
-                Some(Status { signal: 0, code: 0 }) => "the machine ended before the guest said so".into(),
-                Some(Status { signal: 0, code }) => format!("QEMU failed with exit status {code}"),
-                Some(Status { signal, .. }) => format!("QEMU was killed by signal {signal}"),
+                Some(status) => starter::too_early(status),
                 None => "the guest cannot be reached any more".into(),
             }));
         }

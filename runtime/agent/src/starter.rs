@@ -25,7 +25,7 @@ pub(crate) fn run(words: &[OsString], timeout: Duration, signals: &OwnedFd) -> R
     // Its copy of the write end must go, or the pipe never ends.
     drop(command);
     let until = Instant::now() + timeout;
-    let mut ended: Vec<i32> = Vec::new();
+    let mut ended: Vec<(i32, Status)> = Vec::new();
     let status = loop {
         let mut poller = Poller::new();
         poller.add(signals, libc::POLLIN, ());
@@ -40,7 +40,7 @@ pub(crate) fn run(words: &[OsString], timeout: Duration, signals: &OwnedFd) -> R
             if pid == starter {
                 status = Some(how);
             } else if ended.len() < MAX_ENDED {
-                ended.push(pid);
+                ended.push((pid, how));
             }
         }
         if let Some(status) = status {
@@ -56,13 +56,22 @@ pub(crate) fn run(words: &[OsString], timeout: Duration, signals: &OwnedFd) -> R
         Status { signal, .. } => return Err(failed(&format!("was killed by signal {signal}"))),
     }
     let pid = said(read).ok_or_else(|| failed("did not say `pid N`"))?;
-    if ended.contains(&pid) {
-        return Err("the virtual machine ended while it was being started".into());
+    if let Some((_, how)) = ended.iter().find(|(gone, _)| *gone == pid) {
+        return Err(too_early(*how));
     }
     if parent_of(pid) != Some(std::process::id()) {
         return Err(failed(&format!("named process {pid}, which is not a machine that runs")));
     }
     Ok(pid)
+}
+
+/// What is said of a machine that ended before its guest said that it would, whenever that was noticed.
+pub(crate) fn too_early(status: Status) -> String {
+    match status {
+        Status { signal: 0, code: 0 } => "the machine ended before the guest said so".into(),
+        Status { signal: 0, code } => format!("QEMU failed with exit status {code}"),
+        Status { signal, .. } => format!("QEMU was killed by signal {signal}"),
+    }
 }
 
 /// The process that the starter named; it said no more than that, so a pipe holds it.

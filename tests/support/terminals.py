@@ -44,10 +44,11 @@ def at_a_terminal(
         os.close(master)
 
 
-def expect(terminal: int, text: bytes, seconds: float = 60) -> None:
-    """Read from a terminal until `text` has come."""
+def expect(terminal: int, text: bytes, seconds: float = 60) -> bytes:
+    """Read from a terminal until `text` has come; return all that came."""
     seen, deadline = b"", time.monotonic() + seconds
     while text not in seen:
         ready, _, _ = select.select([terminal], [], [], max(0, deadline - time.monotonic()))
         assert ready, f"{text!r} did not come within {seconds} s, but {seen!r}"
         seen += os.read(terminal, 4096)
+    return seen

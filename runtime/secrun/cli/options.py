@@ -23,6 +23,7 @@ FAMILIES = {
     "trust": ("secrun.cli.options_trust:TRUST_VERBS",),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
     "policy": ("secrun.cli.options_policy:POLICY_VERBS",),
+    "completion": ("secrun.cli.options_host:HOST_VERBS",),
 }
 
 

@@ -2,7 +2,18 @@
 
 import importlib
 
-from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND, app_option, pull
+from secrun.cli.options_common import (
+    FORMAT,
+    IMAGE,
+    NO_LEGEND,
+    UUID,
+    UUID_FILE,
+    UUID_FILES,
+    UUID_MAYBE,
+    UUIDS_MAYBE,
+    app_option,
+    pull,
+)
 from secrun.cli.options_net import NETWORK, NETWORK_GLOBAL
 from secrun.cli.options_security import SECURITY
 from secrun.cli.options_volume import VOLUMES
@@ -23,14 +34,14 @@ FAMILIES = {
     "trust": ("secrun.cli.options_trust:TRUST_VERBS",),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
     "policy": ("secrun.cli.options_policy:POLICY_VERBS",),
+    "inspect": ("secrun.cli.options_look:LOOK_VERBS",),
+    "top": ("secrun.cli.options_look:LOOK_VERBS",),
+    "stats": ("secrun.cli.options_look:LOOK_VERBS",),
     "completion": ("secrun.cli.options_host:HOST_VERBS",),
 }
 
 
 _app = app_option
-
-UUID = Positional(name="uuid", help="the pod's UUID or a unique prefix of it")
-UUIDS = Positional(name="uuid", help="UUIDs or unique prefixes", count="+")
 
 GLOBAL = (
     Option(
@@ -173,9 +184,10 @@ VERBS: tuple[Verb, ...] = (
         words=("status",),
         summary="Show the state and the exit codes of a pod",
         handler="secrun.cli.views:status",
-        positionals=(UUID,),
+        positionals=(UUID_MAYBE,),
         options=(
             FORMAT,
+            UUID_FILE,
             Option(
                 flags=("--wait",),
                 kind=Kind.OPTIONAL_TEXT,
@@ -183,21 +195,37 @@ VERBS: tuple[Verb, ...] = (
                 const="forever",
                 help="wait until the pod has exited, at most DURATION (10s, 5m)",
             ),
+            Option(
+                flags=("--wait-ready",),
+                kind=Kind.OPTIONAL_TEXT,
+                metavar="DURATION",
+                const="forever",
+                help="wait until every app has started; an error if the pod ends before",
+            ),
         ),
     ),
     Verb(
         words=("stop",),
         summary="Stop running pods in good order",
         handler="secrun.cli.pods:stop",
-        positionals=(UUIDS,),
-        options=(Option(flags=("--force", "-f"), kind=Kind.FLAG, help="kill at once"),),
+        positionals=(UUIDS_MAYBE,),
+        options=(
+            Option(flags=("--force", "-f"), kind=Kind.FLAG, help="kill at once"),
+            Option(flags=("-a", "--all"), kind=Kind.FLAG, help="all that run"),
+            UUID_FILES,
+        ),
         needs_root=True,
     ),
     Verb(
         words=("rm",),
         summary="Remove pods that do not run",
         handler="secrun.cli.pods:rm",
-        positionals=(UUIDS,),
+        positionals=(UUIDS_MAYBE,),
+        options=(
+            Option(flags=("--force", "-f"), kind=Kind.FLAG, help="kill a pod that runs, then remove it"),
+            Option(flags=("-a", "--all"), kind=Kind.FLAG, help="all that do not run; with --force all"),
+            UUID_FILES,
+        ),
         needs_root=True,
     ),
     Verb(
@@ -231,6 +259,8 @@ VERBS: tuple[Verb, ...] = (
             Option(flags=("-f", "--follow"), kind=Kind.FLAG, help="go on until the pod ends"),
             Option(flags=("-t", "--timestamps"), kind=Kind.FLAG, help="time and stream before each line"),
             Option(flags=("-n", "--tail"), kind=Kind.INTEGER, metavar="N", help="the last N lines only"),
+            Option(flags=("--since",), metavar="TIME", help="later lines only: 10m ago, or in RFC 3339"),
+            Option(flags=("--until",), metavar="TIME", help="earlier lines only; not with --follow"),
             FORMAT,
         ),
     ),
@@ -255,7 +285,8 @@ VERBS: tuple[Verb, ...] = (
         words=("cat-manifest",),
         summary="Print the pod manifest, byte for byte as it is measured",
         handler="secrun.cli.views:cat_manifest",
-        positionals=(UUID,),
+        positionals=(UUID_MAYBE,),
+        options=(UUID_FILE,),
     ),
     Verb(
         words=("fetch",),
@@ -337,7 +368,8 @@ def verbs_of(family: str) -> tuple[Verb, ...]:
     tables: list[Verb] = [verb for verb in VERBS if verb.words[0] == family]
     for place in FAMILIES.get(family, ()):
         module, _, name = place.partition(":")
-        tables += getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
+        tables += [verb for verb in found if verb.words[0] == family]
     return tuple(tables)
 
 

@@ -1,6 +1,20 @@
 """Options that the verbs of several tables share."""
 
-from secrun.cli.table import Kind, Option, Scope
+from secrun.cli.table import Kind, Option, Positional, Scope
+
+UUID = Positional(name="uuid", help="the pod's UUID or a unique prefix of it")
+UUID_MAYBE = Positional(name="uuid", help="the pod's UUID or a unique prefix of it", count="?")
+UUID_FILE = Option(
+    flags=("--uuid-file",), metavar="FILE", help="read the UUID from FILE, as --uuid-file-save wrote it"
+)
+UUIDS_MAYBE = Positional(name="uuid", help="UUIDs or unique prefixes", count="*")
+UUID_FILES = Option(
+    flags=("--uuid-file",),
+    kind=Kind.LIST,
+    metavar="FILE",
+    help="read a UUID from FILE, as --uuid-file-save wrote it",
+)
+UUIDS = Positional(name="uuid", help="UUIDs or unique prefixes", count="+")
 
 FORMAT = Option(
     flags=("--format",),

@@ -1,7 +1,7 @@
 """The verbs on profiles and rules."""
 
-from secrun.cli.options import APP, POD, STREAMS, UUID
-from secrun.cli.options_common import FORMAT, IMAGE, pull
+from secrun.cli.options import APP, POD, STREAMS
+from secrun.cli.options_common import FORMAT, IMAGE, UUID, pull
 from secrun.cli.table import Kind, Option, Positional, Verb
 
 POLICY_VERBS = (

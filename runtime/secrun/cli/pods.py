@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from secrun import checkpoint
-from secrun.cli import confinement
+from secrun.cli import confinement, uuids
 from secrun.cli import finish as finishing
 from secrun.cli.attestoptions import measuring
 from secrun.cli.guard import each
@@ -18,7 +18,7 @@ from secrun.pod import mounts, request
 from secrun.pod.prepare import prepared
 from secrun.pod.request import AppRequest, PodRequest
 from secrun.pod.start import StartOptions, start
-from secrun.pod.states import Folder, find, lock
+from secrun.pod.states import Folder, State, find, lock
 from secrun.record import replace
 from secrun.stage1.machine import AcceleratorChoice, MachineRequest
 
@@ -156,19 +156,26 @@ def stop(args: Arguments, context: Context) -> int:
     def one(word: str) -> None:
         context.out.write(f"{stopping.stop(context.layout, word, force=force)}\n")
 
-    return each(args.many("uuid"), one)
+    return each(uuids.several(args, context, State.RUNNING), one)
 
 
 def rm(args: Arguments, context: Context) -> int:
-    """Remove pods that do not run."""
+    """Remove pods; with --force also those that run, which are killed."""
+    from secrun.pod import stop as stopping
     from secrun.pod.collect import remove
+
+    force = args.flag("force")
 
     def one(word: str) -> None:
         found = find(context.layout, word)
+        if force and found.state is State.RUNNING:
+            stopping.stop(context.layout, found.uuid, force=True)
+            found = find(context.layout, found.uuid)
         remove(found, context.layout, measuring(args, context))
         context.out.write(f"{found.uuid}\n")
 
-    return each(args.many("uuid"), one)
+    idle = (State.ABORTED_PREPARE, State.PREPARED, State.EXITED, State.EXITED_GARBAGE, State.GARBAGE)
+    return each(uuids.several(args, context, *idle, *((State.RUNNING,) if force else ())), one)
 
 
 def gc(args: Arguments, context: Context) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from secrun import __version__
+from secrun.cli import uuids
 from secrun.cli.table import Arguments, Context
 from secrun.errors import StateError, UsageError
 from secrun.jsonio import JsonValue
@@ -103,11 +104,20 @@ def _wait(context: Context, text: str, limit: str) -> None:
         raise StateError(f"pod {found.uuid} has not exited within {limit}", code="state-timeout")
 
 
+def _wait_ready(context: Context, text: str, limit: str) -> None:
+    from secrun.pod.request import duration
+    from secrun.pod.stop import wait_ready
+
+    wait_ready(context.layout, text, None if limit == "forever" else duration(limit))
+
+
 def status(args: Arguments, context: Context) -> int:
     """Show one pod."""
     from secrun.pod import view
 
-    text, limit = args.required("uuid"), args.text("wait")
+    text, limit, ready = uuids.one(args), args.text("wait"), args.text("wait_ready")
+    if ready is not None:
+        _wait_ready(context, text, ready)
     if limit is not None:
         _wait(context, text, limit)
     pod = view.look(find(context.layout, text))
@@ -139,7 +149,7 @@ def status(args: Arguments, context: Context) -> int:
 
 def cat_manifest(args: Arguments, context: Context) -> int:
     """Print the pod manifest, byte for byte."""
-    found = find(context.layout, args.required("uuid"))
+    found = find(context.layout, uuids.one(args))
     files = PodFiles(found.path)
     files.read_manifest()
     context.out.flush()
@@ -160,8 +170,13 @@ def logs(args: Arguments, context: Context) -> int:
         raise UsageError(f"pod {found.uuid} has several apps", hint=f"name one of: {known}")
     if manifest.app(name) is None:
         raise UsageError(f"pod {found.uuid} has no app {name!r}", hint=f"it has: {known}")
+    if args.flag("follow") and args.text("until"):
+        raise UsageError("--until and --follow exclude each other")
+    span = log.span(args.text("since"), args.text("until"), time.time_ns())
     tail = args.integer("tail")
-    lines = log.follow(found, name, tail) if args.flag("follow") else log.history(files, name, tail)
+    lines = (
+        log.follow(found, name, tail, span) if args.flag("follow") else log.history(files, name, tail, span)
+    )
     for line in lines:
         _write_line(line, stamps=args.flag("timestamps"), as_json=args.text("format") == "json")
     return 0

@@ -1,11 +1,15 @@
 """Read what apps wrote: the CRI log line format, `TIME STREAM TAG TEXT`, one file per app."""
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import datetime
 
+from secrun.errors import UsageError
 from secrun.pod.inside import open_regular
+from secrun.pod.request import duration
 from secrun.pod.states import Found
 from secrun.record import record
 from secrun.stage1.podfiles import PodFiles
@@ -13,6 +17,8 @@ from secrun.stage1.podfiles import PodFiles
 _POLL_SECONDS = 0.1
 # The agent writes at most 16 KiB of text per line; a longer one was not written by it.
 _MAX_LINE_BYTES = 64 * 1024
+_NS = 1_000_000_000
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)\Z")
 
 
 @record
@@ -23,6 +29,57 @@ class Line:
     stream: str
     partial: bool
     text: bytes
+
+
+@record
+class Span:
+    """From when to when, in nanoseconds since the epoch; both ends belong to it."""
+
+    since_ns: int = 0
+    until_ns: int | None = None
+
+    def holds(self, line: Line) -> bool:
+        """Tell whether a line is of this time; one whose time cannot be read is."""
+        stamp = _nanoseconds(line.time)
+        return stamp is None or (
+            self.since_ns <= stamp and (self.until_ns is None or stamp <= self.until_ns)
+        )
+
+
+ALWAYS = Span()
+
+
+def _nanoseconds(text: str) -> int | None:
+    """Return a time of RFC 3339 in nanoseconds since the epoch; None if it is none."""
+    match = _STAMP.match(text)
+    if match is None:
+        return None
+    whole, fraction, zone = match.groups()
+    try:
+        seconds = int(datetime.fromisoformat(f"{whole}{zone.upper()}").timestamp())
+    except ValueError:
+        return None
+    return seconds * _NS + int((fraction or "").ljust(9, "0")[:9])
+
+
+def _moment(text: str, now_ns: int, option: str) -> int:
+    """Parse a time in RFC 3339, or how long ago it was; raises UsageError."""
+    stamp = _nanoseconds(text)
+    if stamp is not None:
+        return stamp
+    try:
+        return now_ns - int(duration(text) * _NS)
+    except UsageError as error:
+        hint = "e.g. 10m, 1h30m, 2026-01-31T12:00:00Z"
+        raise UsageError(f"{option} {text[:80]!r} is neither a duration nor a time", hint=hint) from error
+
+
+def span(since: str | None, until: str | None, now_ns: int) -> Span:
+    """Return the time that two options tell; raises UsageError."""
+    return Span(
+        since_ns=_moment(since, now_ns, "--since") if since else 0,
+        until_ns=_moment(until, now_ns, "--until") if until else None,
+    )
 
 
 def parse(raw: bytes) -> Line | None:
@@ -49,19 +106,20 @@ def _lines(readline: Callable[[int], bytes]) -> Iterator[Line]:
             yield line
 
 
-def history(files: PodFiles, app: str, tail: int | None) -> Iterator[Line]:
+def history(files: PodFiles, app: str, tail: int | None, when: Span = ALWAYS) -> Iterator[Line]:
     """Yield what is in the log now, the older part first; `tail` keeps the last lines only."""
-    everything = (line for name in ("log.1", "log") for line in _read_file(files, app, name))
+    found = (line for name in ("log.1", "log") for line in _read_file(files, app, name))
+    everything = found if when == ALWAYS else (line for line in found if when.holds(line))
     if tail is None:
         yield from everything
     else:
         yield from deque(everything, maxlen=tail)
 
 
-def follow(found: Found, app: str, tail: int | None) -> Iterator[Line]:
+def follow(found: Found, app: str, tail: int | None, when: Span = ALWAYS) -> Iterator[Line]:
     """Yield the log and what is added to it, until the pod has ended."""
     files = PodFiles(found.path)
-    yield from history(files, app, tail)
+    yield from history(files, app, tail, when)
     fd = open_regular(files.rw, "apps", app, "log")
     offset = os.fstat(fd).st_size if fd is not None else 0
     try:

@@ -7,6 +7,7 @@ import time
 from secrun.errors import StateError
 from secrun.locks import lock_fd, open_dir
 from secrun.paths import Layout
+from secrun.pod import timing
 from secrun.pod.states import Folder, Found, State, find
 from secrun.stage1.podfiles import PodFiles
 
@@ -48,6 +49,40 @@ def wait_unlocked(found: Found, timeout: float | None) -> bool:
         return True
     finally:
         os.close(fd)
+
+
+def wait_ready(layout: Layout, text: str, timeout: float | None) -> str:
+    """Wait until every app of a pod has started; returns its UUID. Seconds, None for ever.
+
+    Raises StateError if the pod ends before that, or if time runs out.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        found = find(layout, text)
+        files = PodFiles(found.path)
+        running, begun = found.state, _started(files)
+        if begun:
+            return found.uuid
+        if running in (State.EXITED, State.EXITED_GARBAGE, State.ABORTED_PREPARE):
+            raise StateError(
+                f"pod {found.uuid} ended before every app had started",
+                hint=f"secrun status {found.uuid} says why",
+                code="state-not-ready",
+            )
+        if deadline is not None and time.monotonic() >= deadline:
+            raise StateError(f"pod {found.uuid} was not ready within {timeout:g} s", code="state-timeout")
+        time.sleep(_POLL_SECONDS)
+
+
+def _started(files: PodFiles) -> bool:
+    """Tell whether every app has begun, by the marks that the waiter leaves."""
+    try:
+        apps = files.read_manifest().apps
+        seen = {mark.name for mark in timing.read(files) if mark.side == timing.HOST}
+    except StateError:
+        # It is being prepared, or moves to another folder this instant.
+        return False
+    return all(f"started:{app.name}" in seen for app in apps)
 
 
 def stop(layout: Layout, text: str, *, force: bool) -> str:

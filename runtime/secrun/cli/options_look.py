@@ -1,0 +1,38 @@
+"""Verbs that look closely at pods."""
+
+from secrun.cli.options_common import FORMAT, NO_LEGEND, UUID, UUIDS
+from secrun.cli.table import Kind, Option, Positional, Verb
+
+LOOK_VERBS = (
+    Verb(
+        words=("inspect",),
+        summary="Show all that is known of pods, as JSON",
+        handler="secrun.cli.podlook:inspect",
+        positionals=(UUIDS,),
+    ),
+    Verb(
+        words=("top",),
+        summary="List the processes of a running pod",
+        handler="secrun.cli.podlook:top",
+        positionals=(UUID,),
+        options=(FORMAT, NO_LEGEND),
+    ),
+    Verb(
+        words=("stats",),
+        summary="Show what running pods use: processor, memory, processes, disk",
+        handler="secrun.cli.podlook:stats",
+        positionals=(Positional(name="uuid", help="UUIDs or unique prefixes; default is all", count="*"),),
+        options=(
+            Option(flags=("-f", "--follow"), kind=Kind.FLAG, help="go on until interrupted"),
+            Option(
+                flags=("--interval",),
+                metavar="DURATION",
+                default="1s",
+                help="the time over which the use of the processor is counted",
+            ),
+            FORMAT,
+            NO_LEGEND,
+        ),
+        needs_root=True,
+    ),
+)

@@ -1,0 +1,179 @@
+"""Verbs on pods that are not run and stop: who is meant, what is seen, when it was written."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.secrun import Secrun
+
+
+@pytest.fixture
+def two_apps(secrun: Secrun):
+    """A pod with an app that rests and one that works, running."""
+    busy = "while :; do :; done"
+    uuid = secrun(
+        *("run", "-d", *secrun.pod_options, secrun.image, "--name", "rests", "--", "sleep", "1000", "---"),
+        *(secrun.image, "--name", "works", "--", "sh", "-c", busy),
+    ).out.strip()
+    yield uuid
+    secrun("rm", "--force", uuid)
+
+
+def test_a_pod_is_named_by_the_file_that_run_saved(secrun: Secrun, tmp_path: Path):
+    saved = tmp_path / "uuid"
+    uuid = secrun(
+        *("run", "-d", *secrun.pod_options, f"--uuid-file-save={saved}", secrun.image, "--", "sleep", "1000")
+    ).out.strip()
+    file = f"--uuid-file={saved}"
+    assert secrun("status", file).out.startswith(f"uuid={uuid}\nstate=running")
+    assert secrun("cat-manifest", file).out == secrun("cat-manifest", uuid).out
+    assert secrun("stop", "--force", file).out.strip() == uuid
+    assert secrun("rm", file).out.strip() == uuid
+    assert "no pod matches" in secrun("status", file, code=2).err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("", "holds no UUID"), ("a b", "holds no UUID"), ("x" * 200, "holds no UUID"), (None, "No such file")],
+)
+def test_a_file_without_a_uuid_is_refused(secrun: Secrun, tmp_path: Path, text, reason):
+    file = tmp_path / "uuid"
+    if text is not None:
+        file.write_text(text)
+    assert reason in secrun("status", "--uuid-file", file, code=2).err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("status",), ("stop",), ("rm",), ("rm", "--all", "c0ffee"), ("status", "--uuid-file=/x", "c0ffee")],
+)
+def test_who_is_meant_must_be_said_once(secrun: Secrun, words):
+    assert "[usage-uuid]" in secrun(*words, code=2).err
+
+
+def test_force_removes_a_pod_that_runs(secrun: Secrun):
+    uuid = secrun.detach("sleep", "1000")
+    assert "stop it first" in secrun("rm", uuid, code=125).err
+    assert secrun("rm", "--force", uuid).out.strip() == uuid
+    assert uuid not in secrun("list", "-q").out
+
+
+def test_all_pods_are_stopped_and_removed(secrun: Secrun):
+    prepared = secrun.prepare("true")
+    running = [secrun.detach("sleep", "1000") for _ in range(2)]
+    assert sorted(secrun("stop", "--all", "--force").out.split()) == sorted(running)
+    third = secrun.detach("sleep", "1000")
+    removed = secrun("rm", "--all").out.split()
+    assert set(removed) >= {prepared, *running}
+    assert third not in removed
+    assert third in secrun("rm", "--all", "--force").out
+    assert secrun("list", "-q").out == ""
+
+
+def test_a_uuid_may_be_shortened_and_in_capitals(secrun: Secrun):
+    uuid = secrun.prepare("true")
+    assert f"uuid={uuid}" in secrun("status", uuid[:9].upper()).out
+    secrun("rm", uuid)
+
+
+def test_readiness_is_waited_for(secrun: Secrun):
+    uuid = secrun.prepare("sleep", "1000")
+    assert "was not ready within 0.1 s" in secrun("status", "--wait-ready=0.1s", uuid, code=125).err
+    waiting = subprocess.Popen(
+        secrun.argv("status", "--wait-ready", uuid), stdout=subprocess.PIPE, text=True
+    )
+    secrun("run-prepared", "-d", uuid)
+    out, _ = waiting.communicate(timeout=60)
+    assert "state=running" in out
+    secrun("rm", "--force", uuid)
+
+
+def test_a_pod_that_ended_before_it_was_ready_is_an_error(secrun: Secrun):
+    uuid, _ = secrun.kept(secrun.image, "--", "/no/such/program", code=127)
+    assert "ended before every app had started" in secrun("status", "--wait-ready", uuid, code=125).err
+    secrun("rm", uuid)
+
+
+def test_lines_are_chosen_by_their_time(secrun: Secrun):
+    uuid, _ = secrun.kept(
+        secrun.image, "--", "sh", "-c", "echo first; sleep 1.1; echo second; echo third >&2"
+    )
+    stamps = [json.loads(row)["time"] for row in secrun("logs", "--format=json", uuid).out.splitlines()]
+    assert len(stamps) == 3
+    assert secrun("logs", f"--since={stamps[1]}", uuid).out == "second\n"
+    assert secrun("logs", f"--until={stamps[0]}", uuid).out == "first\n"
+    assert secrun("logs", "--since=1h", "--tail=2", uuid).out == "second\n"
+    assert secrun("logs", "--until=1h", uuid).out == ""
+    assert "neither a duration nor a time" in secrun("logs", "--since=yesterday", uuid, code=2).err
+    assert "exclude each other" in secrun("logs", "-f", "--until=1s", uuid, code=2).err
+    secrun("rm", uuid)
+
+
+def test_one_document_tells_all_of_a_pod(secrun: Secrun):
+    uuid = secrun.prepare("true")
+    (pod,) = json.loads(secrun("inspect", uuid).out)["pods"]
+    assert pod["state"] == "prepared"
+    assert pod["manifest"] == json.loads(secrun("cat-manifest", uuid).out)
+    secrun("rm", uuid)
+
+
+def test_the_processes_of_a_pod_are_listed_by_app(secrun: Secrun, two_apps: str):
+    rows = json.loads(secrun("top", "--format=json", two_apps).out)["processes"]
+    by_app = {app: [row["command"] for row in rows if row["app"] == app] for app in ("rests", "works", "")}
+    assert "sleep 1000" in by_app["rests"]
+    assert "sh -c while :; do :; done" in by_app["works"]
+    assert any("systemd" in command for command in by_app[""])
+    (sleeper,) = (row for row in rows if row["command"] == "sleep 1000")
+    assert sleeper["uid"] == 0
+    assert Path(f"/proc/{sleeper['pid']}").stat().st_uid != 0
+    table = secrun("top", two_apps).out.splitlines()
+    assert table[0].split() == ["PID", "APP", "UID", "TIME", "RSS", "COMMAND"]
+    assert len(table) == len(rows) + 1
+
+
+def test_a_command_line_moves_no_cursor(secrun: Secrun):
+    uuid = secrun.detach("sh", "-c", "sleep 1000 && echo '\033[2J'")
+    assert "\033" not in secrun("top", uuid).out
+    secrun("rm", "--force", uuid)
+
+
+def test_what_a_pod_uses_is_counted_by_app(secrun: Secrun, two_apps: str):
+    rows = json.loads(secrun("stats", "--format=json", "--interval=0.5s", two_apps).out)["pods"]
+    used = {row["app"]: row for row in rows}
+    assert used["works"]["cpus"] > used["rests"]["cpus"]
+    assert used[""]["cpu_usec"] >= used["works"]["cpu_usec"] > 0
+    assert used[""]["pids"] > used["rests"]["pids"] >= 2
+    assert used[""]["memory_bytes"] > used["works"]["memory_bytes"] > 0
+    assert two_apps[:8] in secrun("stats", "--interval=0.1s").out
+
+
+def test_use_is_followed_until_the_pod_ends(secrun: Secrun, two_apps: str):
+    words = secrun.argv("stats", "--follow", "--interval=0.2s", "--format=json", two_apps)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        assert json.loads(following.stdout.readline())["pods"]
+        assert json.loads(following.stdout.readline())["pods"]
+        secrun("stop", "--force", two_apps)
+        following.stdout.read()
+        assert following.wait(60) == 0
+
+
+@pytest.mark.parametrize("verb", ["top", "stats"])
+def test_only_a_pod_that_runs_has_processes(secrun: Secrun, verb: str):
+    uuid = secrun.prepare("true")
+    assert "is prepared, expected running" in secrun(verb, uuid, code=125).err
+    secrun("rm", uuid)
+
+
+def test_an_interval_of_nothing_is_refused(secrun: Secrun):
+    assert "no time to count in" in secrun("stats", "--interval=0s", code=2).err
+
+
+def test_readers_need_no_lock(secrun: Secrun, two_apps: str):
+    """What only looks at a pod keeps nobody from stopping it."""
+    secrun("top", two_apps)
+    secrun("stats", "--interval=0.1s", two_apps)
+    secrun("stop", "--force", two_apps)
+    assert secrun.status(two_apps)["state"] == "exited"

@@ -86,7 +86,8 @@ class Listening:
     def __enter__(self) -> int:
         code = (
             "import socket,sys\n"
-            "s=socket.create_server((sys.argv[1],0))\n"
+            "kind=socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
+            "s=socket.create_server((sys.argv[1],0),family=kind)\n"
             "print(s.getsockname()[1], flush=True)\n"
             "c,_=s.accept(); c.sendall(b'from the host\\n')\n"
         )
@@ -171,6 +172,7 @@ def test_what_a_pod_may_do_to_its_network(pods: Secrun):
         ("--net=default:IP=10.62.0", "not an IP address"),
         ("-p=80", "expected [HOSTIP:]HOST:POD"),
         ("-p=0:80", "not a port from 1 to 65535"),
+        ("-p=[::1]:80:80", "Linux never routes from ::1"),
         ("--dns=moon", "neither an IP address nor host or none"),
     ],
 )
@@ -200,12 +202,31 @@ def test_a_port_of_another_program_is_an_error(net: HostNet, pods: Secrun):
         assert "another program of this host has it" in taken(pods, "-p", f"{port}:80").err
 
 
+def test_a_protocol_that_the_kernel_lacks_is_named_before_anything_starts(net: HostNet, pods: Secrun):
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        assert "this host's kernel has no sctp" in taken(pods, "-p", "3868:3868/sctp").err
+        assert pods.pods() == []
+    else:
+        uuid = pods.detach(
+            "sleep",
+            "1000",
+            options=(
+                "-p",
+                "3868:3868/sctp",
+            ),
+        )
+        assert any("-p sctp" in rule and "--dport 3868" in rule for rule in net.rules())
+        assert f"pod {uuid} has it" in taken(pods, "-p", "3868:1/sctp").err
+
+
 def test_what_was_decided_is_in_the_manifest_and_the_result_in_the_status(pods: Secrun):
     uuid = pods.detach("true", options=("-p", "127.0.0.1:8084:80/udp", "--dns=192.0.2.1"))
     manifest = json.loads(pods("cat-manifest", uuid).out)
     (network,) = manifest["connection"]["networks"]
     assert network["network"] == "default"
-    assert network["plugins"] == ["bridge", "host-local", "portmap", "firewall"]
+    assert network["plugins"] == ["bridge", "host-local", "portmap"]
     (port,) = manifest["connection"]["ports"]
     assert port == {"host_ip": "127.0.0.1", "host_port": 8084, "pod_port": 80, "protocol": "udp"}
     pods("status", "--wait", uuid)
@@ -337,3 +358,55 @@ def test_a_port_of_an_ipv6_address_is_open_there_alone(net: HostNet, pods: Secru
     served(net, f"http://[{six}]:8085/")
     gateway = addresses(pods, served_by)[0].rpartition(".")[0] + ".1"
     assert net.fetch(f"http://{gateway}:8085/") == ""
+
+
+def rules_of_network(net: HostNet) -> list[str]:
+    listed = [line for tool in ("iptables-save", "ip6tables-save") for line in net.run(tool).splitlines()]
+    return [line for line in listed if "secrun-" in line and line.startswith("-A")]
+
+
+def test_rules_that_somebody_took_away_are_made_again(net: HostNet, pods: Secrun):
+    for _ in range(3):  # from the third on, nothing is looked at that nobody changed
+        pods.run("true")
+    known = rules_of_network(net)
+    assert len(known) == 6
+    for tool in ("iptables", "ip6tables"):
+        net.run(tool, "-t", "nat", "-F", "POSTROUTING")
+        net.run(tool, "-F", "FORWARD")
+    for _ in range(2):
+        pods.run("true")
+        assert rules_of_network(net) == known
+
+
+@pytest.fixture
+def outside(net: HostNet) -> Iterator[HostNet]:
+    """A neighbour of the host, which knows nothing of the addresses of pods; the host forwards nothing."""
+    with hostnet.made() as far:
+        net.run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "far", "netns", str(far.pid))
+        for side, name, number in ((net, "uplink", 1), (far, "far", 2)):
+            side.run("ip", "address", "add", f"192.0.2.{number}/24", "dev", name)
+            side.run("ip", "address", "add", f"2001:db8::{number}/64", "dev", name, "nodad")
+            side.run("ip", "link", "set", name, "up")
+        for tool in ("iptables", "ip6tables"):
+            net.run(tool, "-P", "FORWARD", "DROP")
+        try:
+            yield far
+        finally:
+            for tool in ("iptables", "ip6tables"):
+                net.run(tool, "-P", "FORWARD", "ACCEPT")
+            net.run("ip", "link", "delete", "uplink")
+
+
+def test_a_host_that_forwards_nothing_lets_pods_out_and_callers_of_a_port_in(
+    net: HostNet, outside: HostNet, pods: Secrun
+):
+    uuid = pods.detach(*PAGE, options=("-p", "8086:80"))
+    for host in ("192.0.2.1", "[2001:db8::1]"):
+        served(outside, f"http://{host}:8086/")
+    four, six = addresses(pods, uuid)
+    outside.run("ip", "route", "add", f"{four}/32", "via", "192.0.2.1")
+    outside.run("ip", "route", "add", f"{six}/128", "via", "2001:db8::1")
+    assert outside.fetch(f"http://{four}/") + outside.fetch(f"http://[{six}]/") == ""
+    for far in ("192.0.2.2", "2001:db8::2"):
+        with listening(outside, far) as port:
+            assert pods.run("busybox", "nc", far, str(port)).out == "from the host\n"

@@ -348,11 +348,20 @@ def test_many_pods_at_once(net: HostNet, pods: Secrun):
     assert (net.rules(), leases(pods), net.links()) == ([], [], set())
 
 
-def test_a_hanging_plugin_is_ended_with_its_children(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    """The limit is a minute; here the start is interrupted, which ends the plugin in the same way."""
+def test_a_plugin_that_hangs_is_ended_with_its_children_when_its_time_is_over(lab: Lab):
     mark = "314159"
+    lab.plugin("sleepy", f"cat >/dev/null; [ $CNI_COMMAND = ADD ] || exit 0; sleep {mark}")
+    lab.network("odd", lab.bridge(), {"type": "sleepy"})
+    quick = dataclasses.replace(lab.secrun, options=(*lab.secrun.options, "--net-timeout=2s"))
+    said = dataclasses.replace(lab, secrun=quick).run("--net=odd")
+    assert "ADD by plugin sleepy" in said
+    assert "2 s" in said
+    assert not sleeping(mark)
+    assert lab.given_out("odd") == []
+
+
+def test_an_interrupted_start_ends_a_plugin_that_hangs(lab: Lab):
+    mark = "271828"
     lab.plugin("sleepy", f"cat >/dev/null; [ $CNI_COMMAND = ADD ] || exit 0; sleep {mark}")
     lab.network("odd", lab.bridge(), {"type": "sleepy"})
     words = lab.secrun.argv("run", "--rm", "--net=odd", *RELAXED, lab.secrun.image, "--", "true")
@@ -362,6 +371,25 @@ def test_a_hanging_plugin_is_ended_with_its_children(
         process.communicate(timeout=60)
     assert not sleeping(mark)
     assert lab.given_out("odd") == []
+
+
+def test_a_plugin_that_hangs_in_deletion_keeps_nobody_waiting(lab: Lab):
+    """The limit that the pod was started with holds at its end too; gc goes on with the usual one."""
+    lab.plugin("sleepy", f"[ $CNI_COMMAND = DEL ] && [ -e {lab.plugins}/stuck ] && sleep 1618; {PASS_ON}")
+    lab.network("odd", lab.bridge(), {"type": "sleepy"})
+    (lab.plugins / "stuck").touch()
+    quick = dataclasses.replace(lab.secrun, options=(*lab.secrun.options, "--net-timeout=2s"))
+    said = quick.run("true", options=("--net=odd",)).err
+    assert "DEL by plugin sleepy" in said
+    assert not sleeping("1618")
+    assert lab.given_out("odd") == []
+    (lab.plugins / "stuck").unlink()
+
+
+@pytest.mark.parametrize("limit", ["0s", "2h", "soon"])
+def test_a_limit_that_is_none(lab: Lab, limit: str):
+    words = dataclasses.replace(lab.secrun, options=(*lab.secrun.options, f"--net-timeout={limit}"))
+    assert words("run", "--rm", *RELAXED, lab.secrun.image, "--", "true", code=2).err
 
 
 def sleeping(mark: str) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secrun.errors import HostError, NetworkError, SecrunError
-from secrun.network import cni, configs, conflist, decide, hostfiles, result
+from secrun.network import cni, configs, conflist, decide, hostfiles, hostrules, result
 from secrun.network.builtin import default_network, subnets
 from secrun.network.cni import Command, Runtime
 from secrun.network.limits import MAX_CONFIG_BYTES
@@ -223,7 +223,7 @@ def test_a_file_takes_the_place_of_the_built_in_network(tmp_path):
 
 
 def test_the_built_in_network():
-    assert default_network(Layout(), ports=False).programs == ("bridge", "host-local", "firewall")
+    assert default_network(Layout(), ports=False).programs == ("bridge", "host-local")
     assert default_network(Layout(), ports=True).capable(decide.PORTS)
     assert subnets(Layout()).bridge == "secrun0"
     assert subnets(Layout(run_root=Layout().run_root / "x")) != subnets(Layout())
@@ -231,7 +231,7 @@ def test_the_built_in_network():
 
 def decided(tmp_path, request: NetworkRequest, exposed: tuple[str, ...] = ()) -> Connection:
     (tmp_path / "plugins").mkdir(exist_ok=True)
-    for name in ("bridge", "host-local", "portmap", "firewall", "plain"):
+    for name in ("bridge", "host-local", "portmap", "plain"):
         path = tmp_path / "plugins" / name
         path.touch()
         path.chmod(0o755)
@@ -314,3 +314,12 @@ def test_lines_that_are_given_come_first_in_hosts():
     text = hostfiles.hosts("web", ("10.0.0.2",), connection, "")
     assert text.splitlines()[0] == "192.0.2.1 web"
     assert text.splitlines()[-1] == "10.0.0.2 web"
+
+
+def test_the_number_of_the_hosts_rules_is_read_from_the_kernels_answer():
+    header = (28).to_bytes(4, "little") + (0x0A0F).to_bytes(2, "little") + bytes(10) + bytes(4)
+    answer = header + (8).to_bytes(2, "little") + (1).to_bytes(2, "little") + (77).to_bytes(4, "big")
+    assert hostrules.parse_generation(answer) == 77
+    assert hostrules.parse_generation(answer[:20]) is None
+    assert hostrules.parse_generation(b"\2" * 40) is None
+    assert hostrules.parse_generation(header + b"\0\0\1\0" + bytes(4)) is None

@@ -6,13 +6,19 @@ from secrun.cli.table import Arguments, Context
 from secrun.network import request
 from secrun.network.configs import Places, places
 from secrun.network.request import NetworkRequest
+from secrun.pod.request import duration
 from secrun.record import replace
 
 
 def network_places(context: Context) -> Places:
     """Return the folders of the settings, of CNI_PATH, or the usual ones."""
     settings = context.settings
-    return places(settings["network.config"].value, settings["network.plugins"].value, os.environ)
+    return places(
+        settings["network.config"].value,
+        settings["network.plugins"].value,
+        os.environ,
+        duration(settings["network.timeout"].value),
+    )
 
 
 def network_request(args: Arguments) -> NetworkRequest:

@@ -18,6 +18,13 @@ NETWORK_GLOBAL = (
         key="network.plugins",
         help="where CNI plugins are; default $CNI_PATH, else /usr/lib/cni and /opt/cni/bin",
     ),
+    Option(
+        flags=("--net-timeout",),
+        metavar="DURATION",
+        default="1m",
+        key="network.timeout",
+        help="how long each call of a CNI plugin may take, 1s to 1h",
+    ),
 )
 
 NETWORK = (

@@ -1,6 +1,6 @@
 """The network that needs no configuration: a bridge and addresses of both families.
 
-The way out is in `masquerade`.
+The way out is in `hostrules`.
 """
 
 from pathlib import Path
@@ -73,5 +73,4 @@ def default_network(layout: Layout, *, ports: bool) -> NetworkConfig:
     plugins: list[JsonValue] = [_bridge(layout, v6=has_v6())]
     if ports:
         plugins.append({"type": "portmap", "capabilities": {"portMappings": True}})
-    plugins.append({"type": "firewall"})
     return from_document({"cniVersion": _VERSION, "name": NAME, "plugins": plugins}, BUILT_IN)

@@ -35,6 +35,8 @@ class Runtime:
     interface: str
     folders: tuple[str, ...]
     """Where plugins are looked for."""
+    seconds: int = PLUGIN_SECONDS
+    """How long each call may take."""
     args: str = ""
     """CNI_ARGS, ready to use."""
     capabilities: Mapping[str, JsonValue] = field(default_factory=dict)
@@ -99,7 +101,7 @@ def call(
             [path],
             stdin=stdin,
             environment=environment(command, runtime, namespace),
-            timeout=PLUGIN_SECONDS,
+            timeout=runtime.seconds,
             limit=MAX_RESULT_BYTES,
         )
     except ExternalError as error:

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from secrun.errors import HostError, NetworkError
+from secrun.errors import HostError, NetworkError, UsageError
 from secrun.network import builtin, conflist
 from secrun.network.conflist import NetworkConfig
-from secrun.network.limits import MAX_CONFIG_BYTES
+from secrun.network.limits import MAX_CONFIG_BYTES, MAX_PLUGIN_SECONDS, PLUGIN_SECONDS
 from secrun.paths import Layout
 from secrun.record import record
 
@@ -19,18 +19,27 @@ _PACKAGE_HINT = "install containernetworking-plugins, or start the pod with --ne
 
 @record
 class Places:
-    """Where configurations and plugins are looked for, in this order."""
+    """Where configurations and plugins are looked for, in this order, and how long a plugin may take."""
 
     configs: tuple[str, ...] = CONFIG_FOLDERS
     plugins: tuple[str, ...] = PLUGIN_FOLDERS
+    plugin_seconds: int = PLUGIN_SECONDS
 
 
-def places(configs: str, plugins: str, environment: Mapping[str, str]) -> Places:
-    """Read lists of folders separated by colons; empty ones mean CNI_PATH, then the usual folders."""
+def places(configs: str, plugins: str, environment: Mapping[str, str], seconds: float) -> Places:
+    """Read lists of folders separated by colons; empty ones mean CNI_PATH, then the usual folders.
+
+    Raises UsageError for a time limit that is none.
+    """
+    if not 1 <= seconds <= MAX_PLUGIN_SECONDS:
+        raise UsageError(
+            f"network.timeout is {seconds:g} s, expected 1 to {MAX_PLUGIN_SECONDS}", code="usage-network"
+        )
     plugins = plugins or environment.get("CNI_PATH", "")
     return Places(
         configs=tuple(filter(None, configs.split(":"))) or CONFIG_FOLDERS,
         plugins=tuple(filter(None, plugins.split(":"))) or PLUGIN_FOLDERS,
+        plugin_seconds=int(seconds),
     )
 
 

@@ -11,10 +11,11 @@ from secrun.digest import Digest
 from secrun.errors import HostError, NetworkError, SecrunError, StateError
 from secrun.files import write_atomic
 from secrun.locks import held
-from secrun.network import addresses, builtin, cni, configs, decide, hostfiles, masquerade, namespace, state
+from secrun.network import addresses, builtin, cni, configs, decide, hostfiles, namespace, state
 from secrun.network.cni import Runtime
 from secrun.network.configs import Places
 from secrun.network.conflist import NetworkConfig
+from secrun.network.hostrules import HostRules
 from secrun.network.namespace import Link
 from secrun.network.plan import BUILT_IN, Attachment, Connection, DnsMode
 from secrun.network.result import Result
@@ -91,6 +92,7 @@ def _plan(target: Target, places: Places) -> tuple[Joined, ...]:
             container=target.uuid,
             interface=attachment.interface,
             folders=places.plugins,
+            seconds=places.plugin_seconds,
             args=decide.arguments(attachment, config),
             capabilities=decide.capabilities(target.connection, attachment, config, ports=first),
         )
@@ -200,6 +202,7 @@ def connect(call: Syscalls, target: Target, places: Places, undo: ExitStack) -> 
     now = NetworkState(
         container=target.uuid,
         folders=places.plugins,
+        plugin_seconds=places.plugin_seconds,
         namespace=namespace.identity(fd),
         joined=joined,
         ports=target.connection.ports,
@@ -216,7 +219,7 @@ def _prepare_bridge(layout: Layout) -> None:
     mark = _bridge_mark(layout)
     mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     mark.touch()
-    masquerade.ensure(builtin.subnets(layout), v6=builtin.has_v6())
+    _rules(layout).ensure()
 
 
 def _join_all(joining: _Joining, target: Target) -> None:
@@ -315,7 +318,7 @@ def remove_idle_bridge(layout: Layout, pods: Iterable[Path]) -> bool:
         with held(layout.locks / _BRIDGE_LOCK, blocking=False):
             if any(_on_bridge(path) for path in pods):
                 return False
-            masquerade.remove(own, v6=builtin.has_v6())
+            _rules(layout).remove()
             if namespace.exists(own.bridge):
                 namespace.set_up(own.bridge, up=False)
                 namespace.delete_bridge(own.bridge)
@@ -323,6 +326,10 @@ def remove_idle_bridge(layout: Layout, pods: Iterable[Path]) -> bool:
     except StateError:
         return False
     return True
+
+
+def _rules(layout: Layout) -> HostRules:
+    return HostRules(builtin.subnets(layout), layout.leases / "rules", v6=builtin.has_v6())
 
 
 def _bridge_mark(layout: Layout) -> Path:

@@ -12,7 +12,9 @@ MAX_RESULT_ITEMS = 1024
 # What a plugin says on stderr is quoted, not parsed.
 MAX_NOISE_BYTES = 64 * 1024
 # A DHCP lease may take 10 s; whoever needs more than a minute hangs.
-PLUGIN_SECONDS = 60.0
+PLUGIN_SECONDS = 60
+# A start that is to wait longer than this waits for something else.
+MAX_PLUGIN_SECONDS = 3600
 # Each reserves two sockets for the pod's life, and descriptors are counted (getrlimit(2), 1,024).
 MAX_PORTS = 256
 # resolv.conf(5), MAXNS, and what glibc takes of search domains.

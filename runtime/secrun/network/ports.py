@@ -24,8 +24,8 @@ _TYPES = {
     Protocol.UDP: (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
     Protocol.SCTP: (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
-# A host without IPv6 or SCTP has nothing that could be bound there.
-_ABSENT = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+# A host without IPv6 has nothing that could be bound there.
+_ABSENT = errno.EAFNOSUPPORT
 
 
 @record
@@ -79,12 +79,12 @@ def _families(port: Port) -> Iterator[tuple[socket.AddressFamily, str]]:
 
 
 def _bound(port: Port, family: socket.AddressFamily, address: str) -> socket.socket | None:
-    """Bind a socket that keeps one port; None if the host has no such sockets at all."""
+    """Bind a socket that keeps one port; None if the host has no such addresses at all."""
     kind, number = _TYPES[port.protocol]
     try:
         found = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno == _ABSENT:
             return None
         raise
     try:
@@ -116,6 +116,12 @@ def _refused(port: Port, error: OSError) -> NetworkError:
             f"port {port}: another program of this host has it",
             hint="ss -tulpn tells which; stop it, or choose another port",
             code="network-port-taken",
+        )
+    if error.errno == errno.EPROTONOSUPPORT:
+        return NetworkError(
+            f"port {port}: this host's kernel has no {port.protocol}",
+            hint=f"modprobe {port.protocol}, where the kernel has it as a module",
+            code="network-port",
         )
     return NetworkError(f"port {port}: {error.strerror}", code="network-port")
 

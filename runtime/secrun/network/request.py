@@ -198,12 +198,15 @@ def named_port(text: str) -> NamedPort:
 
 
 def check_ports(ports: Sequence[Port]) -> None:
-    """Raise UsageError for two mappings of one port of the host, and for too many."""
+    """Raise UsageError for two mappings of one port, for too many, and for what no rule can do."""
     if len(ports) > MAX_PORTS:
         raise _bad("-p", str(ports[-1]), f"a pod has at most {MAX_PORTS} ports")
     for index, port in enumerate(ports):
         if any(port.overlaps(other) for other in ports[:index]):
             raise _bad("-p", str(port), "the port of the host is given twice")
+        if port.host_ip == "::1":
+            hint = "127.0.0.1 can be forwarded, and so can every other address of the host"
+            raise _bad("-p", str(port), "Linux never routes from ::1 to another interface", hint)
 
 
 def _checked(option: str, texts: Iterable[str], limit: int) -> tuple[str, ...]:

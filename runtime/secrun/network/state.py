@@ -61,7 +61,7 @@ class Joined:
         }
 
     @classmethod
-    def from_fields(cls, fields: Fields, container: str, folders: tuple[str, ...]) -> Self:
+    def from_fields(cls, fields: Fields, container: str, folders: tuple[str, ...], seconds: int) -> Self:
         """Parse the stored form; raises StateError or NetworkError."""
         config = conflist.parse(fields.text("config").encode(), fields.text("source"))
         interface, args = fields.text("interface"), fields.text("args")
@@ -74,6 +74,7 @@ class Joined:
                 container=container,
                 interface=interface,
                 folders=folders,
+                seconds=seconds,
                 args=args,
                 capabilities=capabilities,
             ),
@@ -116,6 +117,8 @@ class NetworkState:
     container: str
     folders: tuple[str, ...]
     """Where plugins were looked for: DEL must find the same."""
+    plugin_seconds: int
+    """How long each call of a plugin may take."""
     namespace: Identity
     joined: tuple[Joined, ...]
     ports: tuple[Port, ...] = ()
@@ -132,6 +135,7 @@ class NetworkState:
                 "schema": SCHEMA,
                 "container": self.container,
                 "folders": list(self.folders),
+                "plugin_seconds": self.plugin_seconds,
                 "namespace": self.namespace.to_json(),
                 "networks": networks,
                 "ports": [port.to_json() for port in self.ports],
@@ -145,13 +149,15 @@ class NetworkState:
         """Parse the stored form; raises StateError, ImageError or NetworkError."""
         fields = Fields.document(data, what=FILE_NAME, limit=MAX_STATE_BYTES, schema=SCHEMA)
         container, folders = fields.text("container"), fields.texts("folders")
+        seconds = fields.integer("plugin_seconds")
         files = fields.object("files")
         state = cls(
             container=container,
             folders=folders,
+            plugin_seconds=seconds,
             namespace=Identity.from_fields(fields.object("namespace")),
             joined=tuple(
-                Joined.from_fields(item, container, folders) for item in fields.objects("networks")
+                Joined.from_fields(item, container, folders, seconds) for item in fields.objects("networks")
             ),
             ports=tuple(Port.from_fields(item) for item in fields.objects("ports")),
             released=fields.flag("released"),

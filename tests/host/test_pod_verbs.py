@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.secrun import Secrun
+from support.secrun import Secrun, eventually
 
 
 @pytest.fixture
@@ -177,3 +177,28 @@ def test_readers_need_no_lock(secrun: Secrun, two_apps: str):
     secrun("stats", "--interval=0.1s", two_apps)
     secrun("stop", "--force", two_apps)
     assert secrun.status(two_apps)["state"] == "exited"
+
+
+def test_labels_and_annotations_are_in_the_manifest(secrun: Secrun):
+    marks = ("--label", "team=blue", "--user-annotation", "note=it is mine")
+    uuid = secrun("prepare", *marks, *secrun.pod_options, secrun.image, "--", "true").out.strip()
+    (app,) = json.loads(secrun("cat-manifest", uuid).out)["apps"]
+    assert app["labels"] == ["team=blue"]
+    assert app["annotations"] == ["note=it is mine"]
+    secrun("rm", uuid)
+
+
+def test_an_app_is_asked_to_end_by_the_signal_that_was_chosen(secrun: Secrun):
+    script = "trap 'echo usr1; exit 3' USR1; echo set; while :; do sleep 0.1; done"
+    uuid = secrun.detach("sh", "-c", script, options=("--stop-signal=SIGUSR1",))
+    eventually(lambda: "set" in secrun("logs", uuid).out, "the trap")
+    secrun("stop", uuid)
+    assert secrun("logs", uuid).out == "set\nusr1\n"
+    assert secrun.status(uuid)["apps"][0]["exit_code"] == 3
+    secrun("rm", uuid)
+
+
+def test_groups_are_added_and_rkts_spellings_work(secrun: Secrun):
+    options = ("--supplementary-gids=7", "--group=9", "--working-dir=/bin", "--set-env=A=b", "--init")
+    said = secrun.run("sh", "-c", "id -g; id -G; pwd; echo $A", options=options).out
+    assert said == "9\n9 7\n/bin\nb\n"

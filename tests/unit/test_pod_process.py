@@ -146,3 +146,24 @@ def test_a_working_directory_is_absolute():
     assert process(config(working_dir="/image"), workdir="/asked").cwd == "/asked"
     with pytest.raises(UsageError, match="'srv' is not an absolute path"):
         process(config(working_dir="srv"))
+
+
+def test_a_group_alone_leaves_the_user_to_the_image():
+    found = process(config(user="app:wheel"), user=":video")
+    assert (found.uid, found.gid) == (1000, 44)
+
+
+def test_further_groups_are_added_to_the_users_own():
+    found = process(config(user="app"), groups=("apps", "77"))
+    assert found.groups == (10, 44, 77, 1001)
+    with pytest.raises(UsageError, match="group 'nobody' is not in the image's /etc/group"):
+        process(groups=("nobody",))
+
+
+def test_the_callers_variables_never_override_the_images():
+    found = process(
+        config(env=("A=image", "B=image")), host_env={"A": "host", "C": "host"}, env=(("B", "asked"),)
+    )
+    env = dict(word.split("=", 1) for word in found.env)
+    assert (env["A"], env["B"], env["C"]) == ("image", "asked", "host")
+    assert env["PATH"].startswith("/usr/local/sbin")

@@ -147,3 +147,13 @@ def test_stop_signals_that_do_not_exist_are_refused(text):
 def test_words_that_json_cannot_hold_are_refused(word):
     with pytest.raises(UsageError):
         request.unicode_text(word, "argument")
+
+
+def test_labels_are_sorted_and_the_last_of_a_name_counts():
+    assert request.marks(["b=1", "a", "b=2=3"], "--label") == ("a=", "b=2=3")
+
+
+@pytest.mark.parametrize("words", [["=x"], [""], ["a=" + "x" * 20_000]])
+def test_labels_that_mean_nothing_or_are_endless_are_refused(words):
+    with pytest.raises(UsageError, match="--label"):
+        request.marks(words, "--label")

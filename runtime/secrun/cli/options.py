@@ -87,7 +87,11 @@ _FLAVOUR = Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help
 POD = (
     Option(flags=("--hostname",), metavar="NAME", help="host name of the pod; default secrun-UUID"),
     *NETWORK,
-    Option(flags=("--uuid-file-save",), metavar="FILE", help="write the UUID before anything can fail"),
+    Option(
+        flags=("--uuid-file-save", "--cidfile", "--pod-id-file"),
+        metavar="FILE",
+        help="write the UUID before anything can fail",
+    ),
     _FLAVOUR,
     Option(
         flags=("--accel",),
@@ -106,17 +110,51 @@ POD = (
 APP = (
     _app("--name", metavar="NAME", help="name of the app; default is the last part of the image's name"),
     _app(
-        "-e", "--env", kind=Kind.LIST, metavar="NAME[=VALUE]", help="set a variable; without value: copy it"
+        *("-e", "--env", "--set-env"),
+        kind=Kind.LIST,
+        metavar="NAME[=VALUE]",
+        help="set a variable; without value: copy it",
     ),
-    _app("--env-file", kind=Kind.LIST, metavar="FILE", help="NAME=VALUE lines; # starts a comment"),
+    _app(
+        *("--env-file", "--set-env-file"),
+        kind=Kind.LIST,
+        metavar="FILE",
+        help="NAME=VALUE lines; # starts a comment",
+    ),
+    _app(
+        "--env-host", "--inherit-env", kind=Kind.FLAG, help="all of the caller's variables; the image's win"
+    ),
     _app("-u", "--user", metavar="USER[:GROUP]", help="names of the image or numbers"),
-    _app("-w", "--workdir", metavar="DIR", help="working directory inside the image"),
-    _app("--entrypoint", metavar="WORD|JSON", help="replaces the image's entry point"),
-    _app("--read-only", kind=Kind.FLAG, help="the root file system cannot be written"),
+    _app("--group", metavar="GROUP", help="the group alone; the same as --user :GROUP"),
+    _app(
+        *("--group-add", "--supplementary-gids"),
+        kind=Kind.LIST,
+        metavar="GROUP",
+        help="a further group: a name of the image or a number",
+    ),
+    _app("-w", "--workdir", "--working-dir", metavar="DIR", help="working directory inside the image"),
+    _app("--entrypoint", "--exec", metavar="WORD|JSON", help="replaces the image's entry point"),
+    _app("--read-only", "--readonly-rootfs", kind=Kind.FLAG, help="the root file system cannot be written"),
+    _app(
+        *("-l", "--label", "--user-label"),
+        kind=Kind.LIST,
+        metavar="NAME[=VALUE]",
+        help="a label of the app; in its manifest, so it is measured",
+    ),
+    _app(
+        *("--annotation", "--user-annotation"),
+        kind=Kind.LIST,
+        metavar="NAME[=VALUE]",
+        help="an annotation of the app; in its manifest, so it is measured",
+    ),
+    _app("--init", kind=Kind.FLAG, help="implied: every pod has an init, and the agent reaps for each app"),
     *VOLUMES,
     _app("-m", "--memory", metavar="BYTES[k|m|g]", help="memory limit"),
     _app("--cpus", metavar="NUMBER", help="CPU limit, e.g. 1.5"),
     _app("--pids-limit", kind=Kind.INTEGER, metavar="N", help="limit of processes and threads"),
+    _app(
+        "--stop-signal", metavar="SIGNAL", help="what asks the app to end; default is the image's, or TERM"
+    ),
     _app("--stop-timeout", kind=Kind.INTEGER, metavar="SECONDS", help="from SIGTERM to SIGKILL; default 10"),
     *SECURITY,
 )

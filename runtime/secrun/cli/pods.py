@@ -47,6 +47,16 @@ def _stop_timeout(args: Arguments) -> int:
     return value
 
 
+def _user(args: Arguments) -> str | None:
+    """Return USER[:GROUP]; rkt's --group names the group alone."""
+    user, group = args.text("user"), args.text("group")
+    if group is None:
+        return user
+    if user is not None and ":" in user:
+        raise UsageError(f"--user {user[:80]} names a group, and so does --group {group[:80]}")
+    return f"{user or ''}:{group}"
+
+
 def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
     name = args.text("name")
     mounted = mounts.parse(context.layout, args.many("volume"), args.many("mount"))
@@ -59,7 +69,9 @@ def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
         env=request.environment(
             args.many("env"), [Path(item) for item in args.many("env_file")], os.environ
         ),
-        user=args.text("user"),
+        host_env=request.caller_environment(os.environ) if args.flag("env_host") else {},
+        user=_user(args),
+        groups=args.many("group_add"),
         workdir=args.text("workdir"),
         read_only=args.flag("read_only"),
         terminal=pod.flag("tty"),
@@ -69,6 +81,9 @@ def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
         limits=confinement.limits(args),
         security=replace(asked, tmpfs=(*asked.tmpfs, *mounted.tmpfs)),
         stop_timeout_seconds=_stop_timeout(args),
+        stop_signal=args.text("stop_signal"),
+        labels=request.marks(args.many("label"), "--label"),
+        annotations=request.marks(args.many("annotation"), "--annotation"),
     )
 
 

@@ -130,7 +130,7 @@ def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: 
         read_only=app.request.read_only,
         terminal=app.request.terminal,
         stdin=app.request.stdin,
-        stop_signal=request.stop_signal(app.image.config.stop_signal),
+        stop_signal=request.stop_signal(app.request.stop_signal or app.image.config.stop_signal),
         stop_timeout_seconds=app.request.stop_timeout_seconds,
         volumes=app.request.volumes,
         limits=app.request.limits,
@@ -138,6 +138,8 @@ def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: 
         relaxations=confined.relaxations,
         bundle=Digest.of(oci),
         security=confined.security,
+        labels=app.request.labels,
+        annotations=app.request.annotations,
     )
 
 

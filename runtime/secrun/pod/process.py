@@ -108,6 +108,8 @@ def _environment(request: AppRequest, config: ImageConfig, hostname: str, home: 
     env = {"PATH": DEFAULT_PATH, "HOME": home, "HOSTNAME": hostname, "container": "secrun"}
     if request.terminal:
         env["TERM"] = "xterm"
+    for name, value in request.host_env.items():
+        env.setdefault(name, value)
     for word in config.env:
         name, _, value = word.partition("=")
         env[name] = value
@@ -117,7 +119,12 @@ def _environment(request: AppRequest, config: ImageConfig, hostname: str, home: 
 
 def resolve(request: AppRequest, config: ImageConfig, rootfs: RootfsImage, hostname: str) -> Process:
     """Decide what an app executes; raises UsageError or InvokeError."""
-    user = resolve_user(request.user or config.user, rootfs, request.image)
+    asked = request.user or config.user
+    if asked.startswith(":"):
+        # The group alone was named: who the user is, the image says.
+        asked = f"{config.user.partition(':')[0]}{asked}"
+    user = resolve_user(asked, rootfs, request.image)
+    added = {_find_group(name, rootfs.groups, request.image) for name in request.groups}
     env = _environment(request, config, hostname, user.home)
     cwd = request.workdir or config.working_dir or "/"
     if not cwd.startswith("/"):
@@ -128,7 +135,7 @@ def resolve(request: AppRequest, config: ImageConfig, rootfs: RootfsImage, hostn
         cwd=unicode_text(cwd, "working directory"),
         uid=user.uid,
         gid=user.gid,
-        groups=user.groups,
+        groups=tuple(sorted({*user.groups, *added})),
         terminal=request.terminal,
         console_size=request.console_size,
     )

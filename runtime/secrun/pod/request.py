@@ -30,6 +30,8 @@ _ID_PREFIX = "sha256:"
 _SHOWN_DIGITS = 12
 MAX_APPS = 64
 MAX_ENV_FILE_BYTES = 1 << 20
+# The manifest holds them, and every list reads manifests.
+MAX_MARKS_CHARACTERS = 16 * 1024
 DEFAULT_STOP_TIMEOUT_SECONDS = 10
 # Rows and columns where the caller has no terminal to copy; none would make a terminal of 0 by 0.
 USUAL_TERMINAL = (24, 80)
@@ -44,7 +46,11 @@ class AppRequest:
     args: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] | None = None
     env: tuple[tuple[str, str], ...] = ()
+    host_env: Mapping[str, str] = field(default_factory=dict)
+    """The caller's variables; whatever the image or the request says wins."""
     user: str | None = None
+    groups: tuple[str, ...] = ()
+    """Supplementary groups beside the user's own: names of the image or numbers."""
     workdir: str | None = None
     read_only: bool = False
     terminal: bool = False
@@ -54,6 +60,9 @@ class AppRequest:
     limits: Limits = field(default_factory=Limits)
     security: SecurityRequest = field(default_factory=SecurityRequest)
     stop_timeout_seconds: int = DEFAULT_STOP_TIMEOUT_SECONDS
+    stop_signal: str | None = None
+    labels: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = ()
 
 
 @record
@@ -215,6 +224,28 @@ def environment(
         elif name in caller:
             result[name] = unicode_text(caller[name], f"the variable {name}")
     return tuple(result.items())
+
+
+def caller_environment(caller: Mapping[str, str]) -> dict[str, str]:
+    """Return all of the caller's variables; raises UsageError for one that is not UTF-8."""
+    return {name: unicode_text(value, f"the variable {name}") for name, value in caller.items()}
+
+
+def marks(words: Iterable[str], option: str) -> tuple[str, ...]:
+    """Check `NAME=VALUE` words of --label and --annotation and sort them; the last of a name counts.
+
+    A name alone has an empty value, as in podman. Raises UsageError.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, value = unicode_text(word, option).partition("=")
+        if not name:
+            raise UsageError(f"{option} {word[:80]!r} has no name")
+        found[name] = value
+    result = tuple(f"{name}={value}" for name, value in sorted(found.items()))
+    if sum(map(len, result)) > MAX_MARKS_CHARACTERS:
+        raise UsageError(f"{option}: more than {MAX_MARKS_CHARACTERS} characters for one app")
+    return result
 
 
 def _env_file(path: Path) -> dict[str, str]:

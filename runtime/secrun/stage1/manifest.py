@@ -196,6 +196,10 @@ class AppManifest:
     relaxations: tuple[str, ...]
     bundle: Digest
     security: AppSecurity = field(default_factory=AppSecurity)
+    labels: tuple[str, ...] = ()
+    """`NAME=VALUE`, for people and programs that look for pods; sorted."""
+    annotations: tuple[str, ...] = ()
+    """`NAME=VALUE`, for whoever wrote them; sorted."""
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -220,6 +224,8 @@ class AppManifest:
             "relaxations": list(self.relaxations),
             "bundle": str(self.bundle),
             "security": self.security.to_json(),
+            "labels": list(self.labels),
+            "annotations": list(self.annotations),
         }
 
     @classmethod
@@ -246,6 +252,8 @@ class AppManifest:
             relaxations=fields.texts("relaxations"),
             bundle=Digest.parse(fields.text("bundle")),
             security=AppSecurity.from_fields(fields.object("security")),
+            labels=fields.texts("labels"),
+            annotations=fields.texts("annotations"),
         )
         fields.end()
         return app

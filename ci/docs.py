@@ -5,10 +5,11 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from secrun import errors
+from secrun.cli import foreign, foreign_podman, foreign_rkt
 from secrun.cli.options import GLOBAL, all_verbs
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 
@@ -169,12 +170,25 @@ def errors_page() -> str:
     return "".join(parts)
 
 
+def comparison(name: str, commands: Iterable[foreign.Row], flags: Iterable[foreign.Row]) -> str:
+    """Render the page for users of another program from the table that its error texts come from."""
+    tables = (("Commands", sorted_rows(commands)), (f"Flags of `{name} run`", sorted_rows(flags)))
+    return NOTE + foreign.page(name, tables)
+
+
+def sorted_rows(found: Iterable[foreign.Row]) -> list[foreign.Row]:
+    """Sort by their word, without dashes."""
+    return sorted(found, key=lambda row: row.theirs.rpartition(", ")[2].lstrip("-"))
+
+
 def main(arguments: list[str]) -> int:
     """Write the pages, or compare them."""
     stale = []
     for path, text in (
         (TOP / "docs/commands.md", commands_page()),
         (TOP / "docs/errors.md", errors_page()),
+        (TOP / "docs/from-podman.md", comparison("podman", foreign_podman.COMMANDS, foreign_podman.RUN)),
+        (TOP / "docs/from-rkt.md", comparison("rkt", foreign_rkt.COMMANDS, foreign_rkt.RUN)),
     ):
         if arguments == ["--check"]:
             if not path.exists() or path.read_text() != text:

@@ -101,7 +101,7 @@ def test_a_value_keeps_its_equals_signs_and_dashes():
     ("words", "said"),
     [
         (["--name", "--rm", "A"], "--name: expected one argument"),
-        (["A", "-e"], "-e/--env: expected one argument"),
+        (["A", "-e"], "-e/--env/--set-env: expected one argument"),
         (["--rm=yes", "A"], "--rm: it takes no value"),
         (["-dx", "A"], "unrecognized arguments: -x in -dx"),
         (["--nam=x", "A"], "unrecognized arguments: --nam=x"),

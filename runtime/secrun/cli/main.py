@@ -69,6 +69,11 @@ def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
         raise UsageError(f"secrun {words[0]} needs one of: {members}")
     import difflib
 
+    from secrun.cli.foreign import explain_command
+
+    reason = explain_command(words[0])
+    if reason:
+        raise UsageError(f"there is no command {words[0]!r}: {reason}", hint="see secrun --help")
     near = difflib.get_close_matches(words[0], families(), n=1)
     hint = f"did you mean {near[0]}?" if near else "see secrun --help"
     raise UsageError(f"unknown command {words[0]!r}", hint=hint)

@@ -62,7 +62,17 @@ class _Scanner:
         elif word[1] != "-" and word[:2] in self.options:
             self._cluster(word)
         else:
-            raise self.fail(f"unrecognized arguments: {word}")
+            raise self._unknown(flag, word)
+
+    def _unknown(self, flag: str, word: str) -> UsageError:
+        """Say what to do instead of a flag that users bring along from podman or rkt."""
+        if any(option.scope is Scope.APP for option in self.options.values()):
+            from secrun.cli.foreign import explain
+
+            reason = explain(flag)
+            if reason:
+                return UsageError(f"there is no {flag}: {reason}", hint=f"see {self.prog} --help")
+        return self.fail(f"unrecognized arguments: {word}")
 
     def _cluster(self, word: str) -> None:
         """Take `-it` or `-nVALUE`."""

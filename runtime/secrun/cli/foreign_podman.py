@@ -1,0 +1,297 @@
+"""podman's commands, and the flags of `podman run`."""
+
+from secrun.cli.foreign import Verdict, rows
+
+COMMANDS = (
+    *rows(
+        Verdict.SAME,
+        """
+run
+run -d --pod = run IMAGE --- IMAGE : a pod is made whole, with all its apps
+stop
+rm
+logs
+top
+stats
+inspect
+version
+image list
+image inspect
+image rm
+image push
+volume create
+volume inspect
+volume rm
+network inspect
+network rm
+completion
+sign = sign
+""",
+    ),
+    *rows(
+        Verdict.RENAMED,
+        """
+create = prepare
+start = run-prepared : a pod starts once; what ran is measured, and another run is another pod
+exec = enter : joins every namespace, the filter, the capabilities and the label of the app
+ps = list
+pod ps = list
+pod inspect = inspect
+pod logs = logs
+pod rm = rm
+pod stop = stop
+pod top = top
+pod stats = stats
+wait = status --wait
+kill = stop --force : other signals: enter UUID -- kill
+pull = fetch
+push = image push
+images = image list
+rmi = image rm
+image trust = trust
+volume ls = volume list
+network ls = network list
+port = status : `ports` in status --format json
+info = doctor
+system info = doctor
+system df = image list : sizes are in the list
+system prune = gc
+image prune = gc
+volume prune = volume rm
+container prune = gc
+""",
+    ),
+    *rows(
+        Verdict.BETTER,
+        """
+image sign = sign : signatures are checked before every run, by default
+image scp = image copy : with the image's signatures
+copy = image copy
+""",
+    ),
+    *rows(
+        Verdict.REFUSED,
+        """
+init = : prepare makes a pod ready to start
+search = : registries have no common search; an image is named in full
+build = : images are built elsewhere (buildah), signed, and fetched
+commit = : what runs is an image that was signed and measured
+import = : the same
+rename = : a pod's name is its UUID; labels are for people
+pause = : a frozen pod answers no attestation; stop it
+unpause = : the same
+restart = : a pod starts once: run it anew
+update = : limits are part of the measured manifest
+pod create = : pods are made whole by run and prepare
+pod clone = : prepare it again
+mount = : root mounts only what it digested; enter the app, or copy the image with image copy
+unmount = : the same
+cp = : enter UUID -- tar, or a volume
+login = : registry credentials are read from auth.json as podman and skopeo write it
+logout = : the same
+machine = : Linux only; --stage1=kvm gives each pod a machine
+unshare = : fetching needs no root, running needs it
+system service = : there is no daemon and no socket
+system reset = : rm --all, then remove --root
+system migrate = : there is nothing to migrate
+system renumber = : there are no lock numbers
+system connection = : there is no remote client; ssh HOST secrun
+network connect = : networks are part of the measured manifest
+network disconnect = : the same
+network reload = : plugins' rules belong to them
+auto-update = : a new digest is another measured run; let the service manager restart it
+generate spec = : cat-manifest prints what is measured
+untag = : an image is known by its digest
+""",
+    ),
+    *rows(
+        Verdict.LATER,
+        """
+attach =
+healthcheck =
+events =
+export =
+diff =
+history =
+image mount =
+image save =
+image load =
+image tag =
+tag =
+save =
+load =
+image tree =
+manifest =
+kube =
+generate systemd =
+generate kube =
+secret create =
+secret ls =
+secret rm =
+volume export =
+volume import =
+network create = : write a CNI configuration to /etc/cni/net.d
+""",
+    ),
+)
+
+RUN = (
+    *rows(
+        Verdict.SAME,
+        """
+--add-host
+--annotation
+--authfile
+--blkio-weight
+--cap-add
+--cap-drop
+--cidfile
+-c, --cpu-shares = --cpu-shares
+--cpus
+-d, --detach
+--device
+--dns
+--dns-option
+--dns-search
+--entrypoint
+-e, --env
+--env-file
+--env-host
+--group-add
+--help
+--hostname
+--init
+-i, --interactive
+-l, --label
+-m, --memory
+--memory-swap
+--mount
+--network
+--oom-score-adj
+--pids-limit
+--platform
+--pod-id-file
+-p, --publish
+--pull
+--read-only
+--read-only-tmpfs
+--rm
+--security-opt
+--stop-signal
+--stop-timeout
+--sysctl
+--tls-verify
+--tmpfs
+-t, --tty
+--ulimit
+-u, --user
+--userns
+-v, --volume
+-w, --workdir
+""",
+    ),
+    *rows(
+        Verdict.BETTER,
+        """
+--name : names the app in its pod; the pod's name is its UUID, which --uuid-file-save saves
+--privileged : refused unless a policy file allows it, and measured
+""",
+    ),
+    *rows(
+        Verdict.RENAMED,
+        """
+-h = --hostname : -h asks for help
+--arch = --platform : OS/ARCH
+--os = --platform : OS/ARCH
+--variant = --platform : OS/ARCH/VARIANT
+--ip = --net : --net NAME:IP=ADDRESS
+--ip6 = --net : --net NAME:IP=ADDRESS
+--mac-address = --net : --net NAME:MAC=ADDRESS
+--cpu-quota = --cpus : the quota divided by the period
+--cpu-period = --cpus : the quota divided by the period
+--pod = --- : the apps of a pod are separated by ---
+--replace = rm --force : a pod has no name that another could take; remove the old one by its UUID file
+--tz = --env : -e TZ=Europe/Berlin, where the image knows the zone
+--shm-size = --tmpfs : --tmpfs /dev/shm:size=64m
+--pidfile = status : `pid` in status --format json
+--conmon-pidfile = status : `pid` in status --format json
+--log-driver = logs : logs are files in the pod's folder, 64 MiB for each app
+--log-opt = logs : the same
+--label-file = --label : give each label by --label
+--timeout = stop : timeout 60 secrun run ...: SIGTERM stops a pod in good order
+""",
+    ),
+    *rows(
+        Verdict.REFUSED,
+        """
+-a, --attach = : in the foreground run is attached, with -d it is not
+--cgroup-conf = : limits have options of their own, which are measured
+--cgroup-parent = : a pod has a group of its own in machine.slice
+--cgroupns = : a pod always has a cgroup namespace of its own
+--cgroups = : a pod always has a control group
+--chrootdirs = : files of /etc are mounted for the app's root only
+--cpu-rt-period = : cgroup2 has no such limit
+--cpu-rt-runtime = : cgroup2 has no such limit
+--detach-keys = : end -i -t with the app, or start with -d and enter it
+--device-cgroup-rule = : --device gives one device and is measured
+--device-read-bps = : --blkio-weight shares the disk
+--device-read-iops = : --blkio-weight shares the disk
+--device-write-bps = : --blkio-weight shares the disk
+--device-write-iops = : --blkio-weight shares the disk
+--blkio-weight-device = : --blkio-weight shares all disks
+--disable-content-trust = : signatures are checked; --insecure-options=image says loudly that they are not
+--env-merge = : images' variables are not rewritten; set them with --env
+--expose = : a port is published with -p; exposing alone does nothing
+--gidmap = : every pod has a range of its own, which no other pod shares
+--uidmap = : every pod has a range of its own, which no other pod shares
+--subgidname = : ranges need no subordinate ids
+--subuidname = : ranges need no subordinate ids
+--hostuser = : no user of the host is in a pod
+--http-proxy = : the caller's variables stay outside; --env http_proxy passes one
+--image-volume = : volumes of an image are new and empty unless -v names another
+--init-path = : the init is the stage1's, and measured
+--ipc = : an IPC namespace is the pod's own and shared by its apps
+--memory-swappiness = : cgroup2 has no such limit
+--oom-kill-disable = : an app beyond its limit is killed
+--passwd = : the image's /etc/passwd is the image's
+--passwd-entry = : the image's /etc/passwd is the image's
+--personality = : the call is filtered
+--pid = : a process namespace is the app's own
+--publish-all, -P = : each port is published by name: --port or -p
+--quiet, -q = : progress is shown on terminals only
+--requires = : service managers order services
+--rmi = : image rm
+--rootfs = : what runs is an image that was signed and measured
+--seccomp-policy = : --security-opt seccomp=FILE
+--sig-proxy = : signals that end secrun run stop the pod in good order
+--unsetenv-all = : name the variables
+--uts = : host names are the pod's own
+--volumes-from = : name the volume with -v in each app
+--kernel-memory = : cgroup2 has no such limit
+""",
+    ),
+    *rows(
+        Verdict.LATER,
+        """
+--cpuset-cpus =
+--cpuset-mems =
+--memory-reservation =
+--network-alias =
+--no-hosts =
+--health-cmd =
+--health-interval =
+--health-on-failure =
+--health-retries =
+--health-start-period =
+--health-timeout =
+--no-healthcheck =
+--preserve-fds =
+--restart =
+--sdnotify =
+--secret =
+--systemd =
+--umask =
+--unsetenv =
+""",
+    ),
+)

@@ -1,0 +1,70 @@
+"""The tables for users of podman and rkt agree with the option table."""
+
+import pytest
+
+from secrun.cli import foreign_podman, foreign_rkt
+from secrun.cli.foreign import Row, Verdict
+from secrun.cli.main import main
+from secrun.cli.options import GLOBAL, all_verbs
+
+VERBS = {" ".join(verb.words): verb for verb in all_verbs()}
+FLAGS = {flag for verb in VERBS.values() for option in (*verb.options, *GLOBAL) for flag in option.flags}
+COMMANDS = (*foreign_podman.COMMANDS, *foreign_rkt.COMMANDS)
+RUN = (*foreign_podman.RUN, *foreign_rkt.RUN)
+# Words of `ours` that are neither a command nor a flag: the separator, and what stands for itself.
+OTHERS = {"---", "--help", "IMAGE"}
+
+
+def exists(ours: str) -> bool:
+    """Tell whether every word of `ours` is a command or a flag of secrun."""
+    words = [word for word in ours.split(" ") if word not in OTHERS]
+    flags = [word for word in words if word.startswith("-")]
+    command = " ".join(word for word in words if not word.startswith("-"))
+    known = not command or any(name == command or name.startswith(f"{command} ") for name in VERBS)
+    return known and FLAGS.issuperset(flags)
+
+
+@pytest.mark.parametrize("row", [*COMMANDS, *RUN], ids=lambda row: row.theirs)
+def test_what_is_named_in_place_of_theirs_exists(row: Row):
+    ours = row.ours.split(", ")
+    assert all(map(exists, ours)), row
+    assert bool(row.ours) or row.verdict in (Verdict.REFUSED, Verdict.LATER, Verdict.BETTER), row
+    if row.verdict in (Verdict.REFUSED, Verdict.RENAMED):
+        assert row.why or row.ours, row
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in (*COMMANDS, *RUN) if not row.ours], ids=lambda row: row.theirs
+)
+def test_what_is_refused_or_not_there_yet_is_not_there(row: Row):
+    for word in row.theirs.split(", "):
+        assert word not in VERBS
+        run = {flag for option in VERBS["run"].options for flag in option.flags}
+        assert word not in run
+
+
+def test_nothing_is_told_twice():
+    for table in (foreign_podman.COMMANDS, foreign_podman.RUN, foreign_rkt.COMMANDS, foreign_rkt.RUN):
+        names = [row.theirs for row in table]
+        assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ps"], "there is no command 'ps': here it is list"),
+        (["build"], "images are built elsewhere"),
+        (
+            ["run", "--rootfs", "/x"],
+            "there is no --rootfs: what runs is an image that was signed and measured",
+        ),
+        (["run", "--restart=always", "x"], "there is no --restart: it is not there yet"),
+        (["run", "-P", "x"], "there is no -P: each port is published by name"),
+        (["run", "--cpu-quota=5", "x"], "there is no --cpu-quota: here it is --cpus"),
+        (["run", "--nonsense", "x"], "unrecognized arguments: --nonsense"),
+        (["list", "--restart"], "unrecognized arguments: --restart"),
+    ],
+)
+def test_who_types_theirs_is_told_ours(capsys: pytest.CaptureFixture[str], words, said):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err

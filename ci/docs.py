@@ -4,12 +4,13 @@
 """
 
 import ast
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from secrun import errors
-from secrun.cli import foreign, foreign_podman, foreign_rkt
+from secrun.cli import foreign, foreign_podman, foreign_rkt, podmanifest
 from secrun.cli.options import GLOBAL, all_verbs
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 
@@ -176,6 +177,47 @@ def comparison(name: str, commands: Iterable[foreign.Row], flags: Iterable[forei
     return NOTE + foreign.page(name, tables)
 
 
+POD_MANIFEST_HEAD = """
+# Pods from a file
+
+    secrun run --pod-manifest FILE
+    secrun prepare --pod-manifest FILE
+
+FILE is one JSON object of at most 1 MiB. A key is an option's long name without its dashes, a value what
+the option takes; nothing else is accepted, and nothing twice. Options that are the caller's (`--rm`,
+`--detach`, `--pull`, `--insecure-options` ...) stay on the command line, where no option of an app may
+stand beside the file. Its JSON Schema is `runtime/secrun/pod-manifest.schema.json`.
+
+    {
+      "schema": "secrun.dev/pod-request/v1",
+      "hostname": "web",
+      "publish": ["8080:80"],
+      "apps": [
+        {"image": "docker://registry.example/web:1", "args": ["serve"], "memory": "64m"},
+        {"image": "docker://registry.example/cache:2", "read-only": true}
+      ]
+    }
+"""
+
+
+def pod_manifest_page() -> str:
+    """Render docs/pod-manifest.md from the option table."""
+    parts = [NOTE, POD_MANIFEST_HEAD]
+    for title, options in (("the pod", podmanifest.pod_options()), ("an app", podmanifest.app_options())):
+        parts.append(f"\n## Keys of {title}\n\n| key | value | the same as |\n|---|---|---|\n")
+        if title == "an app":
+            parts.append(
+                "| `image` | string, required | IMAGE |\n| `args` | list of strings | -- ARGUMENT ... |\n"
+            )
+        for key, option in sorted(options.items()):
+            kind = _JSON_TYPES.get(option.kind, "string")
+            parts.append(f"| `{key}` | {kind} | `{option.flags[-1]}`: {option.help} |\n")
+    return "".join(parts)
+
+
+_JSON_TYPES = {Kind.FLAG: "true or false", Kind.INTEGER: "integer", Kind.LIST: "list of strings"}
+
+
 def sorted_rows(found: Iterable[foreign.Row]) -> list[foreign.Row]:
     """Sort by their word, without dashes."""
     return sorted(found, key=lambda row: row.theirs.rpartition(", ")[2].lstrip("-"))
@@ -187,6 +229,11 @@ def main(arguments: list[str]) -> int:
     for path, text in (
         (TOP / "docs/commands.md", commands_page()),
         (TOP / "docs/errors.md", errors_page()),
+        (TOP / "docs/pod-manifest.md", pod_manifest_page()),
+        (
+            TOP / "runtime/secrun/pod-manifest.schema.json",
+            json.dumps(podmanifest.json_schema(), indent=1) + "\n",
+        ),
         (TOP / "docs/from-podman.md", comparison("podman", foreign_podman.COMMANDS, foreign_podman.RUN)),
         (TOP / "docs/from-rkt.md", comparison("rkt", foreign_rkt.COMMANDS, foreign_rkt.RUN)),
     ):

@@ -202,3 +202,16 @@ def test_groups_are_added_and_rkts_spellings_work(secrun: Secrun):
     options = ("--supplementary-gids=7", "--group=9", "--working-dir=/bin", "--set-env=A=b", "--init")
     said = secrun.run("sh", "-c", "id -g; id -G; pwd; echo $A", options=options).out
     assert said == "9\n9 7\n/bin\nb\n"
+
+
+def test_a_whole_pod_runs_from_a_file(secrun: Secrun, tmp_path: Path):
+    file = tmp_path / "pod.json"
+    script = "hostname; echo $MODE; touch /x || echo read-only"
+    first = {"image": secrun.image, "args": ["sh", "-c", script], "env": ["MODE=fast"], "read-only": True}
+    second = {"image": secrun.image, "name": "other", "args": ["sh", "-c", "exit 3"]}
+    document = {"schema": "secrun.dev/pod-request/v1", "hostname": "web", "apps": [first]}
+    file.write_text(json.dumps(document))
+    caller = ("--rm", "--pull=never", "--insecure-options=image", f"--pod-manifest={file}")
+    assert secrun("run", *caller).out == "web\nfast\nread-only\n"
+    file.write_text(json.dumps({**document, "apps": [{**first, "args": ["sleep", "1000"]}, second]}))
+    secrun("run", *caller, code=3)

@@ -69,6 +69,7 @@ RUN = (
         """
 --name
 --hostname
+--pod-manifest
 --interactive
 --uuid-file-save
 --dns
@@ -133,12 +134,6 @@ RUN = (
 --trust-keys-from-https = : a key is trusted after its fingerprint was seen: secrun trust add
 --cpuprofile = : python3 -X importtime, --timing
 --memprofile = : the same
-""",
-    ),
-    *rows(
-        Verdict.LATER,
-        """
---pod-manifest =
 """,
     ),
 )

@@ -85,6 +85,9 @@ GLOBAL = (
 _FLAVOUR = Option(flags=("--stage1",), metavar="FLAVOUR", default="nspawn", help="the isolation to use")
 
 POD = (
+    Option(
+        flags=("--pod-manifest",), metavar="FILE", help="the whole pod from a file (docs/pod-manifest.md)"
+    ),
     Option(flags=("--hostname",), metavar="NAME", help="host name of the pod; default secrun-UUID"),
     *NETWORK,
     Option(

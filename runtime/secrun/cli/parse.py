@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from secrun.cli.table import Arguments, Kind, Option, Positional, Scope, Value, Verb
 from secrun.errors import UsageError
+from secrun.record import replace
 
 APP_SEPARATOR = "---"
 COMMAND_SEPARATOR = "--"
@@ -135,7 +136,9 @@ class _Scanner:
 def _values(prog: str, verb: Verb, options: Iterable[Option], words: Sequence[str]) -> dict[str, Value]:
     scanner = _Scanner(prog, options, words)
     scanner.scan()
-    scanner.assign((*verb.positionals, IMAGE) if verb.takes_apps else verb.positionals)
+    # The file of --pod-manifest names the images.
+    image = replace(IMAGE, count="?") if scanner.values.get("pod_manifest") else IMAGE
+    scanner.assign((*verb.positionals, image) if verb.takes_apps else verb.positionals)
     return scanner.values
 
 
@@ -170,4 +173,9 @@ def parse_verb(prog: str, verb: Verb, words: Sequence[str]) -> Arguments:
     for segment in others:
         head, trailing = _split_command(segment)
         apps.append(Arguments(_values(f"{prog} ... ---", verb, app_options, head), trailing))
-    return Arguments(values, (), tuple(apps))
+    found = Arguments(values, (), tuple(apps))
+    if values.get("pod_manifest"):
+        from secrun.cli.podmanifest import merge
+
+        return merge(verb, found)
+    return found

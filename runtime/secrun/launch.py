@@ -52,22 +52,27 @@ def describe_status(returncode: int) -> str:
     return f"exit status {returncode}"
 
 
+def load() -> None:
+    """Import what starting a program takes, for a process that will not find modules any more."""
+    import subprocess  # noqa: F401
+
+
 def leave_running(
     argv: Sequence[str | os.PathLike[str]],
     *,
     pass_fds: Sequence[int] = (),
     output: int,
     user: int | None = None,
-) -> None:
-    """Start a command that outlives this process, in a session of its own; it prints to `output`.
+) -> int:
+    """Start a command that outlives this process, in a session of its own; return its PID.
 
-    `user` is as for `run`. Raises HostError if the program is missing.
+    It prints to `output`. `user` is as for `run`. Raises HostError if the program is missing.
     """
     import subprocess
 
     words = tuple(os.fspath(word) for word in argv)
     try:
-        subprocess.Popen(  # noqa: S603 - the one door; callers pass lists, never a shell line
+        process = subprocess.Popen(  # noqa: S603 - the one door; callers pass lists, never a shell line
             words,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -83,6 +88,7 @@ def leave_running(
         raise HostError(
             f"{words[0]} is not installed", hint="run secrun doctor", code="host-program"
         ) from error
+    return process.pid
 
 
 def run(

@@ -36,7 +36,7 @@ def build(
     with ids.guard, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         root = Root(Path(scratch) / lvroot.FOLDER_NAME)
         group = lvroot.kvm_group() if accelerator is Accelerator.KVM else ids.base
-        lvroot.make(root, lvroot.settings(ids.base, group, accelerator))
+        lvroot.make(root, lvroot.settings(ids.base, group))
         _ask_in_child(root, architecture, accelerator)
         (root.path / CACHE).rename(folder)
 

@@ -136,11 +136,6 @@ def _devices(spec: VmSpec) -> str:
             slots.next(),
         )
     )
-    if spec.tpm is not None:
-        # Started beside libvirt, which would have certificates made for it that nobody trusts, for a second.
-        source = element("source", {"type": "unix", "mode": "connect", "path": spec.tpm})
-        backend = element("backend", {"type": "external"}, source)
-        parts.append(element("tpm", {"model": "tpm-crb"}, backend))
     return element("devices", None, *parts)
 
 
@@ -181,10 +176,14 @@ def _overrides(spec: VmSpec) -> list[str]:
     - Asking QEMU for every feature of the CPU takes four fifths of a start's time on the host; libvirt
       does so only where it believes in `cpu-unavailable-features`.
     - A microvm has PCI only by QEMU's own words.
+    - A software TPM that was started beside libvirt: it takes one only after running swtpm's own tools.
     """
     arguments = ["-action", "reboot=shutdown,shutdown=poweroff,panic=exit-failure"]
     if spec.model is Model.MICROVM:
         arguments += ["-machine", "pcie=on,pit=off,pic=off,rtc=on"]
+    if spec.tpm is not None:
+        arguments += ["-chardev", f"socket,id=chr-tpm,path={spec.tpm}"]
+        arguments += ["-tpmdev", "emulator,id=tpm,chardev=chr-tpm", "-device", "tpm-crb,tpmdev=tpm"]
     parts = [
         element("qemu:commandline", None, *(element("qemu:arg", {"value": word}) for word in arguments)),
         element("qemu:capabilities", None, element("qemu:del", {"capability": "cpu-unavailable-features"})),

@@ -35,24 +35,24 @@ def share_command(program: str, fd: int, folder: Path) -> list[str]:
     return [program, f"--fd={fd}", f"--shared-dir={folder}", *options.split()]
 
 
-def share(root: Root, program: str, tag: str, uid: int) -> None:
-    """Start the daemon of one shared folder.
+def share(root: Root, program: str, tag: str, uid: int) -> int:
+    """Start the daemon of one shared folder; return its PID.
 
     It has root's rights over files, as owners are mapped one to one, in a sandbox of its own with nothing
     but that folder, and cannot make device nodes.
     """
     with _listening(root.share_socket(tag), uid) as fd:
         command = share_command(program, fd, root.share(tag))
-        leave_running(command, pass_fds=[fd], output=_STANDARD_ERROR)
+        return leave_running(command, pass_fds=[fd], output=_STANDARD_ERROR)
 
 
-def tpm(root: Root, uid: int) -> None:
-    """Start the pod's software TPM, new and empty, as a user of its own."""
+def tpm(root: Root, program: str, uid: int) -> int:
+    """Start the pod's software TPM, new and empty, as a user of its own; return its PID."""
     user = uid + 2
     state = root.tpm
     state.mkdir(mode=0o700)
     os.chown(state, user, user)
     with _listening(root.tpm_socket, uid) as fd:
-        words = [str(SWTPM), "socket", "--tpm2", "--tpmstate", f"dir={state},mode=0600", "--terminate"]
+        words = [program, "socket", "--tpm2", "--tpmstate", f"dir={state},mode=0600", "--terminate"]
         words += ["--ctrl", f"type=unixio,fd={fd}"]
-        leave_running(words, pass_fds=[fd], output=_STANDARD_ERROR, user=user)
+        return leave_running(words, pass_fds=[fd], output=_STANDARD_ERROR, user=user)

@@ -25,6 +25,7 @@ from secrun.syscalls import MS_BIND, MS_REC, Syscalls
 from secrun_kvm import accel, machines, podimage, probe
 from secrun_kvm.domain import domain_xml
 from secrun_kvm.guestimage import GuestImage, load_guest, verify_guest
+from secrun_kvm.helpers import SWTPM
 from secrun_kvm.lvroot import (
     EMULATORS,
     FOLDER_NAME,
@@ -32,6 +33,7 @@ from secrun_kvm.lvroot import (
     enter,
     kvm_group,
     make,
+    qemu_modules,
     seed,
     settings,
 )
@@ -109,13 +111,7 @@ class KvmLauncher:
         checkpoint.reached("images-mounted")
         root.domain.write_text(domain_xml(spec))
         checkpoint.reached("machine-written")
-        plan = Plan(
-            root=root,
-            uid=host.uid_base,
-            virtiofsd=str(probe.virtiofsd() or ""),
-            tags=tuple(shared),
-            vtpm=machine.vtpm,
-        )
+        plan = self._plan(machine, host.uid_base, root, shared)
         return Launch(
             argv=bridge_command(
                 agent_path(),
@@ -133,15 +129,31 @@ class KvmLauncher:
             held_fds=(host.guard_fd,),
         )
 
+    def _plan(self, machine: Machine, uid: int, root: Root, shares: Sequence[podimage.Shared]) -> Plan:
+        modules = qemu_modules(self._architecture)
+        tcg = None if modules is None else modules / f"accel-tcg-{self._architecture}.so"
+        kvm = machine.accelerator is Accelerator.KVM
+        return Plan(
+            root=root,
+            uid=uid,
+            emulator=EMULATORS[self._architecture],
+            modules=modules,
+            plugins=() if kvm or tcg is None or not tcg.exists() else (tcg,),
+            kvm=kvm,
+            swtpm=SWTPM if machine.vtpm else None,
+            virtiofsd=probe.virtiofsd(),
+            shares=tuple((share.tag, share.source) for share in shares),
+        )
+
     def _make_root(self, pod: PodOnDisk, host: HostSide, machine: Machine) -> Root:
         group = kvm_group() if machine.accelerator is Accelerator.KVM else host.uid_base
         root = Root(pod.path / FOLDER_NAME)
-        make(root, settings(host.uid_base, group, machine.accelerator))
+        make(root, settings(host.uid_base, group))
         seed(pod.layout, self._architecture, machine.accelerator, root)
         return enter(self._syscalls, root, machine.accelerator)
 
-    def _fill(self, pod: PodOnDisk, host: HostSide, root: Root) -> tuple[VmSpec, list[str]]:
-        """Bind what QEMU opens below `root`; return the machine, and the tags of its shared folders."""
+    def _fill(self, pod: PodOnDisk, host: HostSide, root: Root) -> tuple[VmSpec, Sequence[podimage.Shared]]:
+        """Bind what QEMU opens below `root`; return the machine, and its shared folders."""
         machine = machine_of(pod.manifest)
         guest = _checked_guest(pod, machine)
         bind_file(self._syscalls, guest.kernel, root.kernel)
@@ -149,7 +161,8 @@ class KvmLauncher:
         disks = self._disks(pod, guest, root)
         if machine.storage_bytes:
             disks.append(self._scratch(pod.path, host.uid_base, machine.storage_bytes, root))
-        shares = self._shares(pod.manifest, root)
+        shares = distinct(pod.manifest)
+        self._share(shares, root)
         group = kvm_group() if machine.accelerator is Accelerator.KVM else host.uid_base
         spec = VmSpec(
             uuid=pod.manifest.uuid,
@@ -167,7 +180,7 @@ class KvmLauncher:
             emulator=EMULATORS[self._architecture],
             uid=host.uid_base,
             gid=group,
-            shares=tuple(Share(tag=tag, socket=root.share_socket(tag)) for tag in shares),
+            shares=tuple(Share(tag=share.tag, socket=root.share_socket(share.tag)) for share in shares),
             tpm=root.tpm_socket if machine.vtpm else None,
             firmware=_firmware(machine),
         )
@@ -220,11 +233,10 @@ class KvmLauncher:
         self._syscalls.mount(str(path), str(target), "", MS_BIND)
         return Disk(serial=podimage.SCRATCH_SERIAL, path=target, read_only=False)
 
-    def _shares(self, manifest: PodManifest, root: Root) -> list[str]:
-        """Bind each shared folder, read-only ones so that no guest could change it; return their tags."""
+    def _share(self, shares: Sequence[podimage.Shared], root: Root) -> None:
+        """Bind each shared folder, read-only ones so that no guest could change it."""
         call = self._syscalls
-        tags = []
-        for share in distinct(manifest):
+        for share in shares:
             target = root.share(share.tag)
             target.mkdir(mode=0o755)
             if share.is_file:
@@ -235,8 +247,6 @@ class KvmLauncher:
                 target /= podimage.SHARED_FILE
             call.mount(share.source, str(target), "", MS_BIND | MS_REC)
             call.seal_mounts(str(target), read_only=share.read_only)
-            tags.append(share.tag)
-        return tags
 
 
 def distinct(manifest: PodManifest) -> tuple[podimage.Shared, ...]:

@@ -40,8 +40,6 @@ _LIBRARIES = (
 )
 # QEMU's loadable parts: libvirt forgets what it knows when this folder changes.
 _QEMU_MODULES = ("/usr/lib/{arch}-linux-gnu/qemu", "/usr/lib64/qemu", "/usr/lib/qemu")
-# What QEMU sees in /dev; /dev/kvm beside it where it is used.
-_DEVICES = ("null", "full", "zero", "random", "urandom", "ptmx")
 
 
 def _first(patterns: Sequence[str], architecture: Architecture) -> Path | None:
@@ -49,19 +47,22 @@ def _first(patterns: Sequence[str], architecture: Architecture) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def qemu_modules(architecture: Architecture) -> Path | None:
+    """Return the folder of QEMU's loadable parts, None if it has none."""
+    return _first(_QEMU_MODULES, architecture)
+
+
 def driver(architecture: Architecture) -> Path | None:
     """Return libvirt's driver for QEMU, None if it is not installed."""
     return _first(DRIVERS, architecture)
 
 
-def settings(uid: int, gid: int, accelerator: Accelerator, *, labelled: bool = False) -> str:
-    """Return qemu.conf: no rights, no relabelling, no control group and no daemon of libvirt's own; pure.
+def settings(uid: int, gid: int, *, labelled: bool = False) -> str:
+    """Return qemu.conf: no rights, no relabelling, no control group, namespace or daemon of libvirt's; pure.
 
     Only a pod that was given a label has one: left alone, libvirt would choose one, and label shared images
     for it.
     """
-    names = [*_DEVICES, "kvm"] if accelerator is Accelerator.KVM else _DEVICES
-    devices = ", ".join(f'"/dev/{name}"' for name in names)
     return (
         f'user = "+{uid}"\ngroup = "+{gid}"\n'
         "dynamic_ownership = 0\nremember_owner = 0\n"
@@ -69,8 +70,8 @@ def settings(uid: int, gid: int, accelerator: Accelerator, *, labelled: bool = F
         'stdio_handler = "file"\n'
         # QEMU stays in the group that the pod's waiter put it into.
         "cgroup_controllers = []\n"
-        f"cgroup_device_acl = [{devices}]\n"
-        'namespaces = ["mount"]\nseccomp_sandbox = 1\nmax_core = 0\n'
+        # QEMU is started in a root that holds no more than it needs (ownroot).
+        "namespaces = []\nseccomp_sandbox = 1\nmax_core = 0\n"
         f'security_driver = "{"selinux" if labelled else "none"}"\n'
         f'swtpm_user = "+{uid}"\nswtpm_group = "+{gid}"\n'
     )
@@ -87,7 +88,7 @@ def kvm_group() -> int:
 def make(root: Root, text: str) -> None:
     """Make the folders and settings of a new libvirt root."""
     root.path.mkdir()
-    for name in ("etc", "disk", "share", CACHE):
+    for name in ("etc", "disk", "share", "root", CACHE):
         (root.path / name).mkdir(parents=True)
     # QEMU and its helpers search them, whatever the caller's umask; the folder above is root's alone.
     for base, _, _ in os.walk(root.path):
@@ -132,7 +133,7 @@ def cache_key(architecture: Architecture, accelerator: Accelerator) -> str:
         _facts(EMULATORS[architecture]),
         _facts(driver(architecture)),
         _facts(_first(_LIBRARIES, architecture)),
-        _facts(_first(_QEMU_MODULES, architecture)),
+        _facts(qemu_modules(architecture)),
         [system.release, system.version, str(accelerator)],
     ]
     return Digest.of(canonical([list(part) for part in parts])).hex

@@ -45,6 +45,11 @@ class Root:
         """Where the initramfs is bound."""
         return self.path / "initrd"
 
+    @property
+    def empty(self) -> Path:
+        """An empty folder, over which the root of QEMU is mounted."""
+        return self.path / "root"
+
     def disk(self, serial: str) -> Path:
         """Where a disk's image is bound."""
         return self.path / "disk" / serial

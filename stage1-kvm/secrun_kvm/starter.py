@@ -1,18 +1,19 @@
 """Start one machine: executed by the bridge as root in the pod's control group and mount namespace.
 
-Prints one line, `pid N`, and ends; QEMU stays, and ends its helpers with it. Everything it needs is below
-one folder, its first argument.
+Prints a line `helper N NAME` for each process that the machine cannot do without, then `pid N`, and ends;
+QEMU stays, and ends its helpers with it. Everything it needs is below one folder, its first argument.
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from secrun import launch
 from secrun.errors import SecrunError
 from secrun.record import record
-from secrun.syscalls import CLONE_NEWIPC, CLONE_NEWNET, LinuxSyscalls
-from secrun_kvm import virt
+from secrun.syscalls import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, LinuxSyscalls
+from secrun_kvm import ownroot, virt
 from secrun_kvm.place import Root
 
 
@@ -25,47 +26,96 @@ class Plan:
 
     root: Root
     uid: int
-    virtiofsd: str = ""
-    tags: tuple[str, ...] = ()
-    vtpm: bool = False
+    emulator: Path
+    modules: Path | None = None
+    """The folder of QEMU's loadable parts."""
+    plugins: tuple[Path, ...] = ()
+    """Those of them that it loads."""
+    kvm: bool = False
+    swtpm: Path | None = None
+    """The software TPM's program, if the machine has one."""
+    virtiofsd: Path | None = None
+    shares: tuple[tuple[str, str], ...] = ()
+    """Tag of each shared folder, and its path on the host."""
 
     def words(self) -> list[str]:
         """Return the arguments that `from_words` reads."""
-        return [str(self.root.path), str(self.uid), "tpm" if self.vtpm else "", self.virtiofsd, *self.tags]
+        optional = (self.modules, self.swtpm, self.virtiofsd)
+        return [
+            *(str(self.root.path), str(self.uid), str(self.emulator), "kvm" if self.kvm else ""),
+            *("" if path is None else str(path) for path in optional),
+            *(str(len(self.plugins)), *map(str, self.plugins)),
+            *(word for share in self.shares for word in share),
+        ]
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> "Plan":
         """Read the command line; raises ValueError if it is another's."""
-        place, uid, tpm, virtiofsd, *tags = words
+        place, uid, emulator, kvm, modules, swtpm, virtiofsd, count, *rest = words
+        plugins, shares = rest[: int(count)], rest[int(count) :]
         return cls(
-            root=Root(Path(place)), uid=int(uid), virtiofsd=virtiofsd, tags=tuple(tags), vtpm=tpm == "tpm"
+            root=Root(Path(place)),
+            uid=int(uid),
+            emulator=Path(emulator),
+            kvm=kvm == "kvm",
+            modules=Path(modules) if modules else None,
+            plugins=tuple(map(Path, plugins)),
+            swtpm=Path(swtpm) if swtpm else None,
+            virtiofsd=Path(virtiofsd) if virtiofsd else None,
+            shares=tuple(zip(shares[::2], shares[1::2], strict=True)),
         )
 
+    def programs(self) -> list[Path]:
+        """Return what is executed."""
+        optional = (self.swtpm, self.virtiofsd if self.shares else None)
+        return [self.emulator, *(path for path in optional if path is not None)]
 
-def start(plan: Plan) -> int:
-    """Start helpers and machine; return the PID of QEMU.
 
-    None of them needs a network, nor what others share in memory.
+def _helpers(plan: Plan) -> Iterator[tuple[int, str]]:
+    """Start the helpers; yield the PID of each and what to call it."""
+    from secrun_kvm import helpers
+
+    if plan.virtiofsd is not None:
+        for tag, source in plan.shares:
+            pid = helpers.share(plan.root, str(plan.virtiofsd), tag, plan.uid)
+            yield pid, f"virtiofsd of {''.join(char if char.isprintable() else '?' for char in source)}"
+    if plan.swtpm is not None:
+        yield helpers.tpm(plan.root, str(plan.swtpm), plan.uid), "the software TPM"
+
+
+def start(plan: Plan) -> tuple[int, list[tuple[int, str]]]:
+    """Start helpers and machine; return the PID of QEMU, and PID and name of each helper.
+
+    None of them needs a network, what others share in memory, nor more of the host's files than their own
+    programs; the guest runs only when nothing else has a path any more.
     """
-    LinuxSyscalls().unshare(CLONE_NEWNET | CLONE_NEWIPC)
-    if plan.tags or plan.vtpm:
-        from secrun_kvm import helpers
+    call = LinuxSyscalls()
+    call.unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWNS)
+    shown = ownroot.contents(plan.programs(), plan.modules, plan.plugins, kvm=plan.kvm)
+    xml = plan.root.domain.read_text()
+    connection = virt.connect(plan.root)
+    helped = bool(plan.shares) or plan.swtpm is not None
+    if helped:
+        from secrun_kvm import helpers as _  # noqa: F401 - no module can be found below the new root
 
-        for tag in plan.tags:
-            helpers.share(plan.root, plan.virtiofsd, tag, plan.uid)
-        if plan.vtpm:
-            helpers.tpm(plan.root, plan.uid)
-    return virt.start(plan.root, plan.root.domain.read_text())
+        launch.load()
+    ownroot.enter(call, plan.root.empty, shown, plan.root.path)
+    helpers = list(_helpers(plan)) if helped else []
+    machine = virt.create(connection, xml)
+    ownroot.leave_host(call)
+    virt.resume(machine)
+    return virt.pid(plan.root), helpers
 
 
 def main() -> int:
-    """Start the machine and print the PID of its QEMU; 1 with one line of why if that fails."""
+    """Start the machine and print what runs now; 1 with one line of why if that fails."""
     try:
-        pid = start(Plan.from_words(sys.argv[1:]))
+        pid, helpers = start(Plan.from_words(sys.argv[1:]))
     except (SecrunError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(f"pid {pid}\n")
+    lines = (f"helper {helper} {name}\n" for helper, name in helpers)
+    sys.stdout.write("".join([*lines, f"pid {pid}\n"]))
     sys.stdout.flush()
     # libvirt's own end would take the machine with it.
     os._exit(0)

@@ -21,14 +21,18 @@ class _Connection(Protocol):
         self, emulator: str, arch: str, machine: str | None, kind: str
     ) -> str: ...
 
-    def createXML(self, xml: str, flags: int) -> object: ...  # noqa: N802 - libvirt's names
+    def createXML(self, xml: str, flags: int) -> "_Domain": ...  # noqa: N802 - libvirt's names
+
+
+class _Domain(Protocol):
+    def resume(self) -> int: ...
 
 
 def _refused(error: Exception) -> NoReturn:
     raise HostError(f"libvirt: {error}", hint="secrun doctor --stage1=kvm", code="host-libvirt") from error
 
 
-def _open(root: "Root") -> _Connection:
+def connect(root: "Root") -> _Connection:
     """Open the embedded driver; raises HostError."""
     # QEMU has to get to its own folders below the root, whatever the umask of whoever runs the pod.
     os.umask(0o022)
@@ -65,7 +69,7 @@ def examine(root: "Root", emulator: Path, *, architecture: str, kind: str) -> No
 
     `kind` is libvirt's word for the accelerator: kvm, or qemu for emulation.
     """
-    connection = _open(root)
+    connection = connect(root)
     import libvirt
 
     try:
@@ -74,13 +78,26 @@ def examine(root: "Root", emulator: Path, *, architecture: str, kind: str) -> No
         _refused(error)
 
 
-def start(root: "Root", xml: str) -> int:
-    """Start a machine and return the PID of its QEMU; raises HostError."""
-    connection = _open(root)
+def create(connection: _Connection, xml: str) -> _Domain:
+    """Start a machine whose guest does not run yet; raises HostError."""
     import libvirt
 
     try:
-        connection.createXML(xml, 0)
+        return connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
     except libvirt.libvirtError as error:
         _refused(error)
+
+
+def resume(machine: _Domain) -> None:
+    """Let the guest run; raises HostError."""
+    import libvirt
+
+    try:
+        machine.resume()
+    except libvirt.libvirtError as error:
+        _refused(error)
+
+
+def pid(root: "Root") -> int:
+    """Return the PID of the machine's QEMU."""
     return int((root.path / "run/qemu" / f"{NAME}.pid").read_text())

@@ -135,16 +135,32 @@ def test_a_guest_that_is_not_ready_in_time_is_ended(machines: Secrun):
     ("victim", "code", "error"),
     [
         (EMULATOR.name, 125, "QEMU was killed by signal 9"),
+        ("swtpm socket", 125, "the software TPM was killed by signal 9"),
+        ("virtiofsd", 125, "virtiofsd of {volume} ended with exit status"),
         ("secrun-agent vm", None, ""),
         ("secrun-agent wait", None, ""),
     ],
 )
-def test_killing_any_process_beside_a_guest_ends_the_pod(machines: Secrun, victim, code, error):
-    uuid = machines.detach("sleep", "100000")
+def test_killing_any_process_beside_a_guest_ends_the_pod(
+    machines: Secrun, tmp_path: Path, victim, code, error
+):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    uuid = machines.detach("sleep", "100000", options=("--vtpm", f"--volume={volume}:/volume"))
     os.kill(processes(machines, uuid)[victim], signal.SIGKILL)
     status = ended(machines, uuid)
     assert code in (None, status["exit_code"])
-    assert error in status["error"]
+    assert error.format(volume=volume) in status["error"]
+
+
+def test_a_panic_of_the_guests_kernel_ends_the_pod_and_the_console_is_kept(machines: Secrun):
+    """An app that is allowed to write to all of /proc is the guest's root there."""
+    words = ("--security-opt=unmask=ALL", machines.image, "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
+    uuid, result = machines.kept(*words, code=125)
+    assert "the guest's kernel panicked" in result.err
+    assert machines.status(uuid)["exit_code"] == 125
+    console = (machines.root / "pods/run" / uuid / "stage1.log").read_text()
+    assert "Kernel panic - not syncing: sysrq triggered crash" in console
 
 
 def test_limits_hold_inside_a_guest(machines: Secrun):

@@ -95,10 +95,57 @@ def test_no_process_of_a_machine_stays_in_the_hosts_network(running: Running):
         assert os.readlink(f"/proc/{running.pids()[name]}/ns/net") != here
 
 
+@pytest.mark.parametrize("program", ["qemu-system-x86_64", "swtpm"])
+def test_nothing_of_the_host_has_a_path_for_a_process_of_a_machine(running: Running, program):
+    root = Path(f"/proc/{running.pids()[program]}/root")
+    assert set(os.listdir(root)) <= {
+        "bin",
+        "dev",
+        "etc",
+        "lib",
+        "lib64",
+        "proc",
+        "run",
+        "sbin",
+        "sys",
+        "usr",
+    }
+    assert os.listdir(root / "etc") == ["ld.so.cache"]
+    assert os.listdir(root / "proc") == os.listdir(root / "sys") == []
+    assert os.listdir(root / "run") == ["secrun-vm"]
+    assert not any((root / "run/secrun-vm" / name).exists() for name in ("root/usr", "root/etc"))
+    assert set(os.listdir(root / "usr/bin")) == {"qemu-system-x86_64", "swtpm"}
+    libraries = {path.name for path in (root / "usr/lib/x86_64-linux-gnu").iterdir()}
+    assert {"libc.so.6", "libtpms.so.0", "libglib-2.0.so.0"} <= libraries
+    # What only this host's own programs need is not there.
+    assert not {name for name in libraries if name.startswith(("libpython", "libvirt", "libsystemd"))}
+
+
+def test_the_daemon_of_a_share_sees_that_share_and_no_more(running: Running):
+    group = cgroups.host().pod(running.uuid) / "cgroup.procs"
+    roots = [Path(f"/proc/{pid}/root") for pid in group.read_text().split()]
+    daemons = [root for root in roots if (root.parent / "comm").read_text().startswith("virtiofsd")]
+    # Each of the three has a parent that only waits for it.
+    assert [os.listdir(root) for root in daemons] == [["file"]] * 6
+
+
+def test_a_machine_writes_nowhere_but_in_its_own_folder(running: Running):
+    lines = Path(f"/proc/{running.pids()['qemu-system-x86_64']}/mountinfo").read_text().splitlines()
+    mounts = {words[4]: set(words[5].split(",")) for words in map(str.split, lines)}
+    assert {place for place, flags in mounts.items() if "rw" in flags} <= {
+        "/run/secrun-vm",
+        "/run/secrun-vm/disk/scratch",
+        # Shared folders, which are root's.
+        "/run/secrun-vm/share/volume-0",
+        "/run/secrun-vm/share/volume-2/file",
+    }
+    assert [place for place, flags in mounts.items() if "nosuid" not in flags] == []
+
+
 def test_an_emulated_machine_finds_no_kvm_device(running: Running):
     devices = Path(f"/proc/{running.pids()['qemu-system-x86_64']}/root/dev")
     usable = {path.name for path in devices.iterdir() if stat.S_ISCHR(path.stat().st_mode)}
-    assert usable == {"full", "null", "ptmx", "random", "urandom", "zero"}
+    assert usable == {"full", "null", "random", "urandom", "zero"}
 
 
 def test_images_of_the_store_keep_owner_and_mode(running: Running):

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from secrun.record import replace
 from secrun.stage1 import flavours
 from secrun.stage1.machine import Accelerator
 from secrun.stage1.podfiles import PodFiles
-from secrun_kvm import launch, lvroot
+from secrun_kvm import launch, lvroot, ownroot
 from secrun_kvm.flavour import KvmFlavour
 from secrun_kvm.helpers import VIRTIOFSD, share_command
 from secrun_kvm.place import PLACE, Root
@@ -20,8 +21,8 @@ from support.manifests import app, pod
 from unit.test_stage1_text import MACHINE
 
 
-def configured(accelerator=Accelerator.TCG) -> dict[str, str]:
-    lines = lvroot.settings(524288, 524289, accelerator).splitlines()
+def configured() -> dict[str, str]:
+    lines = lvroot.settings(524288, 524289).splitlines()
     return dict(line.split(" = ", 1) for line in lines)
 
 
@@ -30,16 +31,29 @@ def test_libvirt_gives_qemu_no_right_and_touches_nothing_shared():
     assert (found["user"], found["group"]) == ('"+524288"', '"+524289"')
     assert found["dynamic_ownership"] == found["remember_owner"] == "0"
     assert found["seccomp_sandbox"] == "1"
-    assert found["namespaces"] == '["mount"]'
+    # QEMU's root is put together by us.
+    assert found["namespaces"] == "[]"
     # Left alone, it labels what it opens.
     assert found["security_driver"] == '"none"'
     # Its own control group would be one that nobody removes.
     assert found["cgroup_controllers"] == "[]"
 
 
-def test_an_emulated_machine_has_no_kvm_device():
-    assert "/dev/kvm" not in configured()["cgroup_device_acl"]
-    assert "/dev/kvm" in configured(Accelerator.KVM)["cgroup_device_acl"]
+@pytest.mark.parametrize("kvm", [False, True])
+def test_a_machine_gets_the_device_of_kvm_only_to_use_it(kvm):
+    shown = ownroot.contents([Path(sys.executable).resolve()], kvm=kvm)
+    assert (Path("/dev/kvm") in shown.devices) == kvm
+    assert Path("/dev/null") in shown.devices
+
+
+def test_what_a_program_needs_is_shown_where_the_loader_looks_for_it():
+    program = Path("/bin/sh")
+    shown = ownroot.contents([program], kvm=False)
+    names = {path.name for path in shown.files}
+    assert "libc.so.6" in names
+    assert any(name.startswith("ld-linux") for name in names)
+    # By no link in its folder: the root has links of its own, at the top.
+    assert all(path.parent == path.parent.resolve() for path in shown.files)
 
 
 def test_a_root_can_be_searched_by_qemu_whatever_the_umask(tmp_path):
@@ -75,8 +89,18 @@ def test_the_sockets_of_a_root_fit_into_an_address():
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan(root=Root(Path("/r")), uid=524288),
-        Plan(root=Root(Path("/r")), uid=1, virtiofsd="/v d", tags=("a", "b"), vtpm=True),
+        Plan(root=Root(Path("/r")), uid=524288, emulator=Path("/q")),
+        Plan(
+            root=Root(Path("/r")),
+            uid=1,
+            emulator=Path("/q u"),
+            modules=Path("/m"),
+            plugins=(Path("/m/tcg.so"),),
+            kvm=True,
+            swtpm=Path("/s"),
+            virtiofsd=Path("/v d"),
+            shares=(("volume-0", "/a b=c"), ("volume-1", "/d")),
+        ),
     ],
 )
 def test_the_starter_reads_what_it_is_told(plan):

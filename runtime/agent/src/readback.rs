@@ -19,7 +19,16 @@ const FIRST_PAUSE: Duration = Duration::from_micros(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 /// The fields of /proc/PID/status that confine (proc(5)).
 const FIELDS: [&str; 10] = [
-    "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Uid", "Gid",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "Uid",
+    "Gid",
 ];
 
 /// One thing that must hold for an app.
@@ -179,8 +188,8 @@ impl ReadBack {
     pub fn new(mut expected: File, out: File) -> io::Result<Self> {
         let mut text = String::new();
         expected.read_to_string(&mut text)?;
-        let expected =
-            parse(&text).map_err(|text| io::Error::new(io::ErrorKind::InvalidData, format!("read-back: {text}")))?;
+        let expected = parse(&text)
+            .map_err(|text| io::Error::new(io::ErrorKind::InvalidData, format!("read-back: {text}")))?;
         Ok(ReadBack { expected, out, pending: Vec::new(), pause: FIRST_PAUSE, next: Instant::now() })
     }
 
@@ -258,7 +267,8 @@ impl ReadBack {
             text += &format!("differs {key}\n");
         }
         let written = self.out.write_all(text.as_bytes());
-        let problem = problem.or_else(|| written.err().map(|error| format!("the result is not stored: {error}")));
+        let problem =
+            problem.or_else(|| written.err().map(|error| format!("the result is not stored: {error}")));
         Verdict { app: item.app, problem }
     }
 }

@@ -135,9 +135,9 @@ fn start(options: &Options) -> Result<Bridge, String> {
     };
     let mut bridge = Bridge::new(means);
     bridge.timing.mark("host", "starter", sys::monotonic_ns());
-    let machine = starter::run(&options.starter, options.ready_timeout, &bridge.signals)?;
+    let started = starter::run(&options.starter, options.ready_timeout, &bridge.signals)?;
     bridge.timing.mark("host", "machine", sys::monotonic_ns());
     host::drop_privileges(own).map_err(|error| format!("cannot give up root: {error}"))?;
-    bridge.expect(machine, options.ready_timeout);
+    bridge.expect(started, options.ready_timeout);
     Ok(bridge)
 }

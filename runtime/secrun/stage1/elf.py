@@ -4,7 +4,6 @@ Read here and not with ldd(1), which runs the loader and prints for people.
 """
 
 import os
-import platform
 import struct
 from collections import deque
 from collections.abc import Iterable
@@ -55,7 +54,7 @@ class _Reader:
         fields = _HEADER.unpack(head)
         if head[:6] != b"\x7fELF\x02\x01":
             raise _malformed(path, "not 64-bit little-endian")
-        if _MACHINES.get(fields[2]) != platform.machine():
+        if _MACHINES.get(fields[2]) != os.uname().machine:
             raise _malformed(path, f"made for machine {fields[2]}")
         if fields[10] > MAX_PROGRAM_HEADERS or fields[9] != _PROGRAM.size:
             raise _malformed(path, "program headers")
@@ -130,7 +129,7 @@ def _read(reader: _Reader) -> Elf:
 
 def default_folders() -> tuple[Path, ...]:
     """Return where Debian's loader looks without a cache (ld.so(8)); multiarch folders first."""
-    triplet = f"{platform.machine()}-linux-gnu"
+    triplet = f"{os.uname().machine}-linux-gnu"
     return (Path(f"/usr/lib/{triplet}"), Path("/usr/lib"))
 
 

@@ -44,6 +44,13 @@ def main() -> int:
             process = subprocess.Popen(["/bin/true"])
             process.wait()
             print("pid", process.pid, flush=True)
+        case text if text.startswith(("kill ", "exit ")):
+            # A helper that does this once the test says so.
+            go = Path(sys.argv[2]).with_name("go")
+            script = f"until test -e {go}; do sleep 0.05; done; {text}"
+            helper = subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True)
+            print("helper", helper.pid, "virtiofsd of /a b", flush=True)
+            print("pid", machine(), flush=True)
         case text:
             machine()
             print(text, flush=True)

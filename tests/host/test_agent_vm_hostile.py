@@ -232,6 +232,30 @@ def test_a_machine_that_is_killed(vm: Vm) -> None:
     assert vm.fails() == "secrun: QEMU was killed by signal 9"
 
 
+def helped(vm: Vm, how: str) -> None:
+    """Let the helper of a machine end while its guest is there."""
+    vm.start(mode=how)
+    guest, _ = attached(vm)
+    (vm.top / "go").touch()
+    assert guest.receive() is None
+
+
+def test_a_helper_that_is_killed_ends_the_pod_and_is_named(vm: Vm) -> None:
+    helped(vm, "kill $$")
+    assert vm.fails() == "secrun: virtiofsd of /a b was killed by signal 15"
+
+
+def test_a_helper_that_fails_ends_the_pod_and_is_named(vm: Vm) -> None:
+    helped(vm, "exit 3")
+    assert vm.fails() == "secrun: virtiofsd of /a b ended with exit status 3"
+
+
+def test_a_machine_is_named_when_its_helper_only_followed_it(vm: Vm) -> None:
+    """A helper ends in order when QEMU has left it, and may be seen to end first."""
+    helped(vm, f"kill -9 $(cat {vm.top}/machine); exit 0")
+    assert vm.fails() == "secrun: QEMU was killed by signal 9"
+
+
 def test_a_guest_is_told_when_its_last_app_has_ended(vm: Vm) -> None:
     vm.start()
     guest, _ = attached(vm)
@@ -276,9 +300,10 @@ def test_without_its_waiter_the_pod_ends(vm: Vm) -> None:
         ("pid 1", "did not say `pid N`"),
         ("pid -1", "did not say `pid N`"),
         ("x" * 1000, "did not say `pid N`"),
-        ("pid 2", "named process 2, which is not a machine that runs"),
-        ("pid 999999999", "which is not a machine that runs"),
-        ("dead", "which is not a machine that runs"),
+        ("helper 12\npid 12", "did not say `pid N`"),
+        ("pid 2", "named process 2, which is not one that runs for the machine"),
+        ("pid 999999999", "which is not one that runs for the machine"),
+        ("dead", "which is not one that runs for the machine"),
     ],
 )
 def test_a_start_that_fails(vm: Vm, mode: str, reason: str) -> None:

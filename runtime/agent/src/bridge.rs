@@ -16,7 +16,7 @@ use crate::frame::Violation;
 use crate::lane::Lane;
 use crate::mux::{decode, encode, next_channel, Item, Kind, VERSION};
 use crate::report::now_ns;
-use crate::starter;
+use crate::starter::{self, Started};
 use crate::sys::{self, Poller, Status};
 
 /// Clients of one app at a time, as many as a shim takes.
@@ -102,8 +102,10 @@ pub(crate) struct Bridge {
     told: bool,
     /// Every app has come and ended, and the guest was told so.
     finished: bool,
-    machine: i32,
+    started: Started,
     status: Option<Status>,
+    /// A helper that ended before the machine was over, and how.
+    lost: Option<(String, Status)>,
     ready_by: Option<Instant>,
     /// Nothing more is expected of the guest after this.
     until: Option<Instant>,
@@ -140,8 +142,9 @@ impl Bridge {
             stopping: false,
             told: false,
             finished: false,
-            machine: 0,
+            started: Started::default(),
             status: None,
+            lost: None,
             ready_by: None,
             until: None,
             flush_until: None,
@@ -150,8 +153,8 @@ impl Bridge {
     }
 
     /// The machine runs: its guest has this long to say HELLO.
-    pub fn expect(&mut self, machine: i32, time: Duration) {
-        self.machine = machine;
+    pub fn expect(&mut self, started: Started, time: Duration) {
+        self.started = started;
         self.ready_by = Some(Instant::now() + time);
     }
 
@@ -291,10 +294,7 @@ impl Bridge {
             return Ok(false);
         }
         if !self.bye {
-            return Err(self.because(match self.status {
-                Some(status) => starter::too_early(status),
-                None => "the guest cannot be reached any more".into(),
-            }));
+            return Err(self.because(self.end()));
         }
         // The machine may go; those who still read what it said are waited for, unless the pod is to stop.
         self.over = true;
@@ -313,6 +313,16 @@ impl Bridge {
         self.said.cause().unwrap_or(seen)
     }
 
+    /// What ended the machine, as seen from outside. A helper ends with status 0 when QEMU has left it.
+    fn end(&self) -> String {
+        match (&self.lost, self.status) {
+            (Some((name, how)), _) if how.code != 0 => starter::lost(name, *how),
+            (_, Some(status)) => starter::too_early(status),
+            (Some((name, how)), None) => starter::lost(name, *how),
+            (None, None) => "the guest cannot be reached any more".into(),
+        }
+    }
+
     fn take_signals(&mut self) -> Result<(), String> {
         while let Some(number) = sys::next_signal(&self.signals) {
             if number == libc::SIGTERM && std::mem::replace(&mut self.stopping, true) {
@@ -321,9 +331,14 @@ impl Bridge {
         }
         self.shut_down();
         while let Ok(Some((pid, status))) = sys::reap() {
-            if pid == self.machine {
+            let helper = self.started.helpers.iter().find(|(helper, _)| *helper == pid);
+            if pid == self.started.machine {
                 self.status = Some(status);
                 self.timing.mark("host", "ended", sys::monotonic_ns());
+                self.set_until(REST_TIME);
+            } else if let (Some((_, name)), None) = (helper, &self.lost) {
+                // The guest would wait for it for ever.
+                self.lost = Some((name.clone(), status));
                 self.set_until(REST_TIME);
             }
         }

@@ -9,13 +9,22 @@ use std::time::{Duration, Instant};
 
 use crate::sys::{self, Poller, Status};
 
-/// More than `pid N` and a newline.
-const MAX_SAID: usize = 64;
+/// What a starter may say: a line for each helper, less than a pipe holds.
+const MAX_SAID: usize = 32 << 10;
 /// Ends of the starter's other children that are remembered.
 const MAX_ENDED: usize = 256;
 
-/// Run the starter to its end; returns the process of the machine. `signals` reports SIGTERM and SIGCHLD.
-pub(crate) fn run(words: &[OsString], timeout: Duration, signals: &OwnedFd) -> Result<i32, String> {
+/// What a starter has left behind.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Started {
+    /// The process of the machine.
+    pub machine: i32,
+    /// Those that the machine cannot do without, each with its name.
+    pub helpers: Vec<(i32, String)>,
+}
+
+/// Run the starter to its end; returns what runs now. `signals` reports SIGTERM and SIGCHLD.
+pub(crate) fn run(words: &[OsString], timeout: Duration, signals: &OwnedFd) -> Result<Started, String> {
     let name = words[0].to_string_lossy();
     let failed = |what: &str| format!("the virtual machine could not be started: {name} {what}");
     let (read, write) = sys::pipe().map_err(|error| failed(&error.to_string()))?;
@@ -55,14 +64,29 @@ pub(crate) fn run(words: &[OsString], timeout: Duration, signals: &OwnedFd) -> R
         Status { signal: 0, code } => return Err(failed(&format!("ended with exit status {code}"))),
         Status { signal, .. } => return Err(failed(&format!("was killed by signal {signal}"))),
     }
-    let pid = said(read).ok_or_else(|| failed("did not say `pid N`"))?;
-    if let Some((_, how)) = ended.iter().find(|(gone, _)| *gone == pid) {
-        return Err(too_early(*how));
+    let started = said(read).ok_or_else(|| failed("did not say `pid N`"))?;
+    let how = |pid: i32| ended.iter().find(|(gone, _)| *gone == pid).map(|(_, how)| *how);
+    if let Some(how) = how(started.machine) {
+        return Err(too_early(how));
     }
-    if parent_of(pid) != Some(std::process::id()) {
-        return Err(failed(&format!("named process {pid}, which is not a machine that runs")));
+    if let Some(text) = started.helpers.iter().find_map(|(pid, name)| how(*pid).map(|how| lost(name, how))) {
+        return Err(text);
     }
-    Ok(pid)
+    let pids = started.helpers.iter().map(|(pid, _)| *pid).chain([started.machine]);
+    for pid in pids {
+        if parent_of(pid) != Some(std::process::id()) {
+            return Err(failed(&format!("named process {pid}, which is not one that runs for the machine")));
+        }
+    }
+    Ok(started)
+}
+
+/// What is said of a helper without which a machine cannot go on.
+pub(crate) fn lost(name: &str, status: Status) -> String {
+    match status {
+        Status { signal: 0, code } => format!("{name} ended with exit status {code}"),
+        Status { signal, .. } => format!("{name} was killed by signal {signal}"),
+    }
 }
 
 /// What is said of a machine that ended before its guest said that it would, whenever that was noticed.
@@ -74,10 +98,10 @@ pub(crate) fn too_early(status: Status) -> String {
     }
 }
 
-/// The process that the starter named; it said no more than that, so a pipe holds it.
-fn said(read: OwnedFd) -> Option<i32> {
+/// What the starter said; it said no more than a pipe holds.
+fn said(read: OwnedFd) -> Option<Started> {
     sys::set_nonblocking(&read).ok()?;
-    let (mut pipe, mut text, mut chunk) = (fs::File::from(read), Vec::new(), [0; MAX_SAID]);
+    let (mut pipe, mut text, mut chunk) = (fs::File::from(read), Vec::new(), [0; 1024]);
     while text.len() < MAX_SAID {
         match pipe.read(&mut chunk) {
             Ok(0) => break,
@@ -87,12 +111,51 @@ fn said(read: OwnedFd) -> Option<i32> {
             Err(_) => break,
         }
     }
-    let text = String::from_utf8(text).ok()?;
-    text.strip_prefix("pid ")?.strip_suffix('\n')?.parse().ok().filter(|pid| *pid > 1)
+    parse(&String::from_utf8(text).ok()?)
+}
+
+/// Read lines `helper N NAME`, and `pid N` at the end.
+fn parse(text: &str) -> Option<Started> {
+    let number = |text: &str| text.parse().ok().filter(|pid: &i32| *pid > 1);
+    let mut started = Started::default();
+    for line in text.strip_suffix('\n')?.split('\n') {
+        let (word, rest) = line.split_once(' ')?;
+        match (word, rest.split_once(' '), started.machine) {
+            ("helper", Some((pid, name)), 0) => started.helpers.push((number(pid)?, name.into())),
+            ("pid", None, 0) => started.machine = number(rest)?,
+            _ => return None,
+        }
+    }
+    Some(started).filter(|started| started.machine != 0)
 }
 
 /// The parent of a process, if there is such a process (proc(5), stat).
 fn parent_of(pid: i32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_starter_names_helpers_and_then_the_machine() {
+        let helpers = vec![(7, "virtiofsd of /a b".to_string()), (8, "swtpm".to_string())];
+        let said = "helper 7 virtiofsd of /a b\nhelper 8 swtpm\npid 9\n";
+        assert_eq!(parse(said), Some(Started { machine: 9, helpers }));
+        assert_eq!(parse("pid 9\n"), Some(Started { machine: 9, helpers: Vec::new() }));
+        for broken in [
+            "",
+            "pid 9",
+            "pid 1\n",
+            "pid x\n",
+            "helper 7 a\n",
+            "pid 9\npid 9\n",
+            "pid 9\nhelper 7 a\n",
+            "x\npid 9\n",
+        ] {
+            assert_eq!(parse(broken), None, "{broken:?}");
+        }
+    }
 }

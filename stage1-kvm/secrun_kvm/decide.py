@@ -10,7 +10,7 @@ from secrun.stage1 import hostside
 from secrun.stage1.contract import Decided, Draft, Problem
 from secrun.stage1.machine import Accelerator, Machine, MachineRequest
 from secrun.stage1.manifest import Network, PodManifest
-from secrun_kvm import accel, machines, podimage, probe
+from secrun_kvm import accel, machines, nics, podimage, probe
 from secrun_kvm.guestimage import load_guest
 
 ENFORCE = Path("/sys/fs/selinux/enforce")
@@ -77,9 +77,12 @@ def decided(draft: Draft) -> Decided:
     images = [hostside.load_rootfs(draft.layout, manifest, app) for app in manifest.apps]
     storage = asked.storage_bytes or 0
     volumes = podimage.volumes(manifest.apps)
-    table = podimage.table(manifest, images, volumes, scratch=storage > 0, vtpm=asked.vtpm)
+    networks = nics.count(manifest)
+    table = podimage.table(
+        manifest, images, volumes, scratch=storage > 0, vtpm=asked.vtpm, networks=networks
+    )
     image = podimage.packed({**draft.config, podimage.TABLE: table})
-    devices = len(images) + 2 + (1 if storage else 0) + len({volume.share for volume in volumes})
+    devices = len(images) + 2 + (1 if storage else 0) + len({volume.share for volume in volumes}) + networks
     model = machines.model(where, accelerator, vtpm=asked.vtpm, devices=devices)
     machine = Machine(
         accelerator=accelerator,

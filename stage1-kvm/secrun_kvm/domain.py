@@ -1,7 +1,7 @@
 """A machine as libvirt's domain XML; pure (https://libvirt.org/formatdomain.html).
 
 Nothing is left to libvirt's defaults that a guest could notice or use: no USB, no video, no balloon, no
-network, every address given.
+network that was not asked for, every address given.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from itertools import count
 from secrun.record import record
 from secrun.stage1.machine import Accelerator
 from secrun_kvm.place import NAME
-from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
+from secrun_kvm.spec import Architecture, Disk, Model, Nic, Share, VmSpec
 
 LINK_NAME = "dev.secrun.link"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -100,6 +100,21 @@ def _share(share: Share, slots: _Slots) -> str:
     )
 
 
+def _nic(nic: Nic, slots: _Slots) -> str:
+    parts = [
+        element("mac", {"address": nic.mac}),
+        element("target", {"dev": nic.tap}),
+        element("model", {"type": "virtio"}),
+        # By QEMU itself, in its sandbox: vhost would put the guest's rings into the host's kernel.
+        element("driver", {"name": "qemu"}),
+        element("mtu", {"size": nic.mtu}),
+    ]
+    if slots.model is not Model.MICROVM:
+        # Nothing boots from it.
+        parts.append(element("rom", {"enabled": "no"}))
+    return element("interface", {"type": "ethernet"}, *parts, slots.next())
+
+
 def _link(spec: VmSpec, slots: _Slots) -> Iterable[str]:
     """Return the one virtio-serial port, and the console that only QEMU's own devices write to."""
     yield element("controller", {"type": "virtio-serial", "index": 0, "ports": 2}, slots.next())
@@ -127,6 +142,7 @@ def _devices(spec: VmSpec) -> str:
     parts.append(element("memballoon", {"model": "none"}))
     parts += [_disk(disk, index, slots) for index, disk in enumerate(spec.disks)]
     parts += [_share(share, slots) for share in spec.shares]
+    parts += [_nic(nic, slots) for nic in spec.nics]
     parts += _link(spec, slots)
     parts.append(
         element(
@@ -192,17 +208,19 @@ def _overrides(spec: VmSpec) -> list[str]:
         drivers = {f"virtio-disk{index}": "virtio-blk-pci" for index in range(len(spec.disks))}
         drivers |= {f"fs{index}": "vhost-user-fs-pci" for index in range(len(spec.shares))}
         drivers |= {"virtio-serial0": "virtio-serial-pci", "rng0": "virtio-rng-pci"}
-        parts.append(element("qemu:override", None, *map(_driver, drivers, drivers.values())))
+        devices = [*map(_device, drivers, drivers.values())]
+        # Nothing boots from an interface.
+        devices += [_device(f"net{n}", "virtio-net-pci", romfile="") for n in range(len(spec.nics))]
+        parts.append(element("qemu:override", None, *devices))
     return parts
 
 
-def _driver(alias: str, driver: str) -> str:
-    words = {"name": "driver", "type": "string", "value": driver}
-    return element(
-        "qemu:device",
-        {"alias": alias},
-        element("qemu:frontend", None, element("qemu:property", words)),
-    )
+def _device(alias: str, driver: str, **more: str) -> str:
+    properties = [
+        element("qemu:property", {"name": name, "type": "string", "value": value})
+        for name, value in {"driver": driver, **more}.items()
+    ]
+    return element("qemu:device", {"alias": alias}, element("qemu:frontend", None, *properties))
 
 
 def domain_xml(spec: VmSpec) -> str:

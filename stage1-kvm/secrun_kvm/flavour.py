@@ -29,8 +29,6 @@ class KvmFlavour:
     """Starts pods as virtual machines, by libvirt's embedded QEMU driver."""
 
     name = "kvm"
-    # Nothing connects a guest to a namespace yet.
-    joins_networks = False
 
     def probe(self) -> "Sequence[Problem]":
         """Tell what this host lacks."""

@@ -13,16 +13,17 @@ from secrun import checkpoint
 from secrun.errors import HostError, StateError
 from secrun.interpreter import command as interpreter_command
 from secrun.launch import run
+from secrun.record import replace
 from secrun.stage1 import cgroups, hostside
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.hostside import HostSide
 from secrun.stage1.machine import Accelerator, Machine
-from secrun.stage1.manifest import PodManifest
+from secrun.stage1.manifest import Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.units import LOG_MAX_BYTES
 from secrun.syscalls import MS_BIND, MS_REC, Syscalls
-from secrun_kvm import accel, machines, podimage, probe
+from secrun_kvm import accel, machines, nics, podimage, probe
 from secrun_kvm.domain import domain_xml
 from secrun_kvm.guestimage import GuestImage, load_guest, verify_guest
 from secrun_kvm.helpers import SWTPM
@@ -82,6 +83,10 @@ def bridge_command(
     words += ["--ready-timeout", str(_READY_MILLIS[machine.accelerator])]
     words += ["--log-max", str(LOG_MAX_BYTES), "--cgroup-kill", str(kill)]
     words += ["--timing", str(files.timing)]
+    if manifest.network is Network.CNI:
+        etc = files.config / "etc"
+        words += ["--network", str(root.network), "--hosts", str(etc / "hosts")]
+        words += ["--resolv-conf", str(etc / "resolv.conf")]
     for index, app in enumerate(manifest.apps):
         words += ["--image", f"{podimage.app_serial(index)}={app.name}"]
     return (*words, "--", *starter)
@@ -109,9 +114,15 @@ class KvmLauncher:
         checkpoint.reached("machine-folder")
         spec, shared = self._fill(pod, host, root)
         checkpoint.reached("images-mounted")
+        # The plugins have been at work beside all this.
+        joined = nics.joined(pod)
+        spec = replace(spec, nics=tuple(item.nic for item in joined))
+        root.network.write_text(nics.table(joined))
         root.domain.write_text(domain_xml(spec))
         checkpoint.reached("machine-written")
         plan = self._plan(machine, host.uid_base, root, shared)
+        if pod.network is not None:
+            plan = replace(plan, namespace=pod.network.path, interfaces=tuple(item.name for item in joined))
         return Launch(
             argv=bridge_command(
                 agent_path(),
@@ -126,7 +137,7 @@ class KvmLauncher:
             attach_fd=attach,
             cgroup_procs_fd=host.procs_fd,
             cgroup_kill_fd=host.kill_fd,
-            held_fds=(host.guard_fd,),
+            held_fds=(host.guard_fd, *(() if pod.network is None else pod.network.held_fds)),
         )
 
     def _plan(self, machine: Machine, uid: int, root: Root, shares: Sequence[podimage.Shared]) -> Plan:

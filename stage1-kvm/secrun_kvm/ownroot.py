@@ -30,6 +30,8 @@ _FIRMWARE = ("/usr/share/qemu", "/usr/share/seabios", "/usr/lib/ipxe/qemu")
 # Where /usr is merged they are links into it.
 _TOP = ("bin", "sbin", "lib", "lib64")
 _DEVICES = ("null", "full", "zero", "random", "urandom")
+# What taps are made with.
+_TUN = Path("/dev/net/tun")
 # What libvirt reads while it starts a machine, and helpers while they begin.
 _PASSING = ("/proc", "/sys", "/usr/share/libvirt/cpu_map")
 
@@ -41,6 +43,8 @@ class Contents:
     files: frozenset[Path]
     folders: tuple[Path, ...]
     devices: tuple[Path, ...]
+    passing: tuple[Path, ...] = ()
+    """Devices that only the start needs."""
 
 
 def _place(path: str | Path) -> Path:
@@ -49,7 +53,12 @@ def _place(path: str | Path) -> Path:
 
 
 def contents(
-    programs: Sequence[Path], modules: Path | None = None, plugins: Iterable[Path] = (), *, kvm: bool
+    programs: Sequence[Path],
+    modules: Path | None = None,
+    plugins: Iterable[Path] = (),
+    *,
+    kvm: bool,
+    taps: bool = False,
 ) -> Contents:
     """Return what `programs` need; QEMU loads `plugins` from the folder `modules`.
 
@@ -64,6 +73,7 @@ def contents(
         # Whole, with its own times: libvirt forgets what it knows of QEMU when they change.
         folders=(*folders, *(() if modules is None else (_place(modules),))),
         devices=tuple(Path("/dev", name) for name in (*_DEVICES, *(("kvm",) if kvm else ()))),
+        passing=(_TUN,) if taps else (),
     )
 
 
@@ -88,14 +98,14 @@ def enter(call: Syscalls, root: Path, shown: Contents, own: Path) -> None:
     for name in _TOP:
         if os.path.islink(f"/{name}"):
             os.symlink(os.readlink(f"/{name}"), f"{target}/{name}")
-    for file in (*shown.files, *shown.devices):
+    for file in (*shown.files, *shown.devices, *shown.passing):
         _empty(f"{target}{file}")
     for folder in (*shown.folders, own, *map(Path, passing)):
         os.makedirs(f"{target}{folder}", mode=0o755, exist_ok=True)
     for path in (*shown.files, *shown.folders):
         call.mount(str(path), f"{target}{path}", "", MS_BIND)
     call.seal_mounts(target, read_only=True)
-    for path in shown.devices:
+    for path in (*shown.devices, *shown.passing):
         call.mount(str(path), f"{target}{path}", "", MS_BIND)
         flags = MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NOEXEC
         call.mount("", f"{target}{path}", "", flags)
@@ -109,7 +119,7 @@ def enter(call: Syscalls, root: Path, shown: Contents, own: Path) -> None:
     os.chdir("/")
 
 
-def leave_host(call: Syscalls) -> None:
+def leave_host(call: Syscalls, shown: Contents) -> None:
     """Take away what only the start needed."""
-    for name in _passing():
+    for name in (*map(str, shown.passing), *_passing()):
         call.umount(name, MNT_DETACH)

@@ -14,6 +14,11 @@ NAME = "pod"
 CACHE = "cache/qemu/capabilities"
 
 
+def tap_name(index: int) -> str:
+    """Return what the n-th interface of a machine is called on the host; pure."""
+    return f"secrun-tap{index}"
+
+
 @row
 class Root:
     """Paths below one libvirt root."""
@@ -49,6 +54,11 @@ class Root:
     def empty(self) -> Path:
         """An empty folder, over which the root of QEMU is mounted."""
         return self.path / "root"
+
+    @property
+    def network(self) -> Path:
+        """What the guest's interfaces have (docs/agent-protocol.md)."""
+        return self.path / "network"
 
     def disk(self, serial: str) -> Path:
         """Where a disk's image is bound."""

@@ -76,6 +76,7 @@ def table(
     *,
     scratch: bool,
     vtpm: bool,
+    networks: int = 0,
 ) -> bytes:
     """Return the guest's table of what to open, as its init reads it (docs/kvm.md); pure."""
     lines = ["secrun-guest 1", f"hostname {manifest.hostname}", f"uuid {manifest.uuid}"]
@@ -88,6 +89,7 @@ def table(
         lines.append(f"volume {volume.app} {volume.index} {volume.share.tag} {access} {name}")
     lines += ["scratch"] if scratch else []
     lines += ["tpm"] if vtpm else []
+    lines += [f"networks {networks}"] if networks else []
     return "".join(f"{line}\n" for line in lines).encode()
 
 

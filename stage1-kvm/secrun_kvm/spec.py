@@ -46,6 +46,16 @@ class Share:
 
 
 @record
+class Nic:
+    """An interface that continues one of the pod's network namespace; the MTU is in bytes."""
+
+    tap: str
+    """The interface of the host that libvirt makes for it."""
+    mac: str
+    mtu: int
+
+
+@record
 class VmSpec:
     """One machine; sizes in bytes. Every path is one that QEMU can open."""
 
@@ -68,6 +78,7 @@ class VmSpec:
     """The user that QEMU runs as."""
     gid: int
     shares: tuple[Share, ...] = ()
+    nics: tuple[Nic, ...] = ()
     firmware: Path | None = None
     """What the machine executes first; None: QEMU's own choice."""
     tpm: Path | None = None

@@ -22,6 +22,7 @@ class Plan:
     """What is started: the machine below `root`, and the helpers that it needs.
 
     The pod's first uid is QEMU's and its second the bridge's; the third is that of a software TPM.
+    `interfaces` are those of the network namespace `namespace`, which the machine's are joined with.
     """
 
     root: Root
@@ -37,6 +38,9 @@ class Plan:
     virtiofsd: Path | None = None
     shares: tuple[tuple[str, str], ...] = ()
     """Tag of each shared folder, and its path on the host."""
+    namespace: str = ""
+    interfaces: tuple[str, ...] = ()
+    """Those in the network namespace `namespace` that the machine's are joined with."""
 
     def words(self) -> list[str]:
         """Return the arguments that `from_words` reads."""
@@ -44,6 +48,8 @@ class Plan:
         return [
             *(str(self.root.path), str(self.uid), str(self.emulator), "kvm" if self.kvm else ""),
             *("" if path is None else str(path) for path in optional),
+            # No interface's name has a slash (linux/net/core/dev.c, dev_valid_name).
+            *(self.namespace, "/".join(self.interfaces)),
             *(str(len(self.plugins)), *map(str, self.plugins)),
             *(word for share in self.shares for word in share),
         ]
@@ -51,7 +57,8 @@ class Plan:
     @classmethod
     def from_words(cls, words: Sequence[str]) -> "Plan":
         """Read the command line; raises ValueError if it is another's."""
-        place, uid, emulator, kvm, modules, swtpm, virtiofsd, count, *rest = words
+        place, uid, emulator, kvm, modules, swtpm, virtiofsd, *rest = words
+        namespace, interfaces, count, *rest = rest
         plugins, shares = rest[: int(count)], rest[int(count) :]
         return cls(
             root=Root(Path(place)),
@@ -63,6 +70,8 @@ class Plan:
             swtpm=Path(swtpm) if swtpm else None,
             virtiofsd=Path(virtiofsd) if virtiofsd else None,
             shares=tuple(zip(shares[::2], shares[1::2], strict=True)),
+            namespace=namespace,
+            interfaces=tuple(interfaces.split("/")) if interfaces else (),
         )
 
     def programs(self) -> list[Path]:
@@ -86,12 +95,14 @@ def _helpers(plan: Plan) -> Iterator[tuple[int, str]]:
 def start(plan: Plan) -> tuple[int, list[tuple[int, str]]]:
     """Start helpers and machine; return the PID of QEMU, and PID and name of each helper.
 
-    None of them needs a network, what others share in memory, nor more of the host's files than their own
-    programs; the guest runs only when nothing else has a path any more.
+    None of them needs a network (a machine's interfaces are descriptors), what others share in memory, nor
+    more of the host's files than their own programs; the guest runs only when nothing else has a path any more.
     """
     call = LinuxSyscalls()
+    pod = os.open(plan.namespace, os.O_RDONLY | os.O_CLOEXEC) if plan.interfaces else -1
     call.unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWNS)
-    shown = ownroot.contents(plan.programs(), plan.modules, plan.plugins, kvm=plan.kvm)
+    connected = bool(plan.interfaces)
+    shown = ownroot.contents(plan.programs(), plan.modules, plan.plugins, kvm=plan.kvm, taps=connected)
     xml = plan.root.domain.read_text()
     connection = virt.connect(plan.root)
     helped = bool(plan.shares) or plan.swtpm is not None
@@ -99,10 +110,14 @@ def start(plan: Plan) -> tuple[int, list[tuple[int, str]]]:
         from secrun_kvm import helpers as _  # noqa: F401 - no module can be found below the new root
 
         launch.load()
+    if connected:
+        from secrun_kvm import taps
     ownroot.enter(call, plan.root.empty, shown, plan.root.path)
     helpers = list(_helpers(plan)) if helped else []
     machine = virt.create(connection, xml)
-    ownroot.leave_host(call)
+    if connected:
+        taps.connect(pod, plan.interfaces)
+    ownroot.leave_host(call, shown)
     virt.resume(machine)
     return virt.pid(plan.root), helpers
 

@@ -29,13 +29,17 @@ def seeds() -> list[bytes]:
     lines = [b"line\n" * 50, b"x" * 40_000 + b"\n", b"\n" * 500, b"a" * 16_384 + b"\nb"]
     verity = f"{'a1' * 32} 5c00"
     more = f"image a app-0 2 {verity}\nvolume a 0 t ro .\nvolume a 1 t rw f\n"
+    network = (
+        "secrun-network 1\nlink eth0 02:00:00:00:00:01 1500\naddress 192.0.2.2/24\naddress fd00::2/64\n"
+    )
     tables = [
         f"17 {verity}\n",
         f"quiet secrun.pod=9:{'a1' * 32}\n",
         "base /secrun/modules.d/virtio.ko\npci /secrun/modules.d/virtio_pci.ko\n",
         "secrun-guest 1\nhostname h\nuuid 01234567-89ab-cdef-0123-456789abcdef\nscratch\ntpm\n" + more,
+        network + "route 0.0.0.0/0 192.0.2.1\nroute fd01::/64 -\nlink eth1 02:00:00:00:00:02 65535\n",
     ]
-    kinds = (*range(0x41, 0x44), *range(0x51, 0x54))
+    kinds = (*range(0x41, 0x44), *range(0x51, 0x57))
     link = b"".join(pack(kind, bytes(size)) for kind in kinds for size in (0, 2, 8, 32))
     channel = (
         pack(0x61, b"\x01\x00\x01") + pack(0x62, b"\x01\x00" + hello) + pack(0x63, b"\x01\x00\x00\x01\0\0")

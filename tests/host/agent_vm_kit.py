@@ -36,7 +36,7 @@ STARTER = Path(__file__).with_name("agent_fake_starter.py")
 OWNER = agent_stage.BASE
 
 L_HELLO, L_MARK, L_BYE = 0x41, 0x42, 0x43
-L_CLOCK, L_RESEED, L_SHUTDOWN, L_FINISH = 0x51, 0x52, 0x53, 0x54
+L_CLOCK, L_RESEED, L_SHUTDOWN, L_FINISH, L_NETWORK, L_CONNECT = range(0x51, 0x57)
 L_OPEN, L_DATA, L_CREDIT, L_CLOSE = 0x61, 0x62, 0x63, 0x64
 KIND_ATTACH, KIND_CONTROL = 1, 2
 
@@ -57,7 +57,7 @@ def closed(channel: int) -> bytes:
     return pack(L_CLOSE, struct.pack("<H", channel))
 
 
-HELLO_LINK = pack(L_HELLO, b"\x01\x00")
+HELLO_LINK = pack(L_HELLO, b"\x02\x00")
 HELLO_SHIM = pack(HELLO, b"\x01\x00a")
 
 
@@ -71,6 +71,7 @@ class Vm:
     apps: tuple[str, ...] = ("a",)
     sockets: list[socket.socket] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
+    network: list[bytes] = field(default_factory=list)
 
     def start(
         self, *options: str, mode: str = "run", under: Sequence[str] = (), ready: int = 10_000
@@ -128,13 +129,18 @@ class Vm:
         eventually(lambda: client.connect_ex(str(path)) == 0)
         return client
 
-    def guest(self, first: bytes = HELLO_LINK) -> Frames:
-        """Be a guest by hand; with a right HELLO the host's clock and randomness have been taken."""
+    def guest(self, first: bytes = HELLO_LINK, *, pieces: int = 0) -> Frames:
+        """Be a guest by hand; with a right HELLO the host's clock and randomness have been taken.
+
+        So have that many pieces of what its networks are.
+        """
         frames = Frames(self.connect("link"))
         frames.socket.sendall(first)
         if first.startswith(HELLO_LINK):
             assert len(frames.expect(L_CLOCK)) == 8
             assert len(frames.expect(L_RESEED)) >= 32
+            self.network = [frames.expect(L_NETWORK) for _ in range(pieces)]
+            assert frames.expect(L_CONNECT) == b""
         return frames
 
     def caller(self, app: str = "a") -> Frames:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from secrun.network import state
 from support import hostnet, roots
-from support.hostnet import HostNet, leases
+from support.hostnet import HostNet, addresses, clean_up, leases, listening, served
 from support.secrun import Result, Secrun, eventually
 
 RELAXED = ("--pull=never", "--insecure-options=image")
@@ -45,72 +44,6 @@ def _clean(net: HostNet, pods: Secrun) -> Iterator[None]:
     assert leases(pods) == []
 
 
-def clean_up(secrun: Secrun) -> None:
-    running = [str(pod["uuid"]) for pod in secrun.pods() if pod["state"] == "running"]
-    if running:
-        secrun("stop", "--force", *running)
-        for uuid in running:
-            secrun("status", "--wait", uuid)
-    secrun("gc", "--grace-period=0s", "--expire-prepared=0s")
-
-
-def addresses(secrun: Secrun, uuid: str) -> list[str]:
-    """Return a pod's addresses without their prefix lengths."""
-    shown = secrun.status(uuid)["networks"]
-    return [text.split("/")[0] for item in shown for text in item["addresses"]]
-
-
-def served(net: HostNet, url: str) -> None:
-    eventually(lambda: net.fetch(url) == "here\n", f"a page at {url}")
-
-
-def test_two_pods_reach_each_other_and_the_host_by_default(net: HostNet, pods: Secrun):
-    first = pods.detach(*PAGE)
-    four, six = addresses(pods, first)
-    served(net, f"http://{four}/")
-    served(net, f"http://[{six}]/")
-    fetch = f"wget -q -O - http://{four}/; wget -q -O - 'http://[{six}]/'"
-    assert pods.run("sh", "-c", fetch).out == "here\nhere\n"
-    gateway = four.rpartition(".")[0] + ".1"
-    with listening(net, gateway) as port:
-        assert pods.run("busybox", "nc", gateway, str(port)).out == "from the host\n"
-
-
-@dataclasses.dataclass
-class Listening:
-    """A server of the host that says one line to whoever connects."""
-
-    net: HostNet
-    address: str
-
-    def __enter__(self) -> int:
-        code = (
-            "import socket,sys\n"
-            "kind=socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
-            "s=socket.create_server((sys.argv[1],0),family=kind)\n"
-            "print(s.getsockname()[1], flush=True)\n"
-            "c,_=s.accept(); c.sendall(b'from the host\\n')\n"
-        )
-        words = [*self.net.prefix, "/usr/bin/python3", "-c", code, self.address]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE)
-        return int(self.process.stdout.readline())
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-def listening(net: HostNet, address: str) -> Listening:
-    return Listening(net, address)
-
-
-def test_a_published_port_answers_on_loopback_and_on_the_bridge(net: HostNet, pods: Secrun):
-    uuid = pods.detach(*PAGE, options=("-p", "8080:80"))
-    four, six = addresses(pods, uuid)
-    for host in ("127.0.0.1", four.rpartition(".")[0] + ".1", f"[{six.rpartition(':')[0]}:1]"):
-        served(net, f"http://{host}:8080/")
-
-
 def test_a_port_of_one_address_is_not_open_on_the_others(net: HostNet, pods: Secrun):
     uuid = pods.detach(*PAGE, options=("-p", "127.0.0.1:8081:80"))
     served(net, "http://127.0.0.1:8081/")
@@ -123,22 +56,6 @@ def test_an_image_names_a_port(net: HostNet, pods: Secrun):
     assert "no image of the pod has a port of this name" in refused.err
 
 
-def test_without_a_network_there_is_only_the_loopback(pods: Secrun):
-    assert pods.run("ls", "/sys/class/net", options=("--net=none",)).out == "lo\n"
-    assert pods.run("ls", "/sys/class/net").out.split() == ["eth0", "lo"]
-
-
-def test_an_address_can_be_used_again_as_soon_as_its_pod_has_exited(pods: Secrun):
-    first = pods.detach("true")
-    pods("status", "--wait", first)
-    assert leases(pods) == []
-    four, _ = addresses(pods, first)
-    second = pods.run("busybox", "ip", "address", options=(f"--net=default:IP={four}",)).out
-    assert f"inet {four}/" in second
-    assert pods.status(first)["state"] == "exited"
-    assert four in pods("list").out
-
-
 def test_an_address_in_use_is_refused_and_nothing_stays(net: HostNet, pods: Secrun):
     first = pods.detach("sleep", "1000")
     four, _ = addresses(pods, first)
@@ -149,11 +66,6 @@ def test_an_address_in_use_is_refused_and_nothing_stays(net: HostNet, pods: Secr
     assert "not available" in refused.err
     assert (leases(pods), net.rules(), net.links()) == before
     assert [pod["uuid"] for pod in pods.pods()] == [first]
-
-
-def test_a_mac_address_of_the_callers_choice(pods: Secrun):
-    shown = pods.run("busybox", "ip", "link", options=("--net=default:mac=02:00:00:12:34:56",)).out
-    assert "02:00:00:12:34:56" in shown
 
 
 def test_what_a_pod_may_do_to_its_network(pods: Secrun):
@@ -236,18 +148,6 @@ def test_what_was_decided_is_in_the_manifest_and_the_result_in_the_status(pods: 
     assert "networks=default:eth0=" in pods("status", uuid).out
 
 
-def test_names_of_the_pod(pods: Secrun):
-    options = ("--dns=192.0.2.1", "--dns-search=example.org", "--dns-opt=ndots:3", "--hostname=web")
-    options += ("--add-host=db:192.0.2.7", "--hosts-entry=192.0.2.8=a,b")
-    said = pods.run("sh", "-c", "cat /etc/resolv.conf /etc/hosts /etc/hostname", options=options).out
-    assert said.startswith("nameserver 192.0.2.1\nsearch example.org\noptions ndots:3\n192.0.2.7 db\n")
-    assert "\n192.0.2.8 a b\n" in said
-    assert said.endswith(" web\nweb\n")
-    own = pods.run("ls", "/etc", options=("--dns=none",)).out
-    assert "hosts" in own
-    assert "resolv.conf" not in own
-
-
 def test_the_hosts_own_files_on_demand(pods: Secrun):
     options = ("--dns=host", "--hosts-entry=host")
     said = pods.run("sh", "-c", "cat /etc/resolv.conf /etc/hosts", options=options).out
@@ -267,86 +167,6 @@ def test_what_the_networks_answered_is_measured_when_the_pod_starts(
         (started,) = [line for line in measured("attest", "log").out.splitlines() if " PodStart " in line]
         assert f'"network":"{known.digest}"' in started.replace(" ", "")
         clean_up(measured)
-
-
-ECHO = r"""
-#include <arpa/inet.h>
-#include <netinet/ip_icmp.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/socket.h>
-int main(int argc, char **argv) {
-    struct sockaddr_in to = {.sin_family = AF_INET};
-    struct icmphdr ask = {.type = ICMP_ECHO}, answer;
-    struct timeval wait = {5, 0};
-    int raw = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP), fd = socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
-    inet_pton(AF_INET, argv[1], &to.sin_addr);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
-    sendto(fd, &ask, sizeof ask, 0, (struct sockaddr *)&to, sizeof to);
-    puts(raw >= 0 ? "raw" : "no raw socket");
-    puts(recv(fd, &answer, sizeof answer, 0) > 0 && answer.type == ICMP_ECHOREPLY ? "answered" : "silent");
-}
-"""
-
-
-MIRROR = r"""
-#include <arpa/inet.h>
-#include <sys/socket.h>
-int main(void) {
-    struct sockaddr_in6 own = {.sin6_family = AF_INET6, .sin6_port = htons(53)}, peer;
-    int fd = socket(AF_INET6, SOCK_DGRAM, 0);
-    char text[100];
-    bind(fd, (struct sockaddr *)&own, sizeof own);
-    for (;;) {
-        socklen_t size = sizeof peer;
-        ssize_t count = recvfrom(fd, text, sizeof text, 0, (struct sockaddr *)&peer, &size);
-        sendto(fd, text, count, 0, (struct sockaddr *)&peer, size);
-    }
-}
-"""
-
-
-def compiled(folder: Path, source: str) -> None:
-    """Make the program `made` for pods, which have no libraries."""
-    (folder / "made.c").write_text(source)
-    subprocess.run(["gcc", "-static", "-o", folder / "made", folder / "made.c"], check=True)
-
-
-def test_echo_requests_need_no_capability(pods: Secrun, tmp_path: Path):
-    compiled(tmp_path, ECHO)
-    uuid = pods.detach("sleep", "1000", options=("-v", f"{tmp_path}:/t:ro"))
-    gateway = addresses(pods, uuid)[0].rpartition(".")[0] + ".1"
-    for user in ("0", "1000"):
-        said = pods("enter", "--user", user, uuid, "--", "/t/made", gateway).out
-        assert said == "no raw socket\nanswered\n"
-
-
-SAY = """
-import socket, sys
-host, port, kind = sys.argv[1], int(sys.argv[2]), getattr(socket, sys.argv[3])
-found = socket.getaddrinfo(host, port, type=kind)[0]
-with socket.socket(found[0], kind) as client:
-    client.settimeout(5)
-    client.connect(found[4])
-    client.send(b"asked\\n")
-    sys.stdout.write(client.recv(100).decode())
-"""
-
-
-def say(net: HostNet, host: str, port: int, kind: str) -> str:
-    return net.run("/usr/bin/python3", "-c", SAY, host, str(port), kind, check=False)
-
-
-def test_ranges_udp_and_addresses_of_both_families(net: HostNet, pods: Secrun, tmp_path: Path):
-    compiled(tmp_path, MIRROR)
-    tcp = " ".join(f"busybox nc -ll -p {port} -e echo at {port} &" for port in (81, 82))
-    options = ("-v", f"{tmp_path}:/t:ro", "-p", "5353:53/udp", "-p", "8181-8182:81-82")
-    uuid = pods.detach("sh", "-c", f"{tcp} exec /t/made", options=options)
-    four, six = addresses(pods, uuid)
-    for host in ("127.0.0.1", four.rpartition(".")[0] + ".1", six.rpartition(":")[0] + ":1"):
-        for port in (81, 82):
-            eventually(lambda h=host, p=port: say(net, h, 8100 + p, "SOCK_STREAM") == f"at {p}\n", "a port")
-        eventually(lambda h=host: say(net, h, 5353, "SOCK_DGRAM") == "asked\n", "a datagram's answer")
 
 
 def test_a_port_of_an_ipv6_address_is_open_there_alone(net: HostNet, pods: Secrun):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.secrun import Secrun
+from support.secrun import Secrun, eventually
 
 # One process that lives as long as the namespace is needed; its loopback is up, as on any host.
 _HOLDER = "ip link set lo up && echo ready && exec sleep 1000000"
@@ -77,3 +77,94 @@ def leases(secrun: Secrun) -> list[str]:
     folder = Path(secrun.run_root, "network", "default")
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(name for name in names if name != "lock" and not name.startswith("last_reserved_ip"))
+
+
+def clean_up(secrun: Secrun) -> None:
+    """End and remove every pod of a root."""
+    running = [str(pod["uuid"]) for pod in secrun.pods() if pod["state"] == "running"]
+    if running:
+        secrun("stop", "--force", *running)
+        for uuid in running:
+            secrun("status", "--wait", uuid)
+    secrun("gc", "--grace-period=0s", "--expire-prepared=0s")
+
+
+def addresses(secrun: Secrun, uuid: str) -> list[str]:
+    """Return a pod's addresses without their prefix lengths."""
+    shown = secrun.status(uuid)["networks"]
+    return [text.split("/")[0] for item in shown for text in item["addresses"]]
+
+
+def served(net: HostNet, url: str) -> None:
+    """Wait until a pod says `here` at this place."""
+    eventually(lambda: net.fetch(url) == "here\n", f"a page at {url}")
+
+
+@dataclasses.dataclass
+class Listening:
+    """A server of the host that says one line to whoever connects."""
+
+    net: HostNet
+    address: str
+
+    def __enter__(self) -> int:
+        code = (
+            "import socket,sys\n"
+            "kind=socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
+            "s=socket.create_server((sys.argv[1],0),family=kind)\n"
+            "print(s.getsockname()[1], flush=True)\n"
+            "c,_=s.accept(); c.sendall(b'from the host\\n')\n"
+        )
+        words = [*self.net.prefix, "/usr/bin/python3", "-c", code, self.address]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE)
+        return int(self.process.stdout.readline())
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def listening(net: HostNet, address: str) -> Listening:
+    """Serve one connection as a program of the host; yields the port."""
+    return Listening(net, address)
+
+
+# Answers each datagram to port 53 with itself.
+MIRROR = r"""
+#include <arpa/inet.h>
+#include <sys/socket.h>
+int main(void) {
+    struct sockaddr_in6 own = {.sin6_family = AF_INET6, .sin6_port = htons(53)}, peer;
+    int fd = socket(AF_INET6, SOCK_DGRAM, 0);
+    char text[100];
+    bind(fd, (struct sockaddr *)&own, sizeof own);
+    for (;;) {
+        socklen_t size = sizeof peer;
+        ssize_t count = recvfrom(fd, text, sizeof text, 0, (struct sockaddr *)&peer, &size);
+        sendto(fd, text, count, 0, (struct sockaddr *)&peer, size);
+    }
+}
+"""
+
+
+def compiled(folder: Path, source: str, name: str = "made") -> None:
+    """Make a program for pods, which have no libraries."""
+    (folder / f"{name}.c").write_text(source)
+    subprocess.run(["gcc", "-static", "-o", folder / name, folder / f"{name}.c"], check=True)
+
+
+SAY = """
+import socket, sys
+host, port, kind = sys.argv[1], int(sys.argv[2]), getattr(socket, sys.argv[3])
+found = socket.getaddrinfo(host, port, type=kind)[0]
+with socket.socket(found[0], kind) as client:
+    client.settimeout(5)
+    client.connect(found[4])
+    client.send(b"asked\\n")
+    sys.stdout.write(client.recv(100).decode())
+"""
+
+
+def say(net: HostNet, host: str, port: int, kind: str) -> str:
+    """Say `asked` to a port as a program of the host; return the answer."""
+    return net.run("/usr/bin/python3", "-c", SAY, host, str(port), kind, check=False)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from secrun.record import replace
 from secrun.stage1.machine import Accelerator
 from secrun_kvm.domain import disk_name, domain_xml, element
-from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
+from secrun_kvm.spec import Architecture, Disk, Model, Nic, Share, VmSpec
 
 ET.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,13 +49,16 @@ FULL = spec(
     gid=108,
     disks=(*spec().disks, Disk(serial="scratch", path=PLACE / "disk/scratch", read_only=False)),
     shares=(Share(tag="volume-0", socket=PLACE / "share/volume-0.sock"),),
+    nics=(Nic(tap="secrun-tap0", mac="02:00:00:00:00:01", mtu=1400),),
     tpm=PLACE / "tpm.sock",
     label="system_u:system_r:svirt_t:s0:c1,c2",
 )
 MACHINES = {
     "q35": spec(firmware=Path("/usr/share/qemu/qboot.rom")),
     "q35-full": FULL,
-    "microvm": spec(accelerator=Accelerator.KVM, model=Model.MICROVM, gid=108, shares=FULL.shares),
+    "microvm": spec(
+        accelerator=Accelerator.KVM, model=Model.MICROVM, gid=108, shares=FULL.shares, nics=FULL.nics
+    ),
     "virt": spec(
         architecture=Architecture.AARCH64,
         model=Model.VIRT,
@@ -91,15 +94,16 @@ def places(text: str) -> list[tuple[int, int]]:
     return [(int(item["slot"], 16), int(item["function"], 16)) for item in pci]
 
 
-@given(st.integers(1, 64), st.integers(0, 64))
-def test_any_pod_fits_on_the_root_bus_without_a_place_used_twice(apps, shares):
+@given(st.integers(1, 64), st.integers(0, 64), st.integers(0, 16))
+def test_any_pod_fits_on_the_root_bus_without_a_place_used_twice(apps, shares, networks):
     many = spec(
         disks=tuple(Disk(serial=f"d{index}", path=PLACE / f"d{index}") for index in range(apps + 3)),
         shares=tuple(Share(tag=f"t{index}", socket=PLACE / f"t{index}") for index in range(shares)),
+        nics=tuple(Nic(tap=f"n{index}", mac="02:00:00:00:00:01", mtu=1500) for index in range(networks)),
     )
     found = places(domain_xml(many))
-    # Disks, shares, the serial controller, entropy.
-    assert len(found) == len(set(found)) == apps + 3 + shares + 2
+    # Disks, shares, interfaces, the serial controller, entropy.
+    assert len(found) == len(set(found)) == apps + 3 + shares + networks + 2
     # The chip set's own devices have slot 31, what libvirt may add takes slot 1.
     assert all(2 <= slot < 31 for slot, _ in found)
 

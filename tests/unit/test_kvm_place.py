@@ -100,6 +100,8 @@ def test_the_sockets_of_a_root_fit_into_an_address():
             swtpm=Path("/s"),
             virtiofsd=Path("/v d"),
             shares=(("volume-0", "/a b=c"), ("volume-1", "/d")),
+            namespace="/proc/1/fd/9",
+            interfaces=("eth0", "b,c"),
         ),
     ],
 )

@@ -42,7 +42,9 @@ def test_the_table_names_every_image_and_volume_once(tmp_path):
         app("log", volumes=(volume(tmp_path, "/other"),)),
     )
     mounted = podimage.volumes(apps)
-    text = podimage.table(pod(*apps), [image(7), image(9)], mounted, scratch=True, vtpm=True).decode()
+    text = podimage.table(
+        pod(*apps), [image(7), image(9)], mounted, scratch=True, vtpm=True, networks=2
+    ).decode()
     assert text.splitlines() == [
         "secrun-guest 1",
         "hostname h",
@@ -55,6 +57,7 @@ def test_the_table_names_every_image_and_volume_once(tmp_path):
         "volume log 0 volume-0 rw .",
         "scratch",
         "tpm",
+        "networks 2",
     ]
 
 

@@ -8,7 +8,7 @@ use secrun_agent::elf::{inspect, Program};
 use secrun_agent::frame::{decode, encode, Reader, MAX_PAYLOAD, WINDOW};
 use secrun_agent::log::{Lines, Stream, MAX_LINE};
 use secrun_agent::mux::{self, Flow, Item};
-use secrun_agent::table;
+use secrun_agent::{netplan, table};
 
 fn main() {
     let mut bytes = Vec::new();
@@ -139,6 +139,15 @@ fn tables(text: &str) {
     }
     for module in table::modules(text).unwrap_or_default() {
         assert!(module.path.strip_prefix("/secrun/modules.d/").map_or(false, plain));
+    }
+    for link in netplan::parse(text).unwrap_or_default() {
+        assert!(link.name.len() < 16 && !link.name.contains('/') && !["", ".", "..", "lo"].contains(&&*link.name));
+        let most = |address: std::net::IpAddr| if address.is_ipv4() { 32 } else { 128 };
+        assert!(link.addresses.iter().all(|own| own.bits <= most(own.address)));
+        let one_family = |route: &netplan::Route| {
+            route.gateway.map_or(true, |gateway| gateway.is_ipv4() == route.to.address.is_ipv4())
+        };
+        assert!(link.routes.iter().all(one_family));
     }
     if let Ok(guest) = table::guest(text) {
         assert!(guest.images.iter().all(|image| plain(&image.app) && image.serial.len() <= 20));

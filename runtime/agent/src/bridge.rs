@@ -15,6 +15,7 @@ use crate::console::Console;
 use crate::frame::Violation;
 use crate::lane::Lane;
 use crate::mux::{decode, encode, next_channel, Item, Kind, VERSION};
+use crate::netplan::Part;
 use crate::report::now_ns;
 use crate::starter::{self, Started};
 use crate::sys::{self, Poller, Status};
@@ -68,6 +69,8 @@ pub(crate) struct Means {
     pub kill: Option<File>,
     pub timing: Timing,
     pub seed: [u8; 64],
+    /// What the guest's interfaces have, in parts.
+    pub network: Vec<(Part, Vec<u8>)>,
     pub link: UnixListener,
     pub console: UnixListener,
     pub apps: Vec<App>,
@@ -82,6 +85,7 @@ pub(crate) struct Bridge {
     kill: Option<File>,
     pub timing: Timing,
     seed: [u8; 64],
+    network: Vec<(Part, Vec<u8>)>,
     link: End<Conn>,
     console: End<UnixStream>,
     said: Console,
@@ -127,6 +131,7 @@ impl Bridge {
             kill: means.kill,
             timing: means.timing,
             seed: means.seed,
+            network: means.network,
             link: End::Expected(means.link),
             console: End::Expected(means.console),
             said: Console::new(means.images),
@@ -422,6 +427,12 @@ impl Bridge {
                 encode(&Item::Clock { ns: now_ns() }, link.out.tail());
                 encode(&Item::Reseed(&self.seed), link.out.tail());
                 self.seed.fill(0);
+                for (part, bytes) in std::mem::take(&mut self.network) {
+                    for bytes in bytes.chunks(CHUNK) {
+                        encode(&Item::Network { part, bytes }, link.out.tail());
+                    }
+                }
+                encode(&Item::Connect, link.out.tail());
             }
             Item::Hello { .. } if !self.ready => return Err(Violation("another version of the link")),
             _ if !self.ready => return Err(Violation("a frame out of place on the link")),

@@ -18,6 +18,8 @@ pub mod hold;
 pub mod lane;
 pub mod log;
 pub mod mux;
+mod netlink;
+pub mod netplan;
 mod peers;
 pub mod readback;
 pub mod relay;

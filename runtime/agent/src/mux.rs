@@ -1,9 +1,10 @@
 //! Many streams over the one between a guest and its host (docs/agent-protocol.md): codec and credit, pure.
 
 use crate::frame::{Fields, Violation, HEADER, WINDOW};
+use crate::netplan::Part;
 
 /// Version of the link that a guest's HELLO carries.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Name of the virtio-serial port.
 pub const PORT: &str = "dev.secrun.link";
 /// Longest name of a mark or an app.
@@ -33,6 +34,8 @@ pub enum Item<'a> {
     Reseed(&'a [u8]),
     Shutdown,
     Finish,
+    Network { part: Part, bytes: &'a [u8] },
+    Connect,
     Open { channel: u16, kind: Kind, app: &'a str },
     Data { channel: u16, bytes: &'a [u8] },
     Credit { channel: u16, count: u32 },
@@ -59,6 +62,11 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Item<'_>, Violation> {
         0x52 if SEED.contains(&payload.len()) => Item::Reseed(fields.rest()),
         0x53 => Item::Shutdown,
         0x54 => Item::Finish,
+        0x55 => {
+            let part = Part::of(fields.number(1)?).ok_or(Violation("unknown part of the network"))?;
+            Item::Network { part, bytes: fields.rest() }
+        }
+        0x56 => Item::Connect,
         0x61 => Item::Open {
             channel: fields.number(2)? as u16,
             kind: match fields.number(1)? {
@@ -76,7 +84,7 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Item<'_>, Violation> {
     fields.end().map(|()| item)
 }
 
-/// Append one frame; DATA of more than MAX_PAYLOAD - 2 bytes is a bug of the caller.
+/// Append one frame; DATA or NETWORK of more than MAX_PAYLOAD - 2 bytes is a bug of the caller.
 pub fn encode(item: &Item, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER]);
@@ -93,6 +101,8 @@ pub fn encode(item: &Item, out: &mut Vec<u8>) {
         Item::Reseed(bytes) => put(0x52, None, &[bytes]),
         Item::Shutdown => put(0x53, None, &[]),
         Item::Finish => put(0x54, None, &[]),
+        Item::Network { part, bytes } => put(0x55, None, &[&[part as u8], bytes]),
+        Item::Connect => put(0x56, None, &[]),
         Item::Open { channel, kind, app } => put(0x61, Some(channel), &[&[kind as u8], app.as_bytes()]),
         Item::Data { channel, bytes } => put(0x62, Some(channel), &[bytes]),
         Item::Credit { channel, count } => put(0x63, Some(channel), &[&count.to_le_bytes()]),

@@ -15,10 +15,15 @@ use crate::args::Words;
 use crate::conn::{Conn, CHUNK};
 use crate::frame::Violation;
 use crate::lane::Lane;
+use crate::netlink;
+use crate::netplan::{self, Part, MAX_PART};
+use crate::table;
 use crate::mux::{decode, encode, next_channel, Item, Kind, MAX_NAME, PORT, VERSION};
 use crate::sys::{self, guest, Poller};
 
 const ATTACH_SOCKET: &str = "/host/attach.sock";
+/// What the pod consists of, as it was measured.
+const GUEST: &str = "/pod/guest";
 const MARKS: &str = "/run/secrun/marks";
 /// The host connects before the guest starts; its driver may tell later.
 const HOST_TIME: Duration = Duration::from_secs(10);
@@ -39,6 +44,9 @@ struct Relay {
     machine: bool,
     clocked: bool,
     seeded: bool,
+    /// What came of each part of the network, and whether the interfaces are up.
+    parts: [Vec<u8>; 3],
+    connected: bool,
     listener: Option<UnixListener>,
     signals: OwnedFd,
     /// By channel: odd ones lead from shims to the host, even ones from the host to shims.
@@ -113,6 +121,31 @@ fn notify_ready() -> io::Result<()> {
     }
 }
 
+/// Make the interfaces and the files of /etc what the host says they are.
+fn connect(parts: &[Vec<u8>; 3]) -> Result<(), String> {
+    let text = |part: Part| String::from_utf8_lossy(&parts[part as usize - 1]);
+    let file = fs::read_to_string(GUEST).map_err(|error| format!("{GUEST}: {error}"))?;
+    let expected = usize::from(table::guest(&file)?.networks);
+    let links = if expected > 0 { netplan::parse(&text(Part::Table))? } else { Vec::new() };
+    if links.len() != expected {
+        return Err(format!("the host tells of {} interfaces, the pod has {expected}", links.len()));
+    }
+    netlink::apply(&links)?;
+    for (part, name) in [(Part::Hosts, "hosts"), (Part::ResolvConf, "resolv.conf")] {
+        if expected > 0 {
+            let told = |error: io::Error| format!("/etc/{name}: {error}");
+            let path = format!("/run/secrun/{name}");
+            fs::write(&path, &parts[part as usize - 1]).map_err(told)?;
+            let target = format!("/pod/etc/{name}");
+            sys::mount(&path, &target, "", libc::MS_BIND, "").map_err(told)?;
+            let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
+            let closed = flags | libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOEXEC;
+            sys::mount("", &target, "", closed, "").map_err(told)?;
+        }
+    }
+    Ok(())
+}
+
 impl Relay {
     fn new(link: Option<String>) -> io::Result<Self> {
         let signals = sys::signals(&[libc::SIGTERM])?;
@@ -126,6 +159,8 @@ impl Relay {
             machine,
             clocked: false,
             seeded: false,
+            parts: Default::default(),
+            connected: false,
             listener: None,
             signals,
             lanes: BTreeMap::new(),
@@ -232,6 +267,23 @@ impl Relay {
                 }
                 self.open_for_shims()
             }
+            Item::Network { part, bytes } if !self.connected => {
+                let whole = &mut self.parts[part as usize - 1];
+                if whole.len() + bytes.len() > MAX_PART {
+                    return Err(fault(Violation("a part of the network without end")));
+                }
+                whole.extend_from_slice(bytes);
+                Ok(())
+            }
+            Item::Connect if !self.connected => {
+                self.connected = true;
+                let parts = std::mem::take(&mut self.parts);
+                if self.machine {
+                    connect(&parts).map_err(|text| io::Error::new(ErrorKind::Other, text))?;
+                    self.send(&Item::Mark { ns: guest::since_boot().as_nanos() as u64, name: "network" });
+                }
+                self.open_for_shims()
+            }
             // As nspawn does it: systemd ends everything at once, each shim in order.
             Item::Shutdown => guest::signal_init(libc::SIGRTMIN() + 14),
             // Every app has ended: the way of systemd to power off would only take time.
@@ -251,9 +303,9 @@ impl Relay {
         self.lanes.get_mut(&channel).ok_or_else(|| fault(Violation("unknown channel")))
     }
 
-    /// No app starts before the guest has the host's time and randomness.
+    /// No app starts before the guest has the host's time and randomness, and its networks.
     fn open_for_shims(&mut self) -> io::Result<()> {
-        if !(self.clocked && self.seeded) {
+        if !(self.clocked && self.seeded && self.connected) {
             return Ok(());
         }
         let listener = UnixListener::bind(ATTACH_SOCKET)?;

@@ -78,7 +78,7 @@ fn boot() -> Told<Infallible> {
     disks.mount("stage1", "stage1", &stage1, ROOT, PLAIN)?;
     disks.mount("pod", "pod", &pod, &inside("/pod"), PLAIN | MS_NOEXEC)?;
     let guest = table::guest(&read(&inside("/pod/guest"))?)?;
-    for group in [Group::Ext4, Group::Virtiofs, Group::Tpm] {
+    for group in [Group::Ext4, Group::Virtiofs, Group::Net, Group::Tpm] {
         if guest.needs(group) {
             load(&modules, group)?;
         }
@@ -86,6 +86,9 @@ fn boot() -> Told<Infallible> {
     if guest.tpm {
         // The pod's own TPM: what its apps may do with it is said by whether they see it, not by who they are.
         told(fs::set_permissions(TPM, Permissions::from_mode(0o666)), TPM)?;
+    }
+    if guest.networks > 0 {
+        open_network()?;
     }
     close_kernel()?;
     disks.mount_apps(&guest)?;
@@ -170,6 +173,16 @@ fn load_bus(modules: &[Module]) -> Told<()> {
     } else {
         Err("the machine has no virtio devices, neither on PCI nor by MMIO".into())
     }
+}
+
+/// What an ordinary service needs of the network takes no privilege, as in a container: low ports, and echo requests
+/// (ip(7), icmp(7)).
+fn open_network() -> Told<()> {
+    for (name, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
+        let path = format!("/proc/sys/net/ipv4/{name}");
+        told(fs::write(&path, value), path)?;
+    }
+    Ok(())
 }
 
 /// From here on no code comes into the kernel.

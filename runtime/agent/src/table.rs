@@ -5,6 +5,8 @@
 pub const MAX_TEXT: usize = 65_536;
 /// Most blocks of one image: 16 TiB, so that sizes in sectors never overflow.
 const MAX_BLOCKS: u64 = 1 << 32;
+/// Interfaces of one pod.
+const MAX_NETWORKS: u64 = 16;
 /// Where modules lie in the initramfs.
 const MODULES: &str = "/secrun/modules.d/";
 
@@ -91,6 +93,8 @@ pub struct Guest {
     pub volumes: Vec<Volume>,
     pub scratch: bool,
     pub tpm: bool,
+    /// How many interfaces the machine has; what they are is known when the pod starts.
+    pub networks: u8,
 }
 
 impl Guest {
@@ -100,6 +104,7 @@ impl Guest {
             Group::Ext4 => self.scratch,
             Group::Virtiofs => !self.volumes.is_empty(),
             Group::Tpm => self.tpm,
+            Group::Net => self.networks > 0,
             _ => false,
         }
     }
@@ -227,6 +232,9 @@ fn guest_line(guest: &mut Guest, words: &[&str]) -> Option<()> {
         }
         ["scratch"] if !guest.scratch => guest.scratch = true,
         ["tpm"] if !guest.tpm => guest.tpm = true,
+        ["networks", count] if guest.networks == 0 => {
+            guest.networks = number(count).filter(|count| (1..=MAX_NETWORKS).contains(count))? as u8;
+        }
         _ => return None,
     }
     Some(())

@@ -13,6 +13,7 @@ use crate::args::Words;
 use crate::attach::App;
 use crate::bridge::{Bridge, Means, Timing};
 use crate::log::MIN_LIMIT;
+use crate::netplan::{Part, MAX_PART};
 use crate::starter;
 use crate::sys::{self, host};
 
@@ -31,6 +32,8 @@ struct Options {
     timing: Option<PathBuf>,
     kill: Option<PathBuf>,
     images: Vec<(String, String)>,
+    /// Files with what the guest's interfaces have.
+    network: Vec<(Part, PathBuf)>,
     starter: Vec<OsString>,
 }
 
@@ -54,6 +57,9 @@ fn parse(mut words: Words) -> Result<Options, String> {
                 let pair = word.split_once('=').ok_or("--image: SERIAL=APP is needed")?;
                 options.images.push((pair.0.into(), pair.1.into()));
             }
+            "--network" => options.network.push((Part::Table, words.os_value()?.into())),
+            "--hosts" => options.network.push((Part::Hosts, words.os_value()?.into())),
+            "--resolv-conf" => options.network.push((Part::ResolvConf, words.os_value()?.into())),
             "--" => options.starter = words.rest(),
             _ => return words.unknown(),
         }
@@ -105,6 +111,16 @@ fn listen(path: &Path, owner: (u32, u32)) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Read one part of what the guest's interfaces have.
+fn part((part, path): &(Part, PathBuf)) -> Result<(Part, Vec<u8>), String> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(MAX_PART as u64 + 1).read_to_end(&mut bytes));
+    if told(file, path)? > MAX_PART {
+        return Err(format!("{}: more than {MAX_PART} bytes", path.display()));
+    }
+    Ok((*part, bytes))
+}
+
 /// Make everything that needs root, start the machine, and give root up.
 fn start(options: &Options) -> Result<Bridge, String> {
     let text = |error: io::Error| error.to_string();
@@ -130,6 +146,7 @@ fn start(options: &Options) -> Result<Bridge, String> {
         console: told(listen(&options.console, options.owner), &options.console)?,
         apps: options.apps.iter().map(app).collect::<Result<_, _>>()?,
         images: options.images.clone(),
+        network: options.network.iter().map(part).collect::<Result<_, _>>()?,
         signals,
         seed,
     };

@@ -3,16 +3,20 @@
 use secrun_agent::console::{Console, KEPT};
 use secrun_agent::frame::{Reader, Violation, WINDOW};
 use secrun_agent::mux::{decode, encode, next_channel, Flow, Item, Kind};
+use secrun_agent::netplan::Part;
 
 fn items() -> Vec<Item<'static>> {
     vec![
-        Item::Hello { version: 1 },
+        Item::Hello { version: 2 },
         Item::Mark { ns: u64::MAX - 1, name: "stage0" },
         Item::Bye,
         Item::Clock { ns: 1 << 60 },
         Item::Reseed(&[7; 32]),
         Item::Shutdown,
         Item::Finish,
+        Item::Network { part: Part::ResolvConf, bytes: b"nameserver 192.0.2.1\n" },
+        Item::Network { part: Part::Table, bytes: b"" },
+        Item::Connect,
         Item::Open { channel: 513, kind: Kind::Attach, app: "" },
         Item::Open { channel: 2, kind: Kind::Control, app: "web.1" },
         Item::Data { channel: 1, bytes: b"bytes" },
@@ -45,7 +49,7 @@ fn the_wire_form_is_the_documented_one() {
 
 #[test]
 fn wrong_payloads_are_violations() {
-    let wrong: [(u8, &[u8]); 12] = [
+    let wrong: [(u8, &[u8]); 16] = [
         (0x01, b"\x01\x00a"),
         (0x40, b""),
         (0x41, b"\x01"),
@@ -55,6 +59,10 @@ fn wrong_payloads_are_violations() {
         (0x43, b"x"),
         (0x52, &[0; 31]),
         (0x52, &[0; 257]),
+        (0x55, b""),
+        (0x55, b"\x00a"),
+        (0x55, b"\x04a"),
+        (0x56, b"x"),
         (0x61, b"\x01\x00\x03"),
         (0x61, b"\x01\x00\x02../x"),
         (0x63, b"\x01\x00\x01"),

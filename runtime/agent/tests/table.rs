@@ -87,8 +87,8 @@ fn modules_come_in_order_with_their_groups() {
 
 #[test]
 fn a_whole_guest() {
-    let found = guest(&table("volume a 0 tag ro .\nvolume a 1 tag rw file.txt\nscratch\ntpm\n")).unwrap();
-    assert_eq!((found.hostname.as_str(), found.scratch, found.tpm), ("h", true, true));
+    let found = guest(&table("volume a 0 tag ro .\nvolume a 1 tag rw file.txt\nscratch\ntpm\nnetworks 2\n")).unwrap();
+    assert_eq!((found.hostname.as_str(), found.scratch, found.tpm, found.networks), ("h", true, true, 2));
     assert_eq!(found.images, [Image { app: "a".into(), serial: "app-0".into(), verity: verity(2) }]);
     let volume = |index, read_only, file: Option<&str>| Volume {
         app: "a".into(),
@@ -99,7 +99,9 @@ fn a_whole_guest() {
     };
     assert_eq!(found.volumes, [volume(0, true, None), volume(1, false, Some("file.txt"))]);
     assert!(found.needs(Group::Ext4) && found.needs(Group::Virtiofs) && found.needs(Group::Tpm));
-    assert!(!guest(&table("")).unwrap().needs(Group::Ext4));
+    assert!(found.needs(Group::Net));
+    let bare = guest(&table("")).unwrap();
+    assert!(!bare.needs(Group::Ext4) && !bare.needs(Group::Net));
 }
 
 #[test]
@@ -110,6 +112,9 @@ fn a_guest_that_is_not_understood_is_refused() {
         "hostname other",
         "uuid 01234567-89ab-cdef-0123-456789abcdef",
         "scratch\nscratch",
+        "networks 0",
+        "networks 17",
+        "networks 1\nnetworks 1",
         "volume a 0 tag ro .\nvolume a 0 tag rw .",
         "volume a 0 tag ro ..",
         "volume a 0 tag ro /etc",

@@ -170,7 +170,7 @@ def _decide(
             labels.check_relabel(volume)
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
     asked = confine.label([app.request for app in apps])
-    connection = _connection(layout, pod, apps, flavour)
+    connection = _connection(layout, pod, apps)
     stage1 = flavour.ensure_image(layout)
     strict, unread = _read_back(known, apps, guest=stage1.kernel is not None)
     confined = confine.pod(
@@ -266,14 +266,8 @@ def planned(
         raise
 
 
-def _connection(layout: Layout, pod: PodRequest, apps: Sequence[_Resolved], flavour: Flavour) -> Connection:
-    """Decide the pod's networks; raises HostError for a flavour that cannot join any."""
-    if pod.net.mode is Network.CNI and not flavour.joins_networks:
-        raise HostError(
-            f"pods of --stage1={flavour.name} cannot join a network",
-            hint="start the pod with --net=none",
-            code="host-refused",
-        )
+def _connection(layout: Layout, pod: PodRequest, apps: Sequence[_Resolved]) -> Connection:
+    """Decide the pod's networks."""
     exposed = [port for app in apps for port in app.image.config.exposed_ports]
     return network.decide(layout, pod.net, pod.places, exposed)
 

@@ -100,8 +100,6 @@ class Flavour(Protocol):
     """One kind of isolation."""
 
     name: str
-    joins_networks: bool
-    """Pods of this flavour can join a network namespace that is handed to `launch`."""
 
     def probe(self) -> Sequence[Problem]:
         """Tell what this host lacks, in words."""

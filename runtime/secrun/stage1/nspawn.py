@@ -25,7 +25,6 @@ class NspawnFlavour:
     """Starts pods with systemd-nspawn."""
 
     name = "nspawn"
-    joins_networks = True
 
     def probe(self) -> "Sequence[Problem]":
         """Tell what this host lacks."""

@@ -54,6 +54,13 @@ pub fn loopback_up() -> io::Result<()> {
     }
 }
 
+/// A line to the kernel's network; what is written is a request, what is read its answer (netlink(7)).
+pub fn netlink() -> io::Result<File> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes and returns ints.
+    owned(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) }).map(File::from)
+}
+
 /// Time since the kernel started.
 pub fn since_boot() -> Duration {
     // SAFETY: clock_gettime fills one timespec.

@@ -96,7 +96,8 @@ def start(plan: Plan) -> tuple[int, list[tuple[int, str]]]:
     """Start helpers and machine; return the PID of QEMU, and PID and name of each helper.
 
     None of them needs a network (a machine's interfaces are descriptors), what others share in memory, nor
-    more of the host's files than their own programs; the guest runs only when nothing else has a path any more.
+    more of the host's files than their own programs; the guest runs only when nothing else has a path any
+    more.
     """
     call = LinuxSyscalls()
     pod = os.open(plan.namespace, os.O_RDONLY | os.O_CLOEXEC) if plan.interfaces else -1

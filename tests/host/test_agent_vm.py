@@ -268,3 +268,24 @@ def test_a_lingering_shim_ends_when_its_peer_has_closed(stage: Stage) -> None:
         process.wait(0.3)
     peer.socket.close()
     assert process.wait() == 0
+
+
+def test_a_guest_is_told_its_networks_whole_and_in_order(vm: Vm) -> None:
+    parts = {1: b"secrun-network 1\n", 2: os.urandom(40_000), 3: b""}
+    words = []
+    for option, part in (("--network", 1), ("--hosts", 2), ("--resolv-conf", 3)):
+        (vm.top / option).write_bytes(parts[part])
+        words += [option, str(vm.top / option)]
+    vm.start(*words)
+    vm.guest(pieces=4)
+    told = dict.fromkeys(parts, b"")
+    for piece in vm.network:
+        told[piece[0]] += piece[1:]
+    assert told == parts
+
+
+def test_more_than_a_guest_takes_of_a_network_is_an_error(vm: Vm) -> None:
+    with (vm.top / "hosts").open("wb") as stream:
+        stream.truncate(2 * MEGABYTE + 1)
+    vm.start("--hosts", str(vm.top / "hosts"))
+    assert "hosts: more than 2097152 bytes" in vm.fails()

@@ -39,6 +39,7 @@ from host.agent_vm_kit import (
     L_MARK,
     L_NETWORK,
     L_OPEN,
+    L_RESEED,
     L_SHUTDOWN,
     Vm,
     closed,
@@ -274,8 +275,8 @@ def test_sigterm_before_the_guest_is_there(vm: Vm) -> None:
     guest = Frames(vm.connect("link"))
     vm.process.signal(signal.SIGTERM)
     guest.socket.sendall(HELLO_LINK)
-    kinds = [guest.receive() for _ in range(3)]
-    assert [frame and frame[0] for frame in kinds] == [L_CLOCK, 0x52, L_SHUTDOWN]
+    kinds = [guest.receive() for _ in range(4)]
+    assert [frame and frame[0] for frame in kinds] == [L_CLOCK, L_RESEED, L_CONNECT, L_SHUTDOWN]
     vm.process.signal(signal.SIGTERM)
     assert "ended at once" in vm.fails()
 

@@ -6,13 +6,17 @@ A guest takes seconds to boot: three pods of each flavour tell everything.
 import dataclasses
 import hashlib
 import json
+import os
 import re
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support import hostnet
+from secrun.stage1 import cgroups
+from support import faults, hostnet
 from support.hostnet import HostNet, addresses, clean_up, compiled, leases, listening, say, served
 from support.secrun import Secrun, eventually
 
@@ -80,20 +84,24 @@ def root(net: HostNet, secrun: Secrun, tmp_path_factory: pytest.TempPathFactory)
     assert (net.links(), net.rules(), leases(other)) == (set(), [], [])
 
 
-@pytest.fixture(scope="module", params=["nspawn", "kvm"])
-def pods(request: pytest.FixtureRequest, root: Secrun) -> Secrun:
-    if request.param == "nspawn":
-        return root
+@pytest.fixture(scope="module")
+def machines(root: Secrun) -> Secrun:
     root("stage1", "build", "kvm")
     return dataclasses.replace(root, flavour="kvm", pod_options=(*RELAXED, "--stage1=kvm", "--accel=tcg"))
+
+
+@pytest.fixture(scope="module", params=["nspawn", "kvm"])
+def pods(request: pytest.FixtureRequest, root: Secrun) -> Secrun:
+    made: Secrun = root if request.param == "nspawn" else request.getfixturevalue("machines")
+    return made
 
 
 @pytest.fixture(scope="module")
 def server(pods: Secrun, programs: Path) -> Iterator[str]:
     """A pod that serves pages and mirrors datagrams at low ports, as a user without rights; published."""
     script = (
-        f"mkdir /dev/shm/www; cd /dev/shm/www; echo here > index.html; busybox seq {LINES} > lines; /t/mirror & "
-        "exec httpd -f -p 80"
+        "/t/mirror & mkdir /dev/shm/www; cd /dev/shm/www; echo here > index.html; "
+        f"busybox seq {LINES} > lines; exec httpd -f -p 80"
     )
     options = ("--user=app", "-v", f"{programs}:/t:ro", "-p", "8080:80", "-p", "5353:53/udp")
     uuid = pods.detach("sh", "-c", script, options=options)
@@ -188,3 +196,50 @@ def test_several_networks_and_an_address_that_was_another_pods_before(pods: Secr
     gateway = seen.address.rpartition(".")[0] + ".1"
     assert re.search(rf"^default via {re.escape(gateway)} dev eth1", said, re.MULTILINE)
     assert re.search(r"^10\.99\.0\.0/16 via 10\.77\.0\.1 dev eth0", said, re.MULTILINE)
+
+
+def emulator(uuid: str) -> int:
+    """The process of a pod's machine."""
+    group = cgroups.host().pod(uuid)
+    pids = [pid for base, _, _ in os.walk(group) for pid in Path(base, "cgroup.procs").read_text().split()]
+    (found,) = [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().startswith("qemu-system")]
+    return int(found)
+
+
+def interfaces(*target: str) -> set[str]:
+    """Name the interfaces of a namespace."""
+    said = subprocess.run(
+        ["nsenter", *target, "ip", "-o", "link"], capture_output=True, text=True, check=True
+    )
+    return {line.split(": ")[1].split("@")[0] for line in said.stdout.splitlines()}
+
+
+def test_the_emulator_has_no_network_and_a_killed_one_leaves_nothing_of_it(net: HostNet, machines: Secrun):
+    uuid = machines.detach("sleep", "1000", options=("-p", "8090:80"))
+    pid = emulator(uuid)
+    assert interfaces(f"--target={pid}", "--net") == {"lo"}
+    waiter = machines.status(uuid)["pid"]
+    held = [path for path in Path(f"/proc/{waiter}/fd").iterdir() if os.readlink(path).startswith("net:[")]
+    assert interfaces(f"--net={held[0]}") == {"lo", "eth0", "secrun-tap0"}
+    os.kill(pid, signal.SIGKILL)
+    machines("status", "--wait", uuid, code=None)
+    assert not set(addresses(machines, uuid)) & set(leases(machines))
+    clean_up(machines)
+    eventually(lambda: not any(name.startswith("veth") for name in net.links()), "the end of the interface")
+    assert "secrun-tap0" not in os.listdir("/sys/class/net")
+    assert net.rules() == []
+
+
+@pytest.mark.parametrize("point", ["machine-written", "before-waiter"])
+def test_killed_while_a_machine_is_made_gc_leaves_no_interface_lease_or_rule(
+    net: HostNet, machines: Secrun, tmp_path: Path, point: str
+):
+    roots = ("--root", str(machines.root), "--run-root", str(machines.run_root), *machines.options)
+    words = [*roots, "run", *machines.pod_options, "-p", "7000:70", machines.image, "--", "true"]
+    argv = [*machines.prefix, *faults.argv(str(tmp_path / "points"), point, words)]
+    done = subprocess.run(argv, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert leases(machines) != []
+    clean_up(machines)
+    eventually(lambda: not any(name.startswith("veth") for name in net.links()), "the end of the interface")
+    assert (net.rules(), leases(machines)) == ([], [])

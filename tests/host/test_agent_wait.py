@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import time
 
 import pytest
@@ -290,3 +291,17 @@ def test_failed_when_stage1_ends_first(host: Host) -> None:
     assert os.read(read, 100) == b""
     process.wait()
     os.close(read)
+
+
+def test_the_service_manager_is_told_when_every_app_has_started_and_when_the_pod_stops(host: Host) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    steps = ["connect", "a", "recv", "81", "started", "forever"]
+    process = host.wait(steps, "--notify-fd", str(theirs.fileno()), fds=[theirs.fileno()])
+    theirs.close()
+    ours.settimeout(60)
+    assert ours.recv(100) == b"READY=1\n"
+    host.control(b"T")
+    assert ours.recv(100) == b"STOPPING=1\n"
+    host.control(b"K")
+    process.wait()
+    ours.close()

@@ -1,12 +1,16 @@
 """Verbs on pods that are not run and stop: who is meant, what is seen, when it was written."""
 
 import json
+import os
+import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from support.secrun import Secrun, eventually
+from support.terminals import killed_in_the_end
 
 
 @pytest.fixture
@@ -215,3 +219,24 @@ def test_a_whole_pod_runs_from_a_file(secrun: Secrun, tmp_path: Path):
     assert secrun("run", *caller).out == "web\nfast\nread-only\n"
     file.write_text(json.dumps({**document, "apps": [{**first, "args": ["sleep", "1000"]}, second]}))
     secrun("run", *caller, code=3)
+
+
+def test_a_service_manager_is_told_when_a_pod_is_ready(secrun: Secrun, tmp_path: Path):
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(60)
+        words = secrun.argv("run", "--rm", *secrun.pod_options, secrun.image, "--", "sleep", "1000")
+        with killed_in_the_end(words, env={**os.environ, "NOTIFY_SOCKET": str(address)}) as pod:
+            assert manager.recv(100) == b"READY=1\n"
+            (uuid,) = secrun("list", "-q").out.split()
+            assert secrun.status(uuid)["state"] == "running"
+            pod.send_signal(signal.SIGTERM)
+            assert manager.recv(100) == b"STOPPING=1\n"
+            assert pod.wait(60) == 143
+
+
+def test_a_service_manager_that_cannot_be_reached_is_an_error(secrun: Secrun):
+    words = ("run", "--rm", *secrun.pod_options, secrun.image, "--", "true")
+    said = secrun(*words, code=125, environment={"NOTIFY_SOCKET": "/no/such/socket"}).err
+    assert "NOTIFY_SOCKET /no/such/socket: No such file or directory" in said

@@ -33,6 +33,7 @@ struct Options {
     enforced: Option<RawFd>,
     log: Option<RawFd>,
     ready: Option<RawFd>,
+    notify: Option<RawFd>,
     timing: Option<RawFd>,
     keep: Vec<RawFd>,
     apps: Vec<String>,
@@ -59,6 +60,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--enforced-fd" => options.enforced = Some(words.fd()?),
             "--log-fd" => options.log = Some(words.fd()?),
             "--ready-fd" => options.ready = Some(words.fd()?),
+            "--notify-fd" => options.notify = Some(words.fd()?),
             "--timing-fd" => options.timing = Some(words.fd()?),
             "--keep-fd" => options.keep.push(words.fd()?),
             "--app" => options.apps.push(words.value()?),
@@ -122,6 +124,8 @@ struct Waiter {
     control: Option<UnixListener>,
     kill: Option<File>,
     ready: Option<File>,
+    /// The service manager's socket (sd_notify(3)).
+    notify: Option<File>,
     /// Takes lines `host NAME NS`: when, by CLOCK_MONOTONIC, what was reached.
     timing: Option<File>,
     controls: Vec<UnixStream>,
@@ -184,7 +188,8 @@ impl Waiter {
     fn start(options: Options) -> std::io::Result<Self> {
         let named =
             [options.attach, options.control, options.procs, options.kill, options.log, options.ready];
-        let more = [options.seccomp, options.timing, options.expected, options.enforced];
+        let more =
+            [options.seccomp, options.timing, options.expected, options.enforced, options.notify];
         let mut fds: Vec<RawFd> = named.into_iter().chain(more).flatten().collect();
         fds.extend(&options.keep);
         sys::keep_only(&fds)?;
@@ -201,6 +206,7 @@ impl Waiter {
         let control = open(options.control)?.map(listener).transpose()?;
         let file = |fd: Option<RawFd>| open(fd).map(|fd| fd.map(File::from));
         let (kill, ready, timing) = (file(options.kill)?, file(options.ready)?, file(options.timing)?);
+        let notify = file(options.notify)?;
         let read_back = match (open(options.expected)?, open(options.enforced)?) {
             (Some(expected), Some(out)) => Some(ReadBack::new(expected.into(), out.into())?),
             _ => None,
@@ -218,6 +224,7 @@ impl Waiter {
             control,
             kill,
             ready,
+            notify,
             timing,
             controls: Vec::new(),
             station,
@@ -441,6 +448,7 @@ impl Waiter {
             return self.kill();
         }
         self.stopping = true;
+        self.notify(b"STOPPING=1\n");
         self.kill_at = Some(Instant::now() + self.options.stop_timeout);
         let reachable = self.remotes.iter().filter(|remote| remote.started && remote.end.is_none()).count();
         if reachable == self.options.apps.len() {
@@ -503,6 +511,13 @@ impl Waiter {
         if let Some(mut ready) = self.ready.take() {
             // Nobody may be left to be told.
             let _ = ready.write_all(word);
+        }
+    }
+
+    fn notify(&mut self, words: &[u8]) {
+        if let Some(manager) = &mut self.notify {
+            // A datagram: whole or not at all; a manager that is gone needs no word.
+            let _ = manager.write(words);
         }
     }
 
@@ -575,8 +590,9 @@ impl Waiter {
             self.ended += 1;
             self.mark_app("ended", index);
         }
-        if self.started == self.options.apps.len() {
+        if started && self.started == self.options.apps.len() {
             self.tell_ready(b"ready\n");
+            self.notify(b"READY=1\n");
         }
         let over = self.options.finish_ahead && self.ended == self.options.apps.len();
         if over && !self.looked_ahead && self.status.is_none() {

@@ -57,6 +57,7 @@ system info = doctor
 system df = image list : sizes are in the list
 system prune = gc
 image prune = gc
+generate systemd = generate : from .container files, as podman's own generator reads them
 volume prune = volume rm
 container prune = gc
 """,
@@ -123,7 +124,6 @@ load =
 image tree =
 manifest =
 kube =
-generate systemd =
 generate kube =
 secret create =
 secret ls =
@@ -213,6 +213,7 @@ RUN = (
 --replace = rm --force : a pod has no name that another could take; remove the old one by its UUID file
 --tz = --env : -e TZ=Europe/Berlin, where the image knows the zone
 --shm-size = --tmpfs : --tmpfs /dev/shm:size=64m
+--sdnotify = run : in the foreground a unit of Type=notify is told when every app has started
 --pidfile = status : `pid` in status --format json
 --conmon-pidfile = status : `pid` in status --format json
 --log-driver = logs : logs are files in the pod's folder, 64 MiB for each app
@@ -287,7 +288,6 @@ RUN = (
 --no-healthcheck =
 --preserve-fds =
 --restart =
---sdnotify =
 --secret =
 --systemd =
 --umask =

@@ -87,6 +87,9 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         if options.launched is not None:
             options.launched(files)
         read_back = _read_back(files, manifest, launch, undo)
+        manager = None if options.detach else waiter.service_manager(os.environ)
+        if manager is not None:
+            undo.callback(manager.close)
         plan = waiter.WaiterPlan(
             agent=agent,
             apps=tuple(app.name for app in manifest.apps),
@@ -98,6 +101,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             stop_timeout_seconds=max(app.stop_timeout_seconds for app in manifest.apps) + 5,
             finish=options.finish(pod),
             ready_fd=ready_fd,
+            notify_fd=None if manager is None else manager.fileno(),
             read_back_fds=read_back,
         )
         # Everything that runs is in place and checked, nothing of it runs yet.

@@ -3,12 +3,15 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from secrun.errors import HostError
 from secrun.launch import BASE_ENVIRONMENT
 from secrun.record import record
 from secrun.stage1.contract import Launch
+
+if TYPE_CHECKING:
+    import socket
 
 # The finishing process must find the same Python and the same secrun; nothing else is passed on.
 _KEPT_VARIABLES = ("TERM", "NO_COLOR", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
@@ -37,6 +40,8 @@ class WaiterPlan:
     stop_timeout_seconds: int
     finish: tuple[str, ...]
     ready_fd: int | None = None
+    notify_fd: int | None = None
+    """The service manager's socket (sd_notify(3)): every app has started, the pod stops."""
     timing_fd: int | None = None
     """Takes the marks of secrun.pod.timing."""
     read_back_fds: tuple[int, int] | None = None
@@ -82,9 +87,29 @@ class WaiterPlan:
             "--expected-fd": expected,
             "--enforced-fd": enforced,
             "--ready-fd": self.ready_fd,
+            "--notify-fd": self.notify_fd,
             "--timing-fd": self.timing_fd,
         }
         return [(option, fd) for option, fd in found.items() if fd is not None]
+
+
+def service_manager(caller: Mapping[str, str]) -> "socket.socket | None":
+    """Return a socket to the manager whose unit this process is (sd_notify(3)), None if there is none.
+
+    Raises HostError for an address that cannot be reached: a unit of Type=notify would wait for nothing.
+    """
+    address = caller.get("NOTIFY_SOCKET")
+    if not address:
+        return None
+    import socket
+
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        manager.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+    except OSError as error:
+        manager.close()
+        raise HostError(f"NOTIFY_SOCKET {address}: {error.strerror}", code="host-notify") from error
+    return manager
 
 
 def environment(caller: Mapping[str, str], *, filtered: bool) -> dict[str, str]:

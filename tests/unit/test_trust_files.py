@@ -43,10 +43,10 @@ def test_a_key_counts_for_its_prefix_and_what_is_below_it(tmp_path):
     key = put(tmp_path, "prefix.d/r.example/team")
     found = KeyRing(tmp_path)
     for name in ("r.example/team:1", "r.example/team/app:1", "r.example/team/app/x:1"):
-        prefix, keys = found.for_name(dockername.parse(name))
+        prefix, keys = found.for_name(dockername.parse(name).repository)
         assert (prefix, [item.path for item in keys]) == ("r.example/team", [key])
     for name in ("r.example/team2:1", "r.example/other:1", "other.example/team:1", "r.example:5000/team:1"):
-        assert found.for_name(dockername.parse(name)) == ("", [])
+        assert found.for_name(dockername.parse(name).repository) == ("", [])
 
 
 def test_keys_of_every_level_count_and_root_keys_for_all(tmp_path):
@@ -55,7 +55,7 @@ def test_keys_of_every_level_count_and_root_keys_for_all(tmp_path):
         put(tmp_path, "prefix.d/r.example", fingerprint="22" * 20),
         put(tmp_path, "root.d", fingerprint="33" * 20),
     ]
-    prefix, keys = KeyRing(tmp_path).for_name(dockername.parse("r.example/team/app:1"))
+    prefix, keys = KeyRing(tmp_path).for_name(dockername.parse("r.example/team/app:1").repository)
     assert prefix == "r.example/team/app"
     assert [item.path for item in keys] == paths
     assert [item.prefix for item in KeyRing(tmp_path).all()] == ["", "r.example", "r.example/team/app"]

@@ -11,7 +11,7 @@ from secrun.fields import Fields
 from secrun.image import identity
 from secrun.image.entries import Entry
 from secrun.image.options import FetchOptions
-from secrun.image.reference import FileReference, RegistryReference
+from secrun.image.reference import Origin
 from secrun.image.store import ImageStore
 from secrun.jsonio import canonical, parse_object
 from secrun.record import record, replace
@@ -43,18 +43,21 @@ class Admitter:
         self._options = options
         self._context: plans.TrustContext | None = None
 
-    def plan(self, reference: RegistryReference | FileReference) -> Plan | None:
-        """Return what is demanded of an image, None if no policy is asked; raises DeniedError."""
+    def plan(self, reference: Origin, given: str = "") -> Plan | None:
+        """Return what is demanded of an image, None if no policy is asked; raises DeniedError.
+
+        `given` is what an app container image calls itself.
+        """
         if self._options.insecure_image:
             return None
-        subject = identity.subject(reference)
+        subject = identity.subject(reference, given)
         if self._context is None:
             self._context = plans.load_for(subject, self._options.policy, self._store.layout.trust)
         plan = self._context.plan(subject)
         plans.check_stage1(plan, self._options.stage1)
         return plan
 
-    def before(self, reference: RegistryReference | FileReference) -> Plan | None:
+    def before(self, reference: Origin) -> Plan | None:
         """Like `plan`, but an image that nothing could admit is refused before anything is downloaded."""
         plan = self.plan(reference)
         if plan is not None and (plan.hopeless or not plan.asks_for_signatures):
@@ -75,24 +78,33 @@ class Admitter:
         admission = self._judge(plan, frozenset((manifest, root)), found, digest)
         return Verdict(admission=require(admission, plan.subject), signatures=digest, document=document)
 
+    def signed(self, plan: Plan | None, image: Digest, found: SignatureSet) -> None:
+        """Refuse an image of which only its ID and its signatures are known; raises DeniedError."""
+        if plan is None:
+            return
+        if not plan.asks_for_signatures or plan.hopeless:
+            require(plans.unsigned(plan), plan.subject)
+            return
+        digest = str(Digest.of(found.to_bytes()))
+        require(self._judge(plan, frozenset((image,)), found, digest), plan.subject)
+
     def _judge(self, plan: Plan, digests: frozenset[Digest], found: SignatureSet, digest: str) -> Admission:
         from secrun.trust import judge
 
         return judge.judge(plan, digests, found, signatures_digest=digest, now=time.time())
 
-    def stored(self, entry: Entry, reference: RegistryReference | FileReference) -> Admission:
+    def stored(self, entry: Entry, reference: Origin) -> Admission:
         """Decide on a stored image; raises DeniedError.
 
         The last decision stands while policy, keys and signatures are the same: nothing is checked again.
         """
         admission = self.judged(entry, reference)
-        return admission if admission.bypass else require(admission, identity.subject(reference))
+        subject = identity.subject(reference, entry.given)
+        return admission if admission.bypass else require(admission, subject)
 
-    def judged(
-        self, entry: Entry, reference: RegistryReference | FileReference, *, anew: bool = False
-    ) -> Admission:
+    def judged(self, entry: Entry, reference: Origin, *, anew: bool = False) -> Admission:
         """Return the decision on a stored image, whatever it is; `anew` does not believe the last one."""
-        plan = self.plan(reference)
+        plan = self.plan(reference, entry.given)
         if plan is None:
             return BYPASS
         if not plan.asks_for_signatures or plan.hopeless:

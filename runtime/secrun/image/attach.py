@@ -101,7 +101,8 @@ def attach(target: Target, subjects: Sequence[Descriptor], candidates: Sequence[
                 add_referrer(target, subject, item)
             elif item.kind is SignatureKind.OPENPGP:
                 skipped.append(f"{item.origin} is an OpenPGP signature, which only skopeo writes")
-    return skipped
+    appc = [item for item in candidates if item.kind is SignatureKind.APPC]
+    return [*skipped, *(f"{item.origin} is for the file of an app container image" for item in appc)]
 
 
 def encoded(signature: bytes) -> str:

@@ -19,7 +19,13 @@ from secrun.image.files import FolderFiles
 from secrun.image.layout import LayoutSource
 from secrun.image.manifest import Descriptor, Index, Manifest
 from secrun.image.options import FetchOptions
-from secrun.image.reference import FileReference, RegistryReference, StoredReference, Transport
+from secrun.image.reference import (
+    FileReference,
+    ImageReference,
+    RegistryReference,
+    StoredReference,
+    Transport,
+)
 from secrun.image.select import select_manifest
 from secrun.image.source import Document, ImageSource
 from secrun.image.store import ImageStore
@@ -106,9 +112,7 @@ def _media_type(document: Document) -> str:
 
 
 @contextmanager
-def _opened(
-    layout: Layout, reference: Place | StoredReference, options: FetchOptions
-) -> Iterator[ImageSource]:
+def _opened(layout: Layout, reference: ImageReference, options: FetchOptions) -> Iterator[ImageSource]:
     """Open a place, or what the store has under a name or ID."""
     if not isinstance(reference, StoredReference):
         with sources.open_source(reference, options) as source:
@@ -166,6 +170,8 @@ def destination(text: str, *, digest: bool = False) -> Place:
         raise UsageError(
             f"{text[:200]!r} has a digest instead of a tag", hint="write docker://REGISTRY/NAME:TAG"
         )
+    if not isinstance(place, RegistryReference | FileReference):
+        raise UsageError(f"{text[:200]!r} is no place to write to", hint="write docker:// or oci:DIR:TAG")
     return place
 
 

@@ -19,9 +19,16 @@ from secrun.image import resolve
 from secrun.image.admit import Admitter
 from secrun.image.config import ImageConfig
 from secrun.image.entries import Entry, ref_name
+from secrun.image.files import file_stamp
 from secrun.image.manifest import Descriptor, LayerType, Manifest
 from secrun.image.options import FetchOptions, PullPolicy
-from secrun.image.reference import FileReference, RegistryReference, StoredReference, Transport
+from secrun.image.reference import (
+    FileReference,
+    Origin,
+    RegistryReference,
+    StoredReference,
+    Transport,
+)
 from secrun.image.rootfs.model import Compression, LayerSource
 from secrun.image.store import ImageStore
 from secrun.jsonio import canonical
@@ -111,7 +118,7 @@ def _names(entries: Sequence[Entry], digest: Digest) -> list[str]:
     return sorted({entry.reference for entry in entries if entry.digest == digest})
 
 
-class _Fetch:
+class Fetching:
     """One call of ensure_image."""
 
     def __init__(self, layout: Layout, options: FetchOptions) -> None:
@@ -153,16 +160,16 @@ class _Fetch:
         self.check_platform(image.config, reference)
         return image
 
-    def cached(self, reference: RegistryReference | FileReference, entries: Sequence[Entry]) -> Entry | None:
+    def cached(self, reference: Origin, entries: Sequence[Entry]) -> Entry | None:
         """Return the stored entry that answers to `reference` and is whole and up to date with its file."""
         entry = resolve.find(entries, reference, self.platform)
         if entry is None or not _complete(self.store, entry):
             return None
         if self.options.pull is PullPolicy.NEVER or not isinstance(reference, FileReference):
             return entry
-        return entry if _stamp(reference) in ("", entry.stamp) else None
+        return entry if stamp_of(reference) in ("", entry.stamp) else None
 
-    def ensure(self, reference: RegistryReference | FileReference) -> StoredImage:
+    def ensure(self, reference: Origin) -> StoredImage:
         """Apply the pull policy."""
         entries = self.store.entries()
         entry = self.cached(reference, entries)
@@ -171,32 +178,30 @@ class _Fetch:
             return self.use_admitted(entry, reference, entries)
         if pull is PullPolicy.NEVER:
             raise resolve.not_stored(reference)
-        plan = self.admitter.before(reference)
+        known = entry if pull is PullPolicy.NEWER else None
         try:
-            return self.fetch(reference, plan, entry if pull is PullPolicy.NEWER else None)
+            if references.is_aci(reference):
+                return self.fetch_aci(reference, known)
+            return self.fetch(reference, self.admitter.before(reference), known)
         except RegistryError as error:
             if entry is None or pull is not PullPolicy.NEWER:
                 raise
             self.options.progress.note(f"{error.message}; using the stored {entry.reference}")
             return self.use_admitted(entry, reference, entries)
 
-    def use_admitted(
-        self, entry: Entry, reference: RegistryReference | FileReference, entries: Sequence[Entry]
-    ) -> StoredImage:
+    def use_admitted(self, entry: Entry, reference: Origin, entries: Sequence[Entry]) -> StoredImage:
         """Judge a stored image under the reference that was asked for, else under the one it came by."""
         origin = references.parse(entry.reference)
         if isinstance(reference, RegistryReference) and isinstance(origin, FileReference):
             return self.use(entry, self.admitter.stored(entry, origin), entry.reference, entries)
         return self.use(entry, self.admitter.stored(entry, reference), str(reference), entries)
 
-    def fetch(
-        self, reference: RegistryReference | FileReference, plan: Plan | None, known: Entry | None
-    ) -> StoredImage:
+    def fetch(self, reference: Origin, plan: Plan | None, known: Entry | None) -> StoredImage:
         """Bring the image in; with `known`, only if the source now has another one."""
         from secrun.image.sources import open_source
 
         with self.store.importing() as scratch:
-            stamp = _stamp(reference) if isinstance(reference, FileReference) else ""
+            stamp = stamp_of(reference) if isinstance(reference, FileReference) else ""
             with open_source(reference, self.options) as source:
                 root = source.root()
                 reached("fetch-resolved")
@@ -211,20 +216,25 @@ class _Fetch:
         self,
         source: ImageSource,
         root: Document,
-        reference: RegistryReference | FileReference,
+        reference: Origin,
         plan: Plan | None,
         *,
         scratch: Path,
         stamp: str,
+        origin: Digest | None = None,
     ) -> tuple[Entry, Admission]:
-        """Decide on the image, download what is missing and list it."""
+        """Decide on the image, download what is missing and list it.
+
+        `origin` is the digest of what it was converted from, None if it was not.
+        """
         from secrun.image.download import download
         from secrun.image.select import select_manifest
 
         document, manifest = select_manifest(source, root, self.platform, what=str(reference))
         what = f"{reference}"
         # From here on everything goes by digest: a tag that moves meanwhile changes nothing.
-        verdict = self.admitter.fetched(plan, source, document.digest, root.digest)
+        origin = origin or root.digest
+        verdict = self.admitter.fetched(plan, source, document.digest, origin)
         reached("fetch-admitted")
         progress = self.options.progress
         download(self.store, source, [manifest.config], what=what, scratch=scratch, progress=progress)
@@ -246,7 +256,7 @@ class _Fetch:
             descriptor=descriptor,
             reference=str(reference),
             name=ref_name(reference.name.lstrip("/"), config.platform, platforms.host_platform()),
-            source_digest=root.digest,
+            source_digest=origin,
             given=source.given,
             stamp=stamp,
             imported_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -256,6 +266,12 @@ class _Fetch:
         self.store.add(entry)
         reached("fetch-listed")
         return entry, verdict.admission
+
+    def fetch_aci(self, reference: Origin, known: Entry | None) -> StoredImage:
+        """Bring in an app container image; with `known`, only if its place now has another one."""
+        from secrun.image.aci.fetching import AciFetch
+
+        return AciFetch(self).fetch(reference, known)
 
     def check_platform(self, config: ImageConfig, what: str) -> None:
         """Raise ImageError for an image that this host (or the platform asked for) cannot be."""
@@ -283,7 +299,7 @@ def _expanded(word: StoredReference) -> RegistryReference | None:
 _INDEX_FILES = {Transport.OCI: "index.json", Transport.DIR: "manifest.json"}
 
 
-def _stamp(reference: FileReference) -> str:
+def stamp_of(reference: FileReference) -> str:
     """Return what changes when the file or layout is written again; empty if it is gone."""
     path = reference.path
     if reference.transport in _INDEX_FILES:
@@ -292,7 +308,7 @@ def _stamp(reference: FileReference) -> str:
         status = os.stat(path)
     except OSError:
         return ""
-    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+    return file_stamp(status)
 
 
 def ensure_image(layout: Layout, reference: str, options: FetchOptions) -> StoredImage:
@@ -301,7 +317,7 @@ def ensure_image(layout: Layout, reference: str, options: FetchOptions) -> Store
     Raises UsageError, DeniedError, RegistryError, ImageError, StateError or HostError.
     """
     parsed = references.localize(references.parse(reference))
-    work = _Fetch(layout, options)
+    work = Fetching(layout, options)
     if isinstance(parsed, StoredReference):
         return work.stored(parsed)
     return work.ensure(parsed)

@@ -5,6 +5,7 @@ import os
 import re
 from enum import StrEnum
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from secrun import dockername
 from secrun.digest import Digest
@@ -21,6 +22,8 @@ class Transport(StrEnum):
     OCI_ARCHIVE = "oci-archive"
     DOCKER_ARCHIVE = "docker-archive"
     DIR = "dir"
+    ACI = "aci"
+    """Secrun's own: an app container image, from a file, an address or by discovery."""
 
 
 _IDENTIFIER = re.compile(rf"(?:sha256:)?([0-9a-f]{{{limits.MIN_ID_DIGITS},64}})\Z")
@@ -30,7 +33,20 @@ _LAYOUT_TAG = re.compile(r"[A-Za-z0-9]+(?:(?:--|[-._:@+/])[A-Za-z0-9]+)*\Z")
 _FOREIGN = ("atomic", "containers-storage", "docker-daemon", "ostree", "sif", "tarball")
 
 _DEFAULT_TAG = "latest"
-_FILES = (Transport.OCI, Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE, Transport.DIR)
+_FILES = (
+    Transport.OCI,
+    Transport.OCI_ARCHIVE,
+    Transport.DOCKER_ARCHIVE,
+    Transport.DIR,
+    Transport.ACI,
+)
+# Of which nothing but the path can follow: a folder or a file is one image.
+_WHOLE = (Transport.DIR, Transport.ACI)
+_ACI_SUFFIX = ".aci"
+_APPC = "appc"
+_ADDRESSES = ("https", "http")
+_APPC_NAME = re.compile(r"[a-z0-9]+(?:[-._~/][a-z0-9]+)*\Z")
+MAX_URL_CHARS = 2000
 
 
 @record
@@ -88,6 +104,54 @@ class FileReference:
 
 
 @record
+class UrlReference:
+    """An app container image at an address."""
+
+    url: str
+
+    @property
+    def transport(self) -> Transport:
+        """The transport, as in a policy file."""
+        return Transport.ACI
+
+    @property
+    def name(self) -> str:
+        """The address."""
+        return self.url
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@record
+class AppcReference:
+    """An app container image by its name and labels, found by discovery (appc spec, discovery.md)."""
+
+    image: str
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def transport(self) -> Transport:
+        """The transport, as in a policy file."""
+        return Transport.ACI
+
+    @property
+    def version(self) -> str:
+        """The label `version`, empty if none is asked for."""
+        return dict(self.labels).get("version", "")
+
+    @property
+    def name(self) -> str:
+        """Name, version and labels as they are written."""
+        version = f":{self.version}" if self.version else ""
+        others = "".join(f",{name}={value}" for name, value in self.labels if name != "version")
+        return f"{self.image}{version}{others}"
+
+    def __str__(self) -> str:
+        return f"{_APPC}://{self.name}"
+
+
+@record
 class StoredReference:
     """A bare word: the name of a stored image, or a prefix of a manifest digest."""
 
@@ -112,7 +176,14 @@ class StoredReference:
         return self.text
 
 
-ImageReference: TypeAlias = RegistryReference | FileReference | StoredReference
+# What an image can come from.
+Origin: TypeAlias = RegistryReference | FileReference | UrlReference | AppcReference
+ImageReference: TypeAlias = Origin | StoredReference
+
+
+def is_aci(reference: ImageReference) -> bool:
+    """Tell whether a reference means an app container image."""
+    return not isinstance(reference, StoredReference) and reference.transport is Transport.ACI
 
 
 def _bad(text: str, why: str, hint: str = "") -> UsageError:
@@ -135,8 +206,7 @@ def _registry(rest: str, text: str, *, explicit: bool) -> RegistryReference:
 
 
 def _file(transport: Transport, rest: str, text: str) -> FileReference:
-    # A folder of dir: is one image, so that nothing but the path can follow.
-    path, colon, tag = (rest, "", "") if transport is Transport.DIR else rest.partition(":")
+    path, colon, tag = (rest, "", "") if transport in _WHOLE else rest.partition(":")
     if not path:
         raise _bad(text, "the path is empty", f"write {transport}:PATH[:TAG]")
     if "\0" in path:
@@ -159,6 +229,54 @@ def _check_file_tag(transport: Transport, tag: str, text: str) -> None:
         raise _bad(text, "an archive has no digests", "write docker-archive:PATH[:NAME[:TAG]]")
 
 
+def _with_scheme(scheme: str, rest: str, text: str) -> ImageReference:
+    """Parse SCHEME://REST."""
+    if scheme == _APPC:
+        return _appc(rest, text)
+    if scheme in _ADDRESSES:
+        parts = urlsplit(text)
+        if not parts.hostname or "@" in parts.netloc or not text.isascii() or not text.isprintable():
+            raise _bad(text, "it is no address of a file", "write https://HOST/PATH.aci, without a password")
+        if len(text) > MAX_URL_CHARS or " " in text:
+            raise _bad(text, f"an address has no blanks and at most {MAX_URL_CHARS} characters")
+        return UrlReference(url=text)
+    if scheme != Transport.DOCKER:
+        raise _bad(text, f"{scheme[:40]!r} is no transport of secrun")
+    return _registry(rest, text, explicit=True)
+
+
+def _appc(rest: str, text: str) -> AppcReference:
+    """Parse NAME[:VERSION][,LABEL=VALUE]... as rkt has it."""
+    head, *others = rest.split(",")
+    name, colon, version = head.partition(":")
+    labels: dict[str, str] = {"version": version} if colon else {}
+    hint = "write appc://NAME[:VERSION][,LABEL=VALUE]"
+    for word in others:
+        key, equals, value = word.partition("=")
+        if not equals or not _APPC_NAME.match(key) or key in labels or key == "name":
+            raise _bad(text, f"{word[:80]!r} is no label, or one that is given twice", hint)
+        labels[key] = value
+    if not _APPC_NAME.match(name) or len(name) > dockername.MAX_NAME_CHARS:
+        raise _bad(text, f"{name[:80]!r} is no AC Identifier", hint)
+    wrong = [value for value in labels.values() if not _is_label_value(value)]
+    if wrong:
+        raise _bad(text, f"{wrong[0][:80]!r} cannot be the value of a label", hint)
+    return AppcReference(image=name, labels=tuple(sorted(labels.items())))
+
+
+def _is_label_value(value: str) -> bool:
+    """Tell whether a value can be written in a reference and put into an address."""
+    return re.match(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}\Z", value) is not None
+
+
+def _is_aci_path(text: str) -> bool:
+    """Tell whether a word is the path of an app container image: ./FILE, /FILE, or FILE.aci."""
+    first, slash, _ = text.partition("/")
+    if first in ("", ".", "..") and slash:
+        return True
+    return text.endswith(_ACI_SUFFIX) and not (slash and dockername.is_domain(first))
+
+
 def parse(text: str) -> ImageReference:
     """Parse what a user wrote; raises UsageError.
 
@@ -167,13 +285,13 @@ def parse(text: str) -> ImageReference:
     """
     scheme, colon, rest = text.partition(":")
     if colon and rest.startswith("//"):
-        if scheme != Transport.DOCKER:
-            raise _bad(text, f"{scheme[:40]!r} is no transport of secrun")
-        return _registry(rest[2:], text, explicit=True)
+        return _with_scheme(scheme, rest[2:], text)
     if colon and scheme in _FILES:
         return _file(Transport(scheme), rest, text)
     if colon and (scheme in _FOREIGN or (scheme == Transport.DOCKER and not rest.isdecimal())):
         raise _bad(text, f"{scheme!r} is no transport of secrun")
+    if _is_aci_path(text):
+        return _file(Transport.ACI, text, text)
     if not text or len(text) > dockername.MAX_NAME_CHARS * 2 or not text.isprintable() or " " in text:
         raise _bad(text, "it is empty, too long or has blanks")
     first, slash, _ = text.partition("/")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secrun.digest import Digest
+from secrun.errors import UsageError
 from secrun.image import auth, retry, wire
+from secrun.image import reference as references
 from secrun.image.certs import CertificateDirs
 from secrun.image.dirsource import DirSource
 from secrun.image.dockerarchive import DockerArchiveSource
@@ -15,7 +17,7 @@ from secrun.image.files import ArchiveFiles, FolderFiles, open_regular
 from secrun.image.layout import LayoutSource
 from secrun.image.options import FetchOptions
 from secrun.image.proxy import ProxySettings
-from secrun.image.reference import FileReference, RegistryReference, Transport
+from secrun.image.reference import FileReference, Origin, RegistryReference, Transport
 from secrun.image.registry import RegistryClient
 from secrun.image.source import ImageSource
 from secrun.image.tarscan import Member, from_json, scan, to_json
@@ -105,10 +107,14 @@ def _archive(reference: FileReference) -> Iterator[ArchiveFiles]:
 
 
 @contextmanager
-def open_source(
-    reference: RegistryReference | FileReference, options: FetchOptions
-) -> Iterator[ImageSource]:
+def open_source(reference: Origin, options: FetchOptions) -> Iterator[ImageSource]:
     """Yield a source for `reference`; an archive needs a process without other threads."""
+    if not isinstance(reference, RegistryReference | FileReference) or references.is_aci(reference):
+        raise UsageError(
+            f"{reference} is an app container image, which must be stored first",
+            hint=f"secrun fetch {reference}",
+            code="usage-reference",
+        )
     if isinstance(reference, RegistryReference):
         yield _remote(reference, options)
         return

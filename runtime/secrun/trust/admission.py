@@ -27,13 +27,20 @@ class Decision(StrEnum):
 class Subject:
     """What is asked about: a transport, and the scopes that cover the image, the most specific first.
 
-    `docker` is the image's name in a registry, None where the transport gives it none.
+    `docker` is the image's name in a registry, None where the transport gives it none; `appc` is the name of
+    an app container image, without version.
     """
 
     name: str
     transport: str
     scopes: tuple[str, ...]
     docker: DockerName | None = None
+    appc: str = ""
+
+    @property
+    def repository(self) -> str:
+        """The name that prefixes of keys are held against, empty if there is none."""
+        return self.docker.repository if self.docker else self.appc
 
 
 @record

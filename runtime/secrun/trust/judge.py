@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from secrun.digest import Digest
 from secrun.record import record, replace
-from secrun.trust import bundle, cosign, notation, openpgp, trustedroot
+from secrun.trust import bundle, cosign, detached, notation, openpgp, trustedroot
 from secrun.trust.admission import Admission, Decision
 from secrun.trust.faults import SignatureFaultError
 from secrun.trust.plan import Plan
@@ -76,7 +76,12 @@ def _meet(requirement: Requirement, signatures: SignatureSet, case: Case) -> Out
     kinds = {
         RequirementType.SIGNED_BY: (SignatureKind.OPENPGP,),
         RequirementType.SIGSTORE_SIGNED: (SignatureKind.COSIGN, SignatureKind.BUNDLE),
-        RequirementType.KEY_RING: (SignatureKind.COSIGN, SignatureKind.BUNDLE, SignatureKind.OPENPGP),
+        RequirementType.KEY_RING: (
+            SignatureKind.COSIGN,
+            SignatureKind.BUNDLE,
+            SignatureKind.OPENPGP,
+            SignatureKind.APPC,
+        ),
     }[requirement.type]
     return _first(str(requirement.type), signatures.of_kind(*kinds), check)
 
@@ -86,6 +91,8 @@ def _check(candidate: Candidate, requirement: Requirement, case: Case) -> Verifi
         requirement, case = _narrowed(candidate, requirement, case)
     if candidate.kind is SignatureKind.OPENPGP:
         return openpgp.verify(candidate, requirement, case)
+    if candidate.kind is SignatureKind.APPC:
+        return detached.verify(candidate, requirement, case)
     if candidate.kind is SignatureKind.BUNDLE:
         return bundle.verify(candidate, requirement, case)
     return cosign.verify(candidate, requirement, case)
@@ -93,7 +100,7 @@ def _check(candidate: Candidate, requirement: Requirement, case: Case) -> Verifi
 
 def _narrowed(candidate: Candidate, requirement: Requirement, case: Case) -> tuple[Requirement, Case]:
     """Keep the keys of the ring that can have made this form of signature."""
-    wanted = candidate.kind is SignatureKind.OPENPGP
+    wanted = candidate.kind in (SignatureKind.OPENPGP, SignatureKind.APPC)
     keys = tuple(item for item in requirement.keys if is_openpgp(item.data) == wanted)
     if not keys:
         raise SignatureFaultError("no trusted key is of its kind")

@@ -65,16 +65,17 @@ def verify_message(message: bytes, certificates: list["Cert"], now: float) -> tu
     try:
         found = pysequoia.verify(bytes=plain, store=lambda _: good)
     except RuntimeError as error:
-        raise SignatureFaultError(_why(certificates, good, first_line(error))) from error
+        raise SignatureFaultError(why(certificates, good, first_line(error))) from error
     signers = {item.certificate.lower() for item in found.valid_sigs}
     for certificate in good:
         if (name := fingerprint(certificate)) in signers and _FINGERPRINT.match(name):
             expires = int(certificate.expiration.timestamp()) if certificate.expiration else 0
             return bytes(found.bytes or b""), name, expires
-    raise SignatureFaultError(_why(certificates, good, "it is by none of the keys of the rule"))
+    raise SignatureFaultError(why(certificates, good, "it is by none of the keys of the rule"))
 
 
-def _why(certificates: list["Cert"], good: list["Cert"], said: str) -> str:
+def why(certificates: list["Cert"], good: list["Cert"], said: str) -> str:
+    """Say why no key made a signature, and which keys cannot have."""
     if "no valid signatures" in said:
         said = "it is by none of the keys of the rule"
     lost = [item for item in certificates if item not in good]

@@ -188,9 +188,9 @@ class TrustContext:
             return Plan(
                 subject=subject, policy_source=rule.source, scope=rule.scope, requirements=(), rule=rule
             )
-        prefix, keys = self.ring.for_name(subject.docker)
+        prefix, keys = self.ring.for_name(subject.repository)
         if keys and _ring_wins(scope, prefix, subject):
-            label = f"docker:{prefix}" if prefix else "default"
+            label = f"{subject.transport}:{prefix}" if prefix else "default"
             return Plan(
                 subject=subject,
                 policy_source=str(self.ring.folder),
@@ -227,7 +227,7 @@ def _ring_wins(scope: str, prefix: str, subject: Subject) -> bool:
     if not prefix:
         return False
     order = {f"{subject.transport}:{word}": number for number, word in enumerate((*subject.scopes, ""))}
-    return order[f"docker:{prefix}"] < order[scope]
+    return order[f"{subject.transport}:{prefix}"] < order[scope]
 
 
 def _of_ring(keys: Sequence[RingKey]) -> Requirement:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from secrun import dockername
-from secrun.dockername import DockerName
 from secrun.errors import DeniedError, ImageError, UsageError
 from secrun.record import record
 from secrun.trust import limits
@@ -18,6 +17,8 @@ from secrun.trust.requirement import Material
 
 PREFIXES = "prefix.d"
 ROOT = "root.d"
+# appc spec, types.md, AC Identifier: of app container images; wider than a repository's name.
+_APPC_NAME = re.compile(r"[a-z0-9]+(?:[-._~/][a-z0-9]+)*\Z")
 _FINGERPRINT = re.compile(r"[0-9a-f]{40,64}\Z")
 
 
@@ -52,6 +53,8 @@ def check_prefix(text: str) -> str:
     if "://" in text:
         raise UsageError(f"prefix {text[:200]!r} has a scheme", hint=hint, code="usage-prefix")
     first = text.partition("/")[0]
+    if dockername.is_domain(first) and _APPC_NAME.match(text) and len(text) <= dockername.MAX_NAME_CHARS:
+        return text
     try:
         name = None if dockername.is_registry(text) else dockername.parse(text)
     except ImageError as error:
@@ -107,13 +110,13 @@ class KeyRing:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def for_name(self, name: DockerName | None) -> tuple[str, list[RingKey]]:
-        """Return the longest prefix of `name` that has keys, and all keys that count for it.
+    def for_name(self, name: str) -> tuple[str, list[RingKey]]:
+        """Return the longest prefix of an image's name that has keys, and all keys that count for it.
 
         The prefix is empty if only keys for any image are there, or none at all.
         """
         longest, found = "", []
-        for prefix in dockername.parents(name.repository) if name else ():
+        for prefix in dockername.parents(name) if name else ():
             keys = _keys_in(self.folder / PREFIXES / prefix, prefix)
             longest = longest or (prefix if keys else "")
             found += keys

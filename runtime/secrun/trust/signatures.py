@@ -27,6 +27,8 @@ class SignatureKind(StrEnum):
     """A JWS envelope of the Notary Project."""
     OPENPGP = "openpgp"
     """A signed OpenPGP message that holds a simple-signing payload."""
+    APPC = "appc"
+    """A detached OpenPGP signature of an app container image's file."""
 
 
 @record

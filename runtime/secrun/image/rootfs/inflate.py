@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from queue import Queue
 from typing import Protocol
 
@@ -71,6 +71,10 @@ def preload(compression: Compression) -> None:
         _gzip_backend()
     elif compression is Compression.ZSTD:
         import zstandard  # noqa: F401 - loading it is the point
+    elif compression is Compression.BZIP2:
+        import bz2  # noqa: F401
+    elif compression is Compression.XZ:
+        import lzma  # noqa: F401
 
 
 def preload_hash(algorithm: str) -> None:
@@ -159,6 +163,71 @@ def _zstd(fd: int, name: str) -> Iterator[bytes]:
             ) from error
 
 
+class _Streaming(Protocol):
+    """A decompressor of bz2 or lzma."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether all that was given is used up."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """Input behind the end of the stream."""
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        """Return up to `max_length` bytes of output."""
+
+
+def _streams(
+    fd: int, name: str, what: str, start: Callable[[], _Streaming], failures: tuple[type[Exception], ...]
+) -> Iterator[bytes]:
+    """Yield the output of all streams of a file, in order."""
+    position = 0
+    inflater = start()
+    data = b""
+    while True:
+        if inflater.eof:
+            data = inflater.unused_data or os.pread(fd, _INPUT, position)
+            position += 0 if inflater.unused_data else len(data)
+            if not data:
+                return
+            inflater = start()
+        elif inflater.needs_input:
+            data = os.pread(fd, _INPUT, position)
+            position += len(data)
+            if not data:
+                raise ImageError(
+                    f"layer {name} is truncated: its {what} data has no end", code="image-compression"
+                )
+        else:
+            data = b""
+        try:
+            yield inflater.decompress(data, _OUTPUT)
+        except failures as error:
+            raise ImageError(
+                f"layer {name} is not valid {what} data: {error}", code="image-compression"
+            ) from error
+
+
+def _bzip2(fd: int, name: str) -> Iterator[bytes]:
+    import bz2
+
+    return _streams(fd, name, "bzip2", bz2.BZ2Decompressor, (OSError, ValueError))
+
+
+def _xz(fd: int, name: str) -> Iterator[bytes]:
+    import lzma
+
+    def start() -> _Streaming:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=limits.MAX_XZ_MEMORY)
+
+    return _streams(fd, name, "xz", start, (lzma.LZMAError,))
+
+
 def _expect_magic(fd: int, magic: bytes, what: str, name: str) -> None:
     head = os.pread(fd, 8, 0)
     # Skippable frames (RFC 8878, 3.1.2), which zstd:chunked uses, may come first.
@@ -176,7 +245,19 @@ _READERS: dict[Compression, Callable[[int, str], Iterator[bytes]]] = {
     Compression.NONE: _plain,
     Compression.GZIP: _gzip,
     Compression.ZSTD: _zstd,
+    Compression.BZIP2: _bzip2,
+    Compression.XZ: _xz,
 }
+
+
+def compression_of(fd: int) -> Compression:
+    """Return how a file is packed, by its first bytes; what has none of the marks counts as plain."""
+    head = os.pread(fd, 8, 0)
+    packed = next((what for start, what in _MAGIC.items() if head.startswith(start)), "none")
+    known = {item.value: item for item in Compression}
+    if packed not in known:
+        raise ImageError(f"{packed} data is not taken", code="image-compression")
+    return known[packed]
 
 
 def _bounded(chunks: Iterator[bytes], size: int, name: str, budget: Budget) -> Iterator[bytes]:
@@ -234,7 +315,13 @@ class _Pump:
             raise self._error
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def inflated(fd: int, compression: Compression, *, size: int, name: str, budget: Budget) -> Iterable[bytes]:
+    """Return the decompressed bytes of a file in pieces; raises ImageError past a limit or for bad data."""
+    return _Pump(_bounded(_READERS[compression](fd, name), size, name, budget))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -264,9 +351,9 @@ def expand(
         )
     state = hashlib.new(diff_id.algorithm)
     total = 0
-    for chunk in _Pump(_bounded(_READERS[compression](blob_fd, name), size, name, budget)):
+    for chunk in inflated(blob_fd, compression, size=size, name=name, budget=budget):
         state.update(chunk)
-        _write_all(out_fd, chunk)
+        write_all(out_fd, chunk)
         total += len(chunk)
     if state.hexdigest() != diff_id.hex:
         raise ImageError(

@@ -16,6 +16,9 @@ RATIO_FLOOR_BYTES = 256 << 20
 # zstd(1) itself refuses larger windows without --long; a frame header may ask for up to 3.75 TiB of memory.
 MAX_ZSTD_WINDOW = 128 << 20
 
+# `xz -9` needs 65 MiB; a header may ask for up to 4 GiB.
+MAX_XZ_MEMORY = 128 << 20
+
 # Tar headers read, and likewise nodes made (implicit parents count): bounds memory (about 1.5 kB per node)
 # and time (about 20 microseconds per header).
 MAX_ENTRIES = 1_000_000

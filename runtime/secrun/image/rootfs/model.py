@@ -19,6 +19,9 @@ class Compression(StrEnum):
     NONE = "none"
     GZIP = "gzip"
     ZSTD = "zstd"
+    BZIP2 = "bzip2"
+    """Of app container images only, as is the next."""
+    XZ = "xz"
 
 
 class FileKind(StrEnum):

@@ -1,0 +1,91 @@
+"""Bring an image's file and its signature to a place where nobody else can change them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secrun.errors import ImageError
+from secrun.image import limits as image_limits
+from secrun.image.aci import limits
+from secrun.image.files import file_stamp, open_regular
+from secrun.image.options import FetchOptions
+from secrun.image.reference import AppcReference, FileReference, UrlReference
+from secrun.record import record
+from secrun.trust import limits as trust_limits
+
+if TYPE_CHECKING:
+    from secrun.image.entries import Entry
+
+AciReference = FileReference | UrlReference | AppcReference
+_SIGNATURE_SUFFIX = ".asc"
+
+
+@record
+class Staged:
+    """An image's file, open; its signature, empty if there is none; and what tells this state of it again."""
+
+    fd: int
+    path: Path
+    signature: bytes
+    stamp: str
+
+
+def too_large(what: str, limit: int) -> ImageError:
+    """Return the error for a file that has no end that could be waited for."""
+    return ImageError(f"{what} is larger than {limit} bytes", code="image-limit")
+
+
+def _copy(source: int, target: int, what: str) -> None:
+    total = 0
+    while chunk := os.read(source, image_limits.CHUNK_BYTES):
+        total += len(chunk)
+        if total > limits.MAX_ACI_BYTES:
+            raise too_large(what, limits.MAX_ACI_BYTES)
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(target, view) :]
+
+
+def _signature(path: Path) -> bytes:
+    """Return the signature beside a file, empty if there is none."""
+    beside = path.with_name(path.name + _SIGNATURE_SUFFIX)
+    if not beside.exists():
+        return b""
+    fd = open_regular(beside, str(beside), follow=True)
+    with os.fdopen(fd, "rb") as stream:
+        data = stream.read(trust_limits.MAX_MESSAGE_BYTES + 1)
+    if len(data) > trust_limits.MAX_MESSAGE_BYTES:
+        raise too_large(str(beside), trust_limits.MAX_MESSAGE_BYTES)
+    return data
+
+
+@contextmanager
+def staged(
+    reference: AciReference, options: FetchOptions, scratch: Path, known: "Entry | None"
+) -> Iterator[Staged | None]:
+    """Yield the file that a reference means, None if it is still what `known` came from.
+
+    Raises ImageError, or RegistryError from a server.
+    """
+    path = scratch / "image.aci"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if isinstance(reference, FileReference):
+            yield _of_file(reference, fd, path)
+        else:
+            raise ImageError(f"{reference}: only files yet", code="image-aci")
+    finally:
+        os.close(fd)
+        path.unlink()
+
+
+def _of_file(reference: FileReference, fd: int, path: Path) -> Staged:
+    source = open_regular(Path(reference.path), str(reference), follow=True)
+    try:
+        stamp = file_stamp(os.fstat(source))
+        _copy(source, fd, str(reference))
+    finally:
+        os.close(source)
+    return Staged(fd=fd, path=path, signature=_signature(Path(reference.path)), stamp=stamp)

@@ -23,7 +23,8 @@ _LISTS = ("rkt", "docker")
 _ALLOWED, _REFUSED = "default-whitelist", "default-blacklist"
 _SYSTEMD = "systemd"
 _ALIASES = {"default-whitelist": ("default", "system-service")}
-_KNOWN_ERRNO = {name: number for number, name in errno.errorcode.items()}
+# Some numbers have two names, such as ENOTSUP and EOPNOTSUPP.
+_KNOWN_ERRNO = {name: getattr(errno, name) for name in dir(errno) if name.startswith("E")}
 _ANYWHERE = Applies()
 
 
@@ -92,6 +93,25 @@ def _options(text: str) -> tuple[str, int | None, list[str]]:
     if len(words) > MAX_WORDS:
         raise _refuse(f"more than {MAX_WORDS} words")
     return mode, number, words
+
+
+def within(text: str, default: SeccompProfile, known: Callable[[str], bool]) -> tuple[str, tuple[str, ...]]:
+    """Return `text` with its groups cut to what `default` allows, and the calls by name that go beyond it.
+
+    For whoever may narrow a filter but not widen it. Raises PolicyError.
+    """
+    profile = parse(text, default, known)
+    mode, number, words = _options(text)
+    if profile is None:
+        return text, (EVERYTHING,)
+    if mode == "remove":
+        return text, ()
+    allowed = _named(default, allowed=True)
+    names = {
+        name for word in words for name in (_group(word, default) & allowed if word[0] == "@" else (word,))
+    }
+    head = [f"{MARK}{mode}", *([f"errno={errno.errorcode[number]}"] if number is not None else [])]
+    return ",".join([*head, *sorted(names)]), tuple(sorted(names - allowed))
 
 
 def parse(text: str, default: SeccompProfile, known: Callable[[str], bool]) -> SeccompProfile | None:

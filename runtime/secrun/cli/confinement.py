@@ -8,8 +8,6 @@ from secrun.record import replace
 from secrun.stage1.manifest import Limits
 from secrun_policies.confine import RLIMITS
 
-_OOM_SCORE = "/proc/self/oom_score_adj"
-# Shares and weights of cgroup v1 become those of cgroup2 by the OCI runtimes' conversion.
 _SHARES, _WEIGHTS, _BLKIO = (2, 262_144), (1, 10_000), (10, 1_000)
 
 
@@ -43,7 +41,7 @@ def _cpu_weight(args: Arguments) -> int | None:
         return weight
     if weight is not None:
         raise UsageError("--cpu-shares and --cpu-weight say the same thing: give one")
-    return 1 + (shares - 2) * 9999 // 262_142
+    return request.cpu_weight(shares)
 
 
 def limits(args: Arguments) -> Limits:
@@ -71,11 +69,6 @@ def _hard_limits() -> dict[str, int]:
     names = (name for name in RLIMITS if hasattr(resource, name))
     found = {name: resource.getrlimit(getattr(resource, name))[1] for name in names}
     return {name: value for name, value in found.items() if value != resource.RLIM_INFINITY}
-
-
-def _inherited_oom_score() -> int:
-    with open(_OOM_SCORE, encoding="ascii") as stream:
-        return int(stream.read())
 
 
 def _seccomp(args: Arguments, asked: SecurityRequest) -> str | None:
@@ -111,7 +104,9 @@ def asked(args: Arguments) -> SecurityRequest:
         cap_drop=caps.cap_drop,
         sysctls=tuple(security.sysctl(text) for text in args.many("sysctl")),
         rlimits=rlimits,
-        oom_score_adj=None if score is None else security.oom_score_adj(score, _inherited_oom_score()),
+        oom_score_adj=None
+        if score is None
+        else security.oom_score_adj(score, security.inherited_oom_score()),
         devices=tuple(security.device(text) for text in args.many("device")),
         tmpfs=tuple(security.tmpfs(text) for text in args.many("tmpfs")),
         read_only_tmpfs=args.flag("read_only_tmpfs"),

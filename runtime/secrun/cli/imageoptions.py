@@ -9,7 +9,7 @@ from secrun.image.options import FetchOptions, PullPolicy
 from secrun.image.platform import Platform
 from secrun.image.progress import TerminalProgress
 
-_INSECURE_OPTIONS = ("image",)
+_INSECURE_OPTIONS = ("http", "image", "isolators")
 
 
 def _insecure(args: Arguments) -> frozenset[str]:
@@ -25,6 +25,7 @@ def _insecure(args: Arguments) -> frozenset[str]:
 
 def fetch_options(args: Arguments, context: Context) -> FetchOptions:
     """Read the options that every verb with an image takes; raises UsageError."""
+    insecure = _insecure(args)
     platform, authfile, policy = args.text("platform"), args.text("authfile"), args.text("policy")
     return FetchOptions(
         pull=PullPolicy(args.required("pull")),
@@ -32,6 +33,8 @@ def fetch_options(args: Arguments, context: Context) -> FetchOptions:
         tls_verify=args.required("tls_verify") == "true",
         authfile=Path(authfile).absolute() if authfile else None,
         policy=Path(policy).absolute() if policy else None,
-        insecure_image="image" in _insecure(args),
+        insecure_image="image" in insecure,
+        insecure_http="http" in insecure,
+        insecure_isolators="isolators" in insecure,
         progress=TerminalProgress(context.err, os.environ),
     )

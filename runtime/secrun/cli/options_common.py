@@ -51,7 +51,8 @@ IMAGE = (
         flags=("--insecure-options",),
         kind=Kind.LIST,
         metavar="NAME[,NAME]",
-        help="relax a guard by name; image: admit images that no policy accepts",
+        help="relax a guard by name; image: admit what no policy accepts; for app container images http: "
+        "fetch without TLS, isolators: apply none of theirs",
     ),
 )
 

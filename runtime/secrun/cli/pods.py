@@ -78,6 +78,7 @@ def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
         console_size=request.terminal_size() or request.USUAL_TERMINAL if pod.flag("tty") else None,
         stdin=pod.flag("interactive"),
         volumes=mounted.volumes,
+        declared=mounted.declared,
         limits=confinement.limits(args),
         security=replace(asked, tmpfs=(*asked.tmpfs, *mounted.tmpfs)),
         stop_timeout_seconds=_stop_timeout(args),

@@ -11,6 +11,10 @@ from secrun.record import record
 _MAX_WORDS = 10_000
 
 
+# Holds the manifest of an app container image, which this image was converted from.
+APPC_LABEL = "dev.secrun.appc.manifest"
+
+
 @record
 class ImageConfig:
     """What an image asks for when it runs, and the digests of its uncompressed layers, lowest first."""

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from secrun.checkpoint import reached
 from secrun.digest import Digest
 from secrun.errors import DeniedError, ImageError, RegistryError
+from secrun.files import file_stamp
 from secrun.image import config as configs
 from secrun.image import manifest as manifests
 from secrun.image import platform as platforms
 from secrun.image import reference as references
 from secrun.image import resolve
 from secrun.image.admit import Admitter
-from secrun.image.config import ImageConfig
+from secrun.image.config import APPC_LABEL, ImageConfig
 from secrun.image.entries import Entry, ref_name
-from secrun.image.files import file_stamp
 from secrun.image.manifest import Descriptor, LayerType, Manifest
 from secrun.image.options import FetchOptions, PullPolicy
 from secrun.image.reference import (
@@ -57,6 +57,11 @@ class StoredImage:
     names: tuple[str, ...]
     imported_at: str
     admission: Admission
+
+    @property
+    def is_appc(self) -> bool:
+        """Whether it was an app container image: its configuration says more than OCI has words for."""
+        return any(name == APPC_LABEL for name, _ in self.config.labels)
 
 
 _COMPRESSIONS = {
@@ -181,7 +186,7 @@ class Fetching:
         known = entry if pull is PullPolicy.NEWER else None
         try:
             if references.is_aci(reference):
-                return self.fetch_aci(reference, known)
+                return self.fetch_aci(reference)
             return self.fetch(reference, self.admitter.before(reference), known)
         except RegistryError as error:
             if entry is None or pull is not PullPolicy.NEWER:
@@ -267,11 +272,11 @@ class Fetching:
         reached("fetch-listed")
         return entry, verdict.admission
 
-    def fetch_aci(self, reference: Origin, known: Entry | None) -> StoredImage:
-        """Bring in an app container image; with `known`, only if its place now has another one."""
+    def fetch_aci(self, reference: Origin) -> StoredImage:
+        """Bring in an app container image."""
         from secrun.image.aci.fetching import AciFetch
 
-        return AciFetch(self).fetch(reference, known)
+        return AciFetch(self).fetch(reference)
 
     def check_platform(self, config: ImageConfig, what: str) -> None:
         """Raise ImageError for an image that this host (or the platform asked for) cannot be."""

@@ -54,11 +54,6 @@ def open_regular(path: Path, what: str, *, follow: bool = False) -> int:
     return fd
 
 
-def file_stamp(status: os.stat_result) -> str:
-    """Return what changes when a file is written again."""
-    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
-
-
 class FolderFiles:
     """The files below a folder."""
 

@@ -27,6 +27,10 @@ class FetchOptions:
     authfile: Path | None = None
     policy: Path | None = None
     insecure_image: bool = False
+    insecure_http: bool = False
+    """App container images, their signatures and the pages that lead to them may come without TLS."""
+    insecure_isolators: bool = False
+    """The isolators of app container images are not applied."""
     stage1: str = ""
     """The flavour that the image is for; empty if it is only fetched."""
     progress: Progress = field(default_factory=NullProgress)

@@ -76,6 +76,11 @@ def matching(
     A whole name comes first, then the end of one (app:1 for registry.example/team/app:1, as in podman), then
     an ID prefix. Names stand for the images of `platform`, None for any.
     """
+    if digits := reference.image_id:
+        found = [entry for entry in entries if entry.source_digest.algorithm == "sha512"]
+        return _unique(
+            [entry for entry in found if entry.source_digest.hex.startswith(digits)], reference.text
+        )
     names = (reference.text, f"{reference.text}:latest")
     ends = tuple(f"/{name}" for name in names)
     named = [entry for entry in entries if _fits(entry, platform)]

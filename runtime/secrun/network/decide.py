@@ -9,23 +9,27 @@ from secrun.network import request as requests
 from secrun.network.configs import Places
 from secrun.network.conflist import NetworkConfig
 from secrun.network.limits import MAX_NETWORKS
-from secrun.network.plan import Attachment, Connection, Port, Protocol
+from secrun.network.plan import Attachment, Connection, ImagePort, Port, Protocol
 from secrun.network.request import NetworkAsked, NetworkRequest
 from secrun.paths import Layout
 from secrun.stage1.manifest import Network
 
 PORTS = "portMappings"
+_LAST_PORT = 65535
 
 
-def _exposed(name: str, exposed: Sequence[str]) -> tuple[int, Protocol]:
-    """Return the port that an image calls `name`: `80/tcp`, `80-tcp` as rkt has it, or `80`."""
+def _exposed(name: str, exposed: Sequence[str], named: Sequence[ImagePort]) -> ImagePort:
+    """Return the port that an image calls `name`: its own word, `80/tcp`, `80-tcp` as rkt has it, `80`."""
+    for port in named:
+        if port.name == name:
+            return port
     for text in exposed:
         number, _, protocol = text.partition("/")
         protocol = protocol or Protocol.TCP
         known = {f"{number}/{protocol}", f"{number}-{protocol}", *([number] if protocol == "tcp" else [])}
         if name in known and number.isdecimal() and protocol in tuple(Protocol):
-            return int(number), Protocol(protocol)
-    listed = ", ".join(text.replace("/", "-") for text in exposed)
+            return ImagePort(name=name, port=int(number), count=1, protocol=Protocol(protocol))
+    listed = ", ".join([*(port.name for port in named), *(text.replace("/", "-") for text in exposed)])
     raise UsageError(
         f"--port {name[:80]!r}: no image of the pod has a port of this name",
         hint=f"they have: {listed or 'none'}",
@@ -33,14 +37,24 @@ def _exposed(name: str, exposed: Sequence[str]) -> tuple[int, Protocol]:
     )
 
 
-def _ports(request: NetworkRequest, exposed: Sequence[str]) -> tuple[Port, ...]:
-    named: list[Port] = []
-    for item in request.named_ports:
-        number, protocol = _exposed(item.name, exposed)
-        named.append(
-            Port(host_ip=item.host_ip, host_port=item.host_port, pod_port=number, protocol=protocol)
+def ports_of(
+    request: NetworkRequest, exposed: Sequence[str], named: Sequence[ImagePort]
+) -> tuple[Port, ...]:
+    """Return the ports that are forwarded; raises UsageError for a name that no image has."""
+    wanted = [(item, _exposed(item.name, exposed, named)) for item in request.named_ports]
+    forwarded = [
+        Port(
+            host_ip=item.host_ip,
+            host_port=item.host_port + offset,
+            pod_port=port.port + offset,
+            protocol=port.protocol,
         )
-    found = (*request.ports, *named)
+        for item, port in wanted
+        for offset in range(port.count)
+    ]
+    if any(port.host_port > _LAST_PORT for port in forwarded):
+        raise UsageError(f"--port {request.named_ports[0].name}: the range ends beyond {_LAST_PORT}")
+    found = (*request.ports, *forwarded)
     requests.check_ports(found)
     if found and request.mode is not Network.CNI:
         raise UsageError(
@@ -114,9 +128,18 @@ def _attachments(
     )
 
 
-def decide(layout: Layout, request: NetworkRequest, places: Places, exposed: Sequence[str]) -> Connection:
-    """Return what the manifest says; raises UsageError, NetworkError, or HostError for a missing plugin."""
-    ports = _ports(request, exposed)
+def decide(
+    layout: Layout,
+    request: NetworkRequest,
+    places: Places,
+    exposed: Sequence[str],
+    named: Sequence[ImagePort] = (),
+) -> Connection:
+    """Return what the manifest says; raises UsageError, NetworkError, or HostError for a missing plugin.
+
+    `exposed` are the ports that images declare, `named` those that they give a name.
+    """
+    ports = ports_of(request, exposed, named)
     joins = request.mode is Network.CNI
     return Connection(
         attachments=_attachments(request, layout, places, ports=bool(ports)) if joins else (),

@@ -35,6 +35,16 @@ class DnsMode(StrEnum):
 
 
 @record
+class ImagePort:
+    """Ports that an image gives a name: `count` of them, from `port` on."""
+
+    name: str
+    port: int
+    count: int
+    protocol: Protocol
+
+
+@record
 class Attachment:
     """One network that the pod joins, through one interface."""
 

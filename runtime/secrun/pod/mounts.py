@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from secrun.errors import UsageError
 from secrun.paths import Layout
 from secrun.pod import request, security, volumes
+from secrun.pod.request import DeclaredVolume
 from secrun.record import record
 from secrun.stage1.manifest import Relabel, Volume
 from secrun.stage1.security import Tmpfs
@@ -19,6 +20,8 @@ class Mounts:
 
     volumes: tuple[Volume, ...]
     tmpfs: tuple[Tmpfs, ...]
+    declared: tuple[DeclaredVolume, ...] = ()
+    """Volumes by name, for the mount points that an image names."""
 
 
 def _bad(option: str, text: str, problem: str, hint: str = "") -> UsageError:
@@ -101,15 +104,7 @@ def _long(layout: Layout, text: str, given: Mapping[str, str]) -> Volume | Tmpfs
     return _host_volume(layout, source, pairs["target"], f":{','.join(words)}" if words else "")
 
 
-@record
-class _Declared:
-    """A volume as rkt declares it, to be mounted by name."""
-
-    source: str
-    read_only: bool
-
-
-def _declared(text: str) -> tuple[str, _Declared]:
+def _declared(text: str) -> DeclaredVolume:
     """Parse rkt's --volume NAME,kind=host,source=PATH[,readOnly=BOOL][,recursive=BOOL]."""
     name, *words = text.split(",")
     pairs = _pairs("--volume", text, words)
@@ -120,11 +115,19 @@ def _declared(text: str) -> tuple[str, _Declared]:
     unknown = sorted(set(pairs) - {"kind", "source", "readonly", "recursive"})
     if unknown or not _flag("--volume", text, pairs.get("recursive", "")):
         raise _bad("--volume", text, f"{unknown[0] if unknown else 'recursive=false'} is not possible")
-    read_only = "readonly" in pairs and _flag("--volume", text, pairs["readonly"])
-    return name, _Declared(source=pairs.get("source", ""), read_only=read_only)
+    read_only = _flag("--volume", text, pairs["readonly"]) if "readonly" in pairs else None
+    return DeclaredVolume(name=name, source=pairs.get("source", ""), read_only=read_only)
 
 
-def _mounted(layout: Layout, text: str, given: Mapping[str, str], known: Mapping[str, _Declared]) -> Volume:
+def declared_at(layout: Layout, found: DeclaredVolume, target: str, *, read_only: bool = False) -> Volume:
+    """Return a declared volume at a place; `read_only` counts where its declaration says nothing."""
+    said = read_only if found.read_only is None else found.read_only
+    return _host_volume(layout, found.source, target, ":ro" if said else "")
+
+
+def _mounted(
+    layout: Layout, text: str, given: Mapping[str, str], known: Mapping[str, DeclaredVolume]
+) -> Volume:
     """Parse rkt's --mount volume=NAME,target=PATH."""
     if set(given) != {"volume", "target"}:
         raise _bad("--mount", text, "expected volume=NAME,target=PATH")
@@ -132,20 +135,20 @@ def _mounted(layout: Layout, text: str, given: Mapping[str, str], known: Mapping
     if found is None:
         hint = "declare it: --volume NAME,kind=host,source=PATH"
         raise _bad("--mount", text, f"there is no --volume {given['volume'][:80]}", hint)
-    return _host_volume(layout, found.source, given["target"], ":ro" if found.read_only else "")
+    return declared_at(layout, found, given["target"])
 
 
 def parse(layout: Layout, short: Sequence[str], long: Sequence[str]) -> Mounts:
     """Parse all -v and --mount of an app; raises UsageError."""
-    declared: dict[str, _Declared] = {}
+    declared: dict[str, DeclaredVolume] = {}
     found: list[Volume] = []
     tmpfs: list[Tmpfs] = []
     for text in short:
         if ",kind=" in text:
-            name, item = _declared(text)
-            if name in declared:
+            item = _declared(text)
+            if item.name in declared:
                 raise _bad("--volume", text, "the name is given twice")
-            declared[name] = item
+            declared[item.name] = item
         else:
             found.append(_short(layout, text))
     for text in long:
@@ -155,4 +158,4 @@ def parse(layout: Layout, short: Sequence[str], long: Sequence[str]) -> Mounts:
             tmpfs.append(made)
         else:
             found.append(made)
-    return Mounts(volumes=tuple(found), tmpfs=tuple(tmpfs))
+    return Mounts(volumes=tuple(found), tmpfs=tuple(tmpfs), declared=tuple(declared.values()))

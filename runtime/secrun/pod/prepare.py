@@ -80,9 +80,32 @@ def _resolve(
                 code="image-owner",
             )
         profile = policy.choose(known, app, image.reference, image.config.labels)
-        asked = policy.apply(profile, app)
+        asked = _appc(layout, pod, name, image, (app, policy.apply(profile, app)))
         result.append(_Resolved(name=name, request=asked, image=image, rootfs=rendered))
     return tuple(result)
+
+
+def _appc(
+    layout: Layout, pod: PodRequest, name: str, image: StoredImage, requests: tuple[AppRequest, AppRequest]
+) -> AppRequest:
+    """Fill in what an app container image asks for, and tell what its user should know.
+
+    `requests` are what was said, and that with the profile's words.
+    """
+    given, asked = requests
+    if not image.is_appc:
+        return asked
+    from secrun.pod import appc
+
+    manifest = appc.manifest_of(image.config, image.reference)
+    if manifest is None:
+        return asked
+    if pod.fetch.insecure_isolators:
+        manifest = appc.without_isolators(manifest)
+    applied = appc.apply(layout, name, manifest, given, asked)
+    for note in applied.notes:
+        pod.fetch.progress.note(f"{name}: {note}")
+    return applied.request
 
 
 def _bundle(app: _Resolved, process: Process, pod: PodRequest, confined: ConfinedApp) -> bytes:
@@ -269,7 +292,16 @@ def planned(
 def _connection(layout: Layout, pod: PodRequest, apps: Sequence[_Resolved]) -> Connection:
     """Decide the pod's networks."""
     exposed = [port for app in apps for port in app.image.config.exposed_ports]
-    return network.decide(layout, pod.net, pod.places, exposed)
+    return network.decide(layout, pod.net, pod.places, exposed, _named_ports(pod, apps))
+
+
+def _named_ports(pod: PodRequest, apps: Sequence[_Resolved]) -> list[plan.ImagePort]:
+    """Return the ports that app container images give names, where somebody asks for one by name."""
+    if not pod.net.named_ports or not any(app.image.is_appc for app in apps):
+        return []
+    from secrun.pod import appc
+
+    return [port for app in apps for port in appc.ports_of(app.image.config, app.image.reference)]
 
 
 def _etc_files(hostname: str, mode: Network, connection: Connection) -> dict[str, bytes]:
@@ -298,6 +330,9 @@ def _relaxations(pod: PodRequest, label: LabelRequest, images: Sequence[StoredIm
     found.update(label.relaxations)
     if any(image.admission.bypass for image in images):
         found.add("insecure-options:image")
+    if any(image.is_appc for image in images):
+        named = (("http", pod.fetch.insecure_http), ("isolators", pod.fetch.insecure_isolators))
+        found.update(f"insecure-options:{name}" for name, given in named if given)
     return tuple(sorted(found))
 
 

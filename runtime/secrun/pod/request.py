@@ -38,6 +38,15 @@ USUAL_TERMINAL = (24, 80)
 
 
 @record
+class DeclaredVolume:
+    """A volume that is known by a name only: `read_only` None if nothing was said."""
+
+    name: str
+    source: str
+    read_only: bool | None
+
+
+@record
 class AppRequest:
     """One app as asked for; None and empty mean: what the image says."""
 
@@ -57,6 +66,7 @@ class AppRequest:
     console_size: tuple[int, int] | None = None
     stdin: bool = False
     volumes: tuple[Volume, ...] = ()
+    declared: tuple[DeclaredVolume, ...] = ()
     limits: Limits = field(default_factory=Limits)
     security: SecurityRequest = field(default_factory=SecurityRequest)
     stop_timeout_seconds: int = DEFAULT_STOP_TIMEOUT_SECONDS
@@ -99,6 +109,7 @@ def default_app_name(reference: str) -> str:
     if reference.startswith(_ID_PREFIX):
         reference = reference.removeprefix(_ID_PREFIX)[:_SHOWN_DIGITS]
     text = reference.split("@", maxsplit=1)[0].rstrip("/").rpartition("/")[2]
+    text = text.partition(",")[0].removesuffix(".aci")
     text = text.rpartition(":")[0] or text
     text = re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.")[:63].rstrip("-.")
     return app_name(text or "app")
@@ -155,6 +166,11 @@ def cpus(text: str) -> int:
     if not 10 <= millis <= 1_000_000:
         raise UsageError(f"--cpus {text[:80]} is not between 0.01 and 1000")
     return millis
+
+
+def cpu_weight(shares: int) -> int:
+    """Return the weight of cgroup2 for shares of cgroup v1, 2 to 262,144, as OCI runtimes convert them."""
+    return 1 + (shares - 2) * 9999 // 262_142
 
 
 def duration(text: str) -> float:

@@ -12,6 +12,7 @@ from secrun_policies import labels
 from secrun_policies.confine import RLIMITS, UNLIMITED, Rlimit
 from secrun_policies.errors import PolicyError, near
 
+_OOM_SCORE = "/proc/self/oom_score_adj"
 _LIMIT = re.compile(r"([a-z]+)=([0-9]{1,20}|-1|unlimited)(?::([0-9]{1,20}|-1|unlimited))?\Z")
 _MODE = re.compile(r"[0-7]{3,4}\Z")
 _SIZE = re.compile(r"[0-9]{1,12}[kmg]?\Z")
@@ -81,6 +82,12 @@ def sysctl(text: str) -> tuple[str, str]:
     if not equals or not name or not value:
         raise UsageError(f"--sysctl {text[:80]!r} is not NAME=VALUE")
     return name.replace("/", "."), value
+
+
+def inherited_oom_score() -> int:
+    """Return secrun's own oom_score_adj, the least that a pod can have."""
+    with open(_OOM_SCORE, encoding="ascii") as stream:
+        return int(stream.read())
 
 
 def oom_score_adj(value: int | None, inherited: int) -> int | None:

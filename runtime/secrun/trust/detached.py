@@ -1,7 +1,7 @@
 """Detached OpenPGP signatures of app container images: FILE.aci.asc beside FILE.aci (appc spec, aci.md).
 
-The file is not kept once its image is stored, so that who signed it is found out when it is fetched, and kept
-with the signature. Later it is only asked whether that key still counts. A key that is trusted later needs
+The file is not kept once its image is stored: who signed it is found out when it is fetched, and kept with
+the signature. Later it is only asked whether that key still counts. A key that is trusted later needs
 another fetch.
 """
 

@@ -32,8 +32,8 @@ class TrustPolicy:
     transports: Mapping[str, Scopes] = field(default_factory=lambda: MappingProxyType({}))
 
 
-# containers/image knows these transports, but for `aci`, which is secrun's own and passed over there. A policy for
-# another one is a typing error that would never apply.
+# containers/image knows these transports, but for `aci`, which is secrun's own and passed over there.
+# A policy for another one is a typing error that would never apply.
 _TRANSPORTS = frozenset(
     {
         "aci",

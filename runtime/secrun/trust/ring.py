@@ -53,11 +53,11 @@ def check_prefix(text: str) -> str:
     if "://" in text:
         raise UsageError(f"prefix {text[:200]!r} has a scheme", hint=hint, code="usage-prefix")
     first = text.partition("/")[0]
-    if dockername.is_domain(first) and _APPC_NAME.match(text) and len(text) <= dockername.MAX_NAME_CHARS:
-        return text
     try:
         name = None if dockername.is_registry(text) else dockername.parse(text)
     except ImageError as error:
+        if dockername.is_domain(first) and _APPC_NAME.match(text) and len(text) <= dockername.MAX_NAME_CHARS:
+            return text
         raise UsageError(
             f"prefix {text[:200]!r}: {error.message}", hint=hint, code="usage-prefix"
         ) from error

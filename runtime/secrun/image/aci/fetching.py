@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 from secrun.errors import StateError
 from secrun.image import config as configs
 from secrun.image import reference as references
-from secrun.image import resolve
 from secrun.image.aci import oci
-from secrun.image.aci.bring import Chain, check_dependency, check_identity, make, matches, wanted
+from secrun.image.aci.bring import Chain, check_identity, make, matches
 from secrun.image.aci.staging import AciReference, Staged, staged
 from secrun.image.aci.unpack import Unpacked, unpack
 from secrun.image.manifest import parse_manifest
-from secrun.image.options import PullPolicy
 from secrun.image.reference import AppcReference, FileReference, Origin, StoredReference, UrlReference
 from secrun.trust.signatures import SignatureKind, SignatureSet
 
@@ -48,17 +46,15 @@ class AciFetch:
         self._work = work
         self._chain = chain or Chain()
 
-    def fetch(self, reference: Origin, known: Entry | None) -> StoredImage:
-        """Stage, judge, convert and store; with `known`, return that if nothing has changed since."""
+    def fetch(self, reference: Origin) -> StoredImage:
+        """Stage, judge, convert and store."""
         asked = _checked(reference)
         work = self._work
         if isinstance(asked, AppcReference):
             # The name is known, so that what nothing could admit is not even looked for.
             work.admitter.before(asked)
         with work.store.importing() as scratch:
-            with staged(asked, work.options, scratch, known) as file:
-                if file is None:
-                    return self._unchanged(asked, known)
+            with staged(asked, scratch) as file:
                 unpacked = unpack(file.fd, scratch, what=str(asked))
                 image = unpacked.manifest
                 if isinstance(asked, AppcReference):
@@ -89,11 +85,6 @@ class AciFetch:
             )
             return work.use(entry, admission, str(asked), work.store.entries())
 
-    def _unchanged(self, reference: AciReference, known: Entry | None) -> StoredImage:
-        if known is None:
-            raise TypeError(reference)
-        return self._work.use_admitted(known, reference, self._work.store.entries())
-
     def _weighed(self, plan: Plan | None, file: Staged, unpacked: Unpacked) -> SignatureSet:
         """Find out who signed a file."""
         if plan is None or not plan.asks_for_signatures or not file.signature:
@@ -118,16 +109,7 @@ class AciFetch:
         work = self._work
         for entry, origin in self._stored(item):
             return work.use_admitted(entry, origin, work.store.entries()).layers
-        if work.options.pull is PullPolicy.NEVER:
-            raise self._missing(item, what)
-        asked = wanted(item)
-        image = self.fetch(asked, None)
-        stored = resolve.find(work.store.entries(), asked, work.platform)
-        found = None if stored is None else manifest_of(work, stored)
-        if stored is None or found is None:
-            raise self._missing(item, what)
-        check_dependency(item, found, stored.source_digest, what)
-        return image.layers
+        raise self._missing(item, what)
 
     def _stored(self, item: Dependency) -> Iterator[tuple[Entry, Origin]]:
         """Yield the stored images that fit, the newest first."""

@@ -1,7 +1,7 @@
 """Isolators of an app (appc spec, ace.md): what an image asks to be confined by.
 
-What is not known is passed over and remembered by name, as the specification has it: whoever runs the image is
-told.
+What is not known is passed over and remembered by name, as the specification has it: whoever runs the image
+is told.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The image manifest of the appc spec 0.8 (aci.md, types.md), parsed strictly into values.
 
-Members that the specification does not name are passed over, as every executor does; what it names must be as
-it says.
+Members that the specification does not name are passed over, as every executor does; what it names must be
+as it says.
 """
 
 import re

@@ -1,24 +1,24 @@
-"""The OCI image that an app container image becomes; pure, and the same bytes for the same images everywhere.
+"""The OCI image that an app container image becomes; pure, the same bytes for the same images everywhere.
 
-The manifest stays in a label of the configuration, byte for byte: what OCI has no words for (mount points, names
-of ports, isolators, groups) is read from there again when the image is run.
+The manifest stays in a label of the configuration, byte for byte: what OCI has no words for (mount points,
+names of ports, isolators, groups) is read from there again when the image is run.
 """
 
+import re
 from collections.abc import Sequence
 
 from secrun.digest import Digest
 from secrun.errors import ImageError
 from secrun.image.aci import limits, manifest
 from secrun.image.aci.manifest import AciManifest, App
-from secrun.image.config import ImageConfig
+from secrun.image.config import APPC_LABEL, ImageConfig
 from secrun.image.manifest import Descriptor, LayerType, MediaType
 from secrun.image.platform import Platform
 from secrun.jsonio import JsonObject, JsonValue, canonical
 from secrun.record import record
 
-LABEL = "dev.secrun.appc.manifest"
 _PREFIX = "dev.secrun."
-# aci.md: os and arch of labels, to those of OCI. The mixed-endian ones of the specification have no OCI name.
+# aci.md: values of the label arch, and OCI's words. Those of mixed endianness have no OCI name.
 _ARCHITECTURES = {
     "amd64": ("amd64", ""),
     "i386": ("386", ""),
@@ -35,6 +35,8 @@ _ANNOTATIONS = {
     "documentation": "documentation",
     "homepage": "url",
 }
+# RFC 3339; others read it strictly, and would not read the image otherwise.
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)\Z")
 _PROTOCOLS = ("tcp", "udp", "sctp")
 
 
@@ -109,7 +111,7 @@ def _labels(image: AciManifest, text: str, what: str) -> JsonObject:
     own = next((name for name, _ in image.labels if name.startswith(_PREFIX)), None)
     if own is not None:
         raise ImageError(f"{what} has the label {own!r}, which is secrun's own", code="image-aci-manifest")
-    return {**dict(image.labels), LABEL: text}
+    return {**dict(image.labels), APPC_LABEL: text}
 
 
 def _descriptor(media_type: str, digest: Digest, size: int) -> JsonObject:
@@ -125,7 +127,7 @@ def _annotations(image: AciManifest, image_id: Digest) -> JsonObject:
     if version := image.label("version"):
         found["org.opencontainers.image.version"] = version
     for name, value in image.annotations:
-        if name in _ANNOTATIONS:
+        if name in _ANNOTATIONS and (name != "created" or _TIME.match(value)):
             found[f"org.opencontainers.image.{_ANNOTATIONS[name]}"] = value
     return found
 
@@ -151,7 +153,8 @@ def convert(
     }
     if platform.variant:
         config["variant"] = platform.variant
-    if created := dict(image.annotations).get("created"):
+    created = dict(image.annotations).get("created", "")
+    if _TIME.match(created):
         config["created"] = created
     data = canonical(config)
     own = Descriptor(media_type=MediaType.OCI_CONFIG, digest=Digest.of(data), size=len(data))
@@ -167,7 +170,7 @@ def convert(
 
 def text_of(config: ImageConfig) -> str:
     """Return the manifest that an image was converted from, byte for byte; empty if from none."""
-    return dict(config.labels).get(LABEL, "")
+    return dict(config.labels).get(APPC_LABEL, "")
 
 
 def embedded(config: ImageConfig, what: str) -> AciManifest | None:

@@ -4,19 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from secrun.errors import ImageError
+from secrun.files import file_stamp
 from secrun.image import limits as image_limits
 from secrun.image.aci import limits
-from secrun.image.files import file_stamp, open_regular
-from secrun.image.options import FetchOptions
+from secrun.image.files import open_regular
 from secrun.image.reference import AppcReference, FileReference, UrlReference
 from secrun.record import record
 from secrun.trust import limits as trust_limits
-
-if TYPE_CHECKING:
-    from secrun.image.entries import Entry
 
 AciReference = FileReference | UrlReference | AppcReference
 _SIGNATURE_SUFFIX = ".asc"
@@ -24,7 +20,7 @@ _SIGNATURE_SUFFIX = ".asc"
 
 @record
 class Staged:
-    """An image's file, open; its signature, empty if there is none; and what tells this state of it again."""
+    """An image's file, open; its signature, empty if there is none; `stamp` changes when it does."""
 
     fd: int
     path: Path
@@ -62,20 +58,14 @@ def _signature(path: Path) -> bytes:
 
 
 @contextmanager
-def staged(
-    reference: AciReference, options: FetchOptions, scratch: Path, known: "Entry | None"
-) -> Iterator[Staged | None]:
-    """Yield the file that a reference means, None if it is still what `known` came from.
-
-    Raises ImageError, or RegistryError from a server.
-    """
+def staged(reference: AciReference, scratch: Path) -> Iterator[Staged]:
+    """Yield the file that a reference means; raises ImageError."""
     path = scratch / "image.aci"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if isinstance(reference, FileReference):
-            yield _of_file(reference, fd, path)
-        else:
-            raise ImageError(f"{reference}: only files yet", code="image-aci")
+        if not isinstance(reference, FileReference):
+            raise ImageError(f"{reference} is no file", code="image-aci")
+        yield _of_file(reference, fd, path)
     finally:
         os.close(fd)
         path.unlink()

@@ -7,7 +7,6 @@ from typing import Final
 from secrun_attest.collect import Snapshot, Source, take
 from secrun_attest.exports import LogFormat, export
 from secrun_attest.record import ALGORITHM_IDS, Bank
-from secrun_attest.tss import AttestationKey, Quoted
 from secrun_attest.wire import parse_public
 
 # tpm2-tools write C structures as they lie in memory, numbers little-endian: TPML_PCR_SELECTION with room
@@ -19,6 +18,8 @@ _DIGESTS: Final = 8
 _DIGEST: Final = struct.Struct("<H64s")
 _SELECT_SIZE: Final = 3
 
+PcrValues = tuple[tuple[int, bytes], ...]
+
 
 def write_quote(
     directory: Path, source: Source, qualifying: bytes, bank: Bank, pcrs: tuple[int, ...]
@@ -29,12 +30,9 @@ def write_quote(
     -s quote.sig -f quote.pcrs -q HEX -e log.tcg` judges them. Raises as `collect.take` does.
     """
     taken = take(source, bank, pcrs, lambda _: qualifying)
+    quoted = taken.quoted
     files = {
-        "ak.pub": taken.key.public,
-        "ak.pem": pem_of(taken.key),
-        "quote.msg": taken.quoted.attest,
-        "quote.sig": taken.quoted.signature,
-        "quote.pcrs": serialized_pcrs(bank, taken.quoted),
+        **quote_files(taken.key.public, quoted.attest, quoted.signature, bank, quoted.pcrs),
         "log.tcg": export(taken.records, LogFormat.TCG, tuple(taken.asked.base)),
     }
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -43,21 +41,34 @@ def write_quote(
     return taken
 
 
-def pem_of(key: AttestationKey) -> bytes:
-    """Return the public key as PEM."""
+def quote_files(
+    public: bytes, attest: bytes, signature: bytes, bank: Bank, pcrs: PcrValues
+) -> dict[str, bytes]:
+    """Return a quote as files by the names that `write_quote` gives them."""
+    return {
+        "ak.pub": public,
+        "ak.pem": pem_of(public),
+        "quote.msg": attest,
+        "quote.sig": signature,
+        "quote.pcrs": serialized_pcrs(bank, pcrs),
+    }
+
+
+def pem_of(public: bytes) -> bytes:
+    """Return the public key in a TPM2B_PUBLIC as PEM."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    x, y = (int.from_bytes(part, "big") for part in parse_public(key.public).unique)
+    x, y = (int.from_bytes(part, "big") for part in parse_public(public).unique)
     point = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
     return point.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def serialized_pcrs(bank: Bank, quoted: Quoted) -> bytes:
+def serialized_pcrs(bank: Bank, pcrs: PcrValues) -> bytes:
     """Return the quoted values as `tpm2_quote -o` writes them and `tpm2_checkquote -f` reads them."""
-    bitmap = sum(1 << pcr for pcr, _ in quoted.pcrs).to_bytes(_SELECT_SIZE, "little")
+    bitmap = sum(1 << pcr for pcr, _ in pcrs).to_bytes(_SELECT_SIZE, "little")
     selection = _SELECTION.pack(ALGORITHM_IDS[bank], _SELECT_SIZE, bitmap)
-    values = [value for _, value in quoted.pcrs]
+    values = [value for _, value in pcrs]
     lists = [values[at : at + _DIGESTS] for at in range(0, len(values), _DIGESTS)]
     return b"".join(
         (

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from secrun.jsonio import JsonObject, JsonValue, canonical, parse_object
 from secrun.record import record
 from secrun.trust import limits, publickey
 from secrun.trust.faults import SignatureFaultError
+from secrun_attest.audit import merkle
 
 if TYPE_CHECKING:
     from secrun.trust.publickey import PublicKey
@@ -156,29 +156,12 @@ def _check_dsse(spec: JsonObject, logged: Logged) -> None:
     _same_signer(_bytes(one.get("verifier"), "a key"), logged.signer)
 
 
-# RFC 6962, 2.1: the prefixes of leaves and nodes.
-_LEAF, _NODE = b"\x00", b"\x01"
-
-
 def root_of_proof(leaf: bytes, index: int, size: int, hashes: Sequence[bytes]) -> bytes:
-    """Return the root hash that a proof of inclusion leads to (RFC 9162, 2.1.3.2)."""
-    if not 0 <= index < size or len(hashes) > limits.MAX_PROOF_HASHES:
-        raise _bad("has a proof of inclusion that cannot be")
-    place, last = index, size - 1
-    found = hashlib.sha256(_LEAF + leaf).digest()
-    for item in hashes:
-        if last == 0:
-            raise _bad("has a proof of inclusion that is too long")
-        if place & 1 or place == last:
-            found = hashlib.sha256(_NODE + item + found).digest()
-            while not place & 1 and place:
-                place, last = place >> 1, last >> 1
-        else:
-            found = hashlib.sha256(_NODE + found + item).digest()
-        place, last = place >> 1, last >> 1
-    if last != 0:
-        raise _bad("has a proof of inclusion that is too short")
-    return found
+    """Return the root hash that a proof of inclusion leads to."""
+    try:
+        return merkle.root_of_inclusion(merkle.leaf_hash(leaf), index, size, hashes)
+    except merkle.ProofError as error:
+        raise _bad(error.message) from error
 
 
 def check_checkpoint(envelope: str, size: int, root: bytes, key: "PublicKey", log_id: bytes) -> None:

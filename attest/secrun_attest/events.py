@@ -69,13 +69,14 @@ _MACHINE = rb",".join(
     )
 )
 _EPOCH = rb'\{"boot_id":"[0-9a-f-]{36}","reset":%b,"restart":%b\}' % (_NUMBER, _NUMBER)
+_BY = rb'\{(?:"login":%b,)?"uid":%b(?:,"unit":%b)?\}' % (_NUMBER, _NUMBER, _TEXT)
 _HEAD = re.escape(DOMAIN) + rb" (?P<operation>%b) "
 _REST = rb'"seq":(?P<seq>%b),' % _NUMBER
 _TAIL = rb'"t":(?P<t>%b),"v":%d\}' % (_NUMBER, VERSION)
 _POD = rb'"pod":"(?P<pod>[ !#-\[\]-~]*)",'
 _BRIEF = (
     _HEAD % b"PodStart|PodExit|PodGC"
-    + rb'\{(?:"code":(?P<code>%b),)?"epoch":(?P<epoch>%b),' % (_NUMBER, _EPOCH)
+    + rb'\{(?:"by":(?P<by>%b),)?(?:"code":(?P<code>%b),)?"epoch":(?P<epoch>%b),' % (_BY, _NUMBER, _EPOCH)
     + rb'(?:"network":"(?P<network>[ !#-\[\]-~]*)",)?'
     + _POD
     + rb'(?:"selinux":"(?P<selinux>[ !#-\[\]-~]*)",)?'
@@ -86,12 +87,15 @@ _BRIEF = (
 _FULL = (
     _HEAD % b"PodPrepare|PodExit"
     + rb"(?P<text>\{"
+    + _member(b"account", _TEXT)
     + _member(b"apps", _list(_APP))
     + _member(b"code", _NUMBER)
+    + _member(b"confinement", _TEXT)
     + rb'"epoch":(?P<epoch>%b),' % _EPOCH
     + _member(b"machine", rb"\{%b\}" % _MACHINE)
     + _member(b"manifest", _TEXT)
     + rb'"pod":%b,' % _TEXT
+    + _member(b"policy", _TEXT)
     + _member(b"relaxations", _list(_TEXT))
     + _REST
     + _member(b"stage1", _STAGE1)
@@ -123,8 +127,10 @@ def parse_event(data: bytes) -> Event:
 
 
 def _brief_fields(match: re.Match[bytes]) -> JsonObject:
-    pod, code, network, label = match.group("pod", "code", "network", "selinux")
+    pod, code, network, label, by = match.group("pod", "code", "network", "selinux", "by")
     fields: JsonObject = {"pod": pod.decode()}
+    if by is not None:
+        fields["by"] = dict(_actor(by))
     if code is not None:
         fields["code"] = int(code)
     if network is not None:
@@ -139,6 +145,12 @@ def _full_fields(match: re.Match[bytes]) -> JsonObject:
     for name in RESERVED:
         del fields[name]
     return fields
+
+
+@lru_cache(maxsize=EPOCH_CACHE)
+def _actor(text: bytes) -> JsonObject:
+    found: JsonObject = _DECODER.raw_decode(text.decode())[0]
+    return found
 
 
 @lru_cache(maxsize=EPOCH_CACHE)

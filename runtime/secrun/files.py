@@ -2,7 +2,13 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -51,13 +57,20 @@ def append_line(path: Path, line: bytes, *, durable: bool = False) -> None:
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Replace `path` with `data` by a rename in its folder; with `durable`, fsync file and folder."""
+    with replaced(path, mode=mode, durable=durable) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def replaced(path: Path, *, mode: int = 0o644, durable: bool = True) -> "Iterator[BinaryIO]":
+    """Give a file to write that takes the place of `path` when all is written, or leaves it as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as stream:
             # The umask must not decide what others may read.
             os.fchmod(fd, mode)
-            stream.write(data)
+            yield stream
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())

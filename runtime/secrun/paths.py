@@ -51,6 +51,16 @@ class Layout:
         return self.root / "measure"
 
     @property
+    def audit(self) -> Path:
+        """The audit log over all boots: its tree, its key, its signed heads."""
+        return self.root / "audit"
+
+    @property
+    def accounts(self) -> Path:
+        """What is kept of each pod that has ended."""
+        return self.audit / "accounts"
+
+    @property
     def tpm(self) -> Path:
         """State of the software TPM, only where the host has none."""
         return self.root / "tpm"

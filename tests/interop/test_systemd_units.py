@@ -55,11 +55,12 @@ def test_a_service_made_of_a_container_file(tmp_path: Path, program: Path):
     assert verified(unit) == ""
 
 
-def test_the_units_that_clean_up(tmp_path: Path, program: Path):
-    for name in ("secrun-gc.service", "secrun-gc.timer"):
+def test_the_units_that_clean_up_and_close_the_audit_log(tmp_path: Path, program: Path):
+    for name in ("secrun-gc.service", "secrun-gc.timer", "secrun-audit.service"):
         text = (SHIPPED / name).read_text().replace("/usr/bin/secrun", str(program))
         (tmp_path / name).write_text(text)
     assert verified(tmp_path / "secrun-gc.timer", tmp_path / "secrun-gc.service") == ""
+    assert verified(tmp_path / "secrun-audit.service") == ""
 
 
 def test_the_generator_is_a_script_that_runs(tmp_path: Path, program: Path):

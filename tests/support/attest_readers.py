@@ -111,6 +111,8 @@ EVENTS = [
             "manifest": POD_DIGEST,
             "stage1": {**STAGE1, "flavour": "nspawn"},
             "relaxations": ["a", "b"],
+            "policy": POD_DIGEST,
+            "confinement": IMAGE,
             "apps": [APP, {**APP, "name": "db", "bundle": IMAGE, "relaxations": []}],
         },
     ),
@@ -130,10 +132,13 @@ EVENTS = [
         {"pod": POD, "manifest": POD_DIGEST, "stage1": None, "relaxations": [], "apps": []},
     ),
     (Operation.POD_START, {"pod": POD}),
+    (Operation.POD_START, {"pod": POD, "by": {"uid": 0}}),
+    (Operation.POD_START, {"pod": POD, "by": {"login": 1000, "uid": 0, "unit": "session-1.scope"}}),
     (Operation.POD_START, {"pod": POD, "network": f"sha256:{5:064x}"}),
     (Operation.POD_START, {"pod": POD, "selinux": "system_u:system_r:secrun_pod_t:s0:c1,c2"}),
     (Operation.POD_EXIT, {"pod": POD, "code": 0}),
     (Operation.POD_EXIT, {"pod": POD, "code": 137, "apps": [{"name": "web", "code": 137}]}),
+    (Operation.POD_EXIT, {"pod": POD, "code": 1, "apps": [{"name": "web", "code": 1}], "account": IMAGE}),
     (Operation.POD_GC, {"pod": POD}),
 ]
 

@@ -11,6 +11,7 @@ import pytest
 
 from secrun_attest.policyfile import sign_policy
 from support.attest_bench import AUDIENCE, NONCE, NOW, policy_document, usual_host
+from support.audited import AuditedHost
 from support.policies import pair, public_pem_of
 
 # What cryptography's own metadata asks for, on CPython.
@@ -62,3 +63,20 @@ def test_evidence_is_verified_with_cryptography_alone(alone, tmp_path):
     status, modules = done.stdout.splitlines()
     assert status == '"affirming"'
     assert not {"secrun", "secrun_policies", "urllib3", "tpm2_pytss"} & set(modules.split())
+
+
+def test_an_audit_bundle_is_verified_with_cryptography_alone(alone, tmp_path):
+    audited = AuditedHost(tmp_path / "host")
+    audited.pod()
+    (tmp_path / "audit.tar").write_bytes(audited.bundle())
+    (tmp_path / "key").write_bytes(audited.key.pem())
+    words = [alone, "-I", "-m", "secrun_attest.audit", "verify", "--key", tmp_path / "key"]
+    done = subprocess.run([*words, tmp_path / "audit.tar"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "6 records of 1 epochs, 1 pods, 1 quotes" in done.stdout
+    assert done.stdout.endswith("\naccepted\n")
+    wrong = [*words[:-1], "/dev/null", tmp_path / "audit.tar"]
+    assert subprocess.run(wrong, capture_output=True, check=False).returncode == 2
+    (tmp_path / "audit.tar").write_bytes(audited.bundle()[:-2000])
+    done = subprocess.run([*words, tmp_path / "audit.tar"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "REFUSED bundle-truncated" in done.stdout) == (121, True)

@@ -6,7 +6,7 @@ from secrun_attest.errors import TpmError, TpmTransportError
 from secrun_attest.quotefiles import serialized_pcrs
 from secrun_attest.record import Bank
 from secrun_attest.tpm import TpmKind
-from secrun_attest.tss import Quoted, TpmFacts
+from secrun_attest.tss import TpmFacts
 from secrun_attest.tsslink import translated
 
 
@@ -51,7 +51,7 @@ def test_a_program_is_told_from_a_chip_by_what_it_says(manufacturer, vendor, kin
 
 def test_the_file_of_pcrs_has_eight_values_to_a_list():
     values = tuple((pcr, bytes([pcr]) * 20) for pcr in range(9))
-    data = serialized_pcrs(Bank.SHA1, Quoted(attest=b"", signature=b"", pcrs=values))
+    data = serialized_pcrs(Bank.SHA1, values)
     assert data[:12].hex() == "010000000400" + "03ff0100" + "0000"
     assert len(data) == 4 + 16 * 8 + 4 + 2 * (4 + 8 * 66)
     first, second = data[136 : 136 + 532], data[136 + 532 :]

@@ -93,8 +93,11 @@ def test_a_tree_is_no_beginning_of_a_smaller_one(old, size):
 def test_a_note_of_the_go_project_is_read():
     """The example of the signed-note specification's reference implementation."""
     key = b"PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
-    text = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
-    signature = "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM="
+    text = "If you think cryptography is the answer to your problem,\n"
+    text += "then you don't know what your problem is.\n"
+    signature = (
+        "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM="
+    )
     signed = f"{text}\n\u2014 PeterNeumann {signature}\n".encode()
     verifier = note.load_verifier(key, what="key")
     assert verifier.text().encode() == key

@@ -117,7 +117,11 @@ def test_a_forged_record_with_right_digests_does_not_give_the_signed_root(three)
         lines = records(files)
         event = parse_event_data(parse_line(lines[4][:-1]).event_data)
         other = type(event)(
-            operation=event.operation, seq=4, epoch=event.epoch, t=event.t, fields={**event.fields, "code": 1}
+            operation=event.operation,
+            seq=4,
+            epoch=event.epoch,
+            t=event.t,
+            fields={**event.fields, "code": 1},
         )
         assert event_data(other)
         lines[4] = line(make_record(other, pcr=15, banks=three.banks))
@@ -320,10 +324,12 @@ def test_a_closing_without_its_quote_is_named(three):
                 pcrs=part.pcrs,
                 t=part.t,
             )
-            line = segment_line(bare)
+            bare_line = segment_line(bare)
             leaves = leaves[: 32 * at] + leaf_hash(entries.encode(bare)) + leaves[32 * (at + 1) :]
+            kept.append(bare_line)
+        else:
+            kept.append(line)
         at += part.count if isinstance(part, Records) else 1
-        kept.append(line)
     assert Fault.QUOTE in faults(resigned(three, files, kept, leaves))
 
 
@@ -381,7 +387,10 @@ def test_refusals_and_bypasses_are_in_the_trail(audited):
     audited.measure(
         (Operation.DENIED, {"what": "image", "subject": "docker://x", "code": "denied-policy", "why": "no"}),
         (Operation.UNMEASURED, {"option": "attest=off", "what": "PodStart", "subject": "a-pod"}),
-        (Operation.POD_EXEC, {"pod": "p", "app": "web", "user": "7", "command": sha("ls"), "by": {"uid": 0}}),
+        (
+            Operation.POD_EXEC,
+            {"pod": "p", "app": "web", "user": "7", "command": sha("ls"), "by": {"uid": 0}},
+        ),
     )
     rows = [json.loads(line) for line in members(audited.bundle())["trail.jsonl"].splitlines()]
     told = {row["event"]: (row["outcome"], row.get("what", ""), row.get("who", "")) for row in rows}

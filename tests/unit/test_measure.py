@@ -7,7 +7,7 @@ import pytest
 
 from secrun.digest import Digest
 from secrun.errors import StateError
-from secrun.measure import events, journal, marker
+from secrun.measure import accounts, actor, events, journal, marker
 from secrun.measure.identity import HostIdentity, load, required, store
 from secrun.measure.marker import Marker
 from secrun.paths import Layout
@@ -114,7 +114,7 @@ def test_a_verifier_understands_what_a_pods_events_say():
         (Operation.IMAGE_ADMIT, events.image_admit(image("web"))),
         (Operation.IMAGE_ADMIT, events.image_admit(image("db"))),
         (Operation.POD_PREPARE, events.pod_prepare(manifest, Digest.of(manifest.to_bytes()))),
-        (Operation.POD_START, events.pod_start(UUID, "system_u:system_r:secrun_pod_t:s0:c1,c2")),
+        (Operation.POD_START, events.pod_start(UUID, "u:r:secrun_pod_t:s0:c1,c2", by={"uid": 0})),
     ]
     for seq, (operation, fields) in enumerate(told):
         machine.apply(measured(operation, fields, seq))
@@ -283,3 +283,36 @@ def test_a_damaged_identity_is_refused(layout, old, new):
     path.write_text(text.replace(old, new))
     with pytest.raises(StateError, match="identity"):
         load(layout)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("0::/system.slice/web.service\n", "web.service"),
+        (
+            "12:pids:/x.service\n1:name=systemd:/user.slice/user-0.slice/session-3.scope\n0::/\n",
+            "session-3.scope",
+        ),
+        ("0::/machine.slice/a.scope/payload\n", "a.scope"),
+        ("3:cpu:/x.service\n0::/\n", ""),
+        ("", ""),
+        ("no line", ""),
+    ],
+)
+def test_the_unit_is_the_innermost_of_the_hierarchy_that_systemd_keeps(text, unit):
+    assert actor.parse_unit(text) == unit
+
+
+@pytest.mark.parametrize(
+    ("text", "login"), [("1000\n", 1000), ("0", 0), ("4294967295", None), ("", None), ("x", None)]
+)
+def test_who_logged_in_is_a_number_or_nobody(text, login):
+    assert actor.parse_login(text) == login
+
+
+def test_an_account_is_found_by_its_digest_only(tmp_path):
+    layout = Layout(root=tmp_path)
+    digest = accounts.keep(layout, b"{}")
+    assert accounts.read(layout, digest) == b"{}"
+    assert (accounts.path_of(layout, Digest.parse(digest))).stat().st_mode & 0o077 == 0
+    assert [accounts.read(layout, word) for word in (str(DIGEST), "../../x", "")] == [None] * 3

@@ -278,7 +278,7 @@ class Chain:
         first, end, why = walk.count, begin, ""
         tree = self.frontier()
         fresh: list[bytes] = []
-        with open(self.log_path(name), "rb") as stream:
+        with open_log(self.log_path(name)) as stream:
             stream.seek(begin)
             while quoted is None or walk.pcrs.get(quoted[0]) != quoted[1]:
                 line = stream.readline(MAX_LOG_LINE + 1)
@@ -340,7 +340,7 @@ class Chain:
     def _records(self, at: int, part: Records, first: int, end: int) -> Iterator[tuple[int, bytes, bytes]]:
         if isinstance(self.tails[part.name].entry, Pruned):
             return
-        with _open_log(self.log_path(part.name)) as stream:
+        with open_log(self.log_path(part.name)) as stream:
             stream.seek(part.begin)
             for index in range(at, min(at + part.count, end)):
                 line = stream.readline(MAX_LOG_LINE + 1)
@@ -367,7 +367,8 @@ def _open(path: Path) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _open_log(path: Path) -> BinaryIO:
+def open_log(path: Path) -> BinaryIO:
+    """Open the event log of an epoch; raises ChainError if it is gone."""
     try:
         return path.open("rb")
     except FileNotFoundError as error:

@@ -22,7 +22,7 @@ from secrun_attest.audit.bundle import (
     Head,
     Manifest,
 )
-from secrun_attest.audit.chain import Chain, Placed, Records, segment_line
+from secrun_attest.audit.chain import Chain, Placed, Records, open_log, segment_line
 from secrun_attest.audit.entries import Closing, Pruned
 from secrun_attest.audit.heads import heads
 from secrun_attest.audit.note import Checkpoint, Signer, open_checkpoint
@@ -85,7 +85,7 @@ def _openings(chain: Chain) -> Iterator[tuple[int, int, int]]:
             continue
         if isinstance(chain.tails[part.name].entry, Pruned):
             continue
-        with chain.log_path(part.name).open("rb") as stream:
+        with open_log(chain.log_path(part.name)) as stream:
             event = parse_event(parse_record(stream.readline(MAX_LOG_LINE + 1)).event_data)
         before = chained(event)
         yield placed.at, event.t, placed.at if before is None else before[0]
@@ -234,7 +234,7 @@ class BundleWriter:
             part = item.part
             if not isinstance(part, Records) or isinstance(self._chain.tails[part.name].entry, Pruned):
                 continue
-            with self._chain.log_path(part.name).open("rb") as stream:
+            with open_log(self._chain.log_path(part.name)) as stream:
                 stream.seek(part.begin)
                 size = part.end - part.begin
                 tar.add_parts(f"records/{item.at}.cel", size, parts_of(stream, size))

@@ -51,7 +51,7 @@ With tools of your system, in the folder into which you have unpacked the bundle
        sed -n 's/^\u2014 .* //p' checkpoint | head -n 1 | base64 -d | tail -c 64 > head.sig
        openssl pkeyutl -verify -pubin -inkey host.pem -rawin -in head.txt -sigfile head.sig
 
-3. The leaves give the root that was signed (RFC 6962). This prints size and root; the head's root is in base64:
+3. The leaves give the root that was signed (RFC 6962). This prints size and root, then the head's root:
 
        python3 root.py; sed -n 3p checkpoint | base64 -d | xxd -p -c 32
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from secrun.cli.attestoptions import attest_settings
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import write_json
-from secrun.errors import StateError, UsageError
+from secrun.errors import HostError, StateError, UsageError
 from secrun.jsonio import JsonObject
 from secrun.measure import identity as identities
 from secrun.measure import software
@@ -177,6 +177,22 @@ def stop(args: Arguments, context: Context) -> int:
             hint="stop them first, or --force: no later log can prove how they started",
             code="state-running",
         )
+    _close_audit(context)
     ended = software.stop(context.layout)
     context.out.write("stopped\n" if ended else "it does not run\n")
     return 0
+
+
+def _close_audit(context: Context) -> None:
+    """Close the log of the epoch that ends with the software TPM; it ends also if that cannot be."""
+    identity = identities.load(context.layout)
+    measured = any(context.layout.measure.glob("*.cel"))
+    if identity is None or identity.tcti or not measured or software.running_pid(context.layout) is None:
+        return
+    from secrun.measure import auditing
+    from secrun_attest.audit.entries import State as Ending
+
+    try:
+        auditing.close(context.layout, identity, Ending.CLOSED)
+    except HostError as error:
+        context.warn(f"warning: {error.message}; the audit will say that this epoch was not closed")

@@ -33,6 +33,7 @@ FAMILIES = {
     "sign": ("secrun.cli.options_trust:SIGN_VERBS",),
     "trust": ("secrun.cli.options_trust:TRUST_VERBS",),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
+    "audit": ("secrun.cli.options_audit:AUDIT_VERBS",),
     "policy": ("secrun.cli.options_policy:POLICY_VERBS",),
     "inspect": ("secrun.cli.options_look:LOOK_VERBS",),
     "top": ("secrun.cli.options_look:LOOK_VERBS",),
@@ -73,6 +74,13 @@ GLOBAL = (
         default="auto",
         key="attest.tcti",
         help="the TPM; auto: /dev/tpmrm0, else software: a software TPM of this root's own",
+    ),
+    Option(
+        flags=("--audit-keep",),
+        metavar="AGE",
+        default="forever",
+        key="audit.keep",
+        help="how long `audit prune` keeps the records of a boot after it ended: forever, or such as 400d",
     ),
     *NETWORK_GLOBAL,
     Option(

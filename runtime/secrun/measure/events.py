@@ -86,12 +86,14 @@ def _machine(machine: Machine) -> JsonObject:
     }
 
 
-def pod_start(uuid: str, label: str, network: Digest | None = None) -> JsonObject:
-    """Return the fields of PodStart; a host without SELinux says nothing of a label.
+def pod_start(uuid: str, label: str, network: Digest | None = None, *, by: JsonObject) -> JsonObject:
+    """Return the fields of PodStart, `by` being who starts it; without SELinux nothing is said of a label.
 
     What networks answer is known only then.
     """
-    fields: JsonObject = {"pod": uuid, "selinux": label} if label else {"pod": uuid}
+    fields: JsonObject = {"pod": uuid, "by": by}
+    if label:
+        fields["selinux"] = label
     return fields if network is None else {**fields, "network": str(network)}
 
 

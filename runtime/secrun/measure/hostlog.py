@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secrun import __version__, config, policyfiles
 from secrun.digest import Digest
@@ -23,7 +25,10 @@ from secrun_attest.errors import AttestError
 from secrun_attest.jcs import JsonObject
 from secrun_attest.logfile import EventLog, Hold, Runtime
 from secrun_attest.record import Epoch, Operation, Record, parse_event_data
-from secrun_attest.tpm import TpmKind
+from secrun_attest.tpm import TpmClock, TpmKind
+
+if TYPE_CHECKING:
+    from secrun_attest.audit.host import Place
 
 SEEN_NAME = "seen.json"
 # Why a pod is in no log of the epoch it runs in: its TPM began another one under it.
@@ -75,6 +80,24 @@ def translated(what: str) -> Iterator[None]:
             or "see secrun doctor; --attest=off starts pods unmeasured, and the log will say so",
             code="host-measure",
         ) from error
+
+
+def now_ms() -> int:
+    """Return the host's clock in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def log_name(counters: TpmClock | Epoch) -> str:
+    """Return the name of the event log of an epoch."""
+    return f"{counters.reset}-{counters.restart}"
+
+
+def audit_place(layout: Layout, identity: HostIdentity) -> "Place":
+    """Return where the audit log of this root lies."""
+    from secrun_attest.audit.host import Place
+    from secrun_attest.audit.note import note_name
+
+    return Place(folder=layout.audit, logs=layout.measure, name=note_name(identity.host))
 
 
 class HostLog:
@@ -146,6 +169,7 @@ class HostLog:
         self._told = context = _context(self._layout, self._policy)
         return {
             **_runtime(),
+            "previous": self._previous(),
             "ak": identity.ak_name.hex(),
             "tpm": {
                 "kind": str(identity.kind),
@@ -156,6 +180,13 @@ class HostLog:
             "trust": context.trust,
             "rules": context.rules,
         }
+
+    def _previous(self) -> JsonObject:
+        """Return the head of the audit log of all earlier epochs, whose logs nobody writes any more."""
+        from secrun_attest.audit import host
+
+        clock = self._tpm.clock()
+        return host.previous_of(audit_place(self._layout, self._identity), log_name(clock), now_ms())
 
     def changes(self, epoch: str) -> list[EventFields]:
         """Return the events that tell the log what decides, where that is not as it was told last."""

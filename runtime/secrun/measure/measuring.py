@@ -10,7 +10,7 @@ from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import HostError, SecrunError, StateError
 from secrun.files import DISK_FULL, append_line
-from secrun.measure import events, journal, marker
+from secrun.measure import accounts, actor, events, journal, marker
 from secrun.measure.events import EXIT, PREPARE, START
 from secrun.measure.hostlog import TPM_RESTARTED, EventFields, HeldLog, HostLog, boot_of, translated
 from secrun.measure.identity import HostIdentity, load
@@ -36,6 +36,8 @@ class PodExit:
     pod: str
     code: int
     apps: Mapping[str, int | None]
+    account: str
+    """The digest of what is kept of it."""
 
 
 class Measuring:
@@ -110,7 +112,8 @@ class Measuring:
                 if known is None or known.last != PREPARE:
                     known = _prepare(log, files, manifest, Marker(epoch=log.epoch))
                 _same_manifest(known, manifest)
-                _append(log, files, known, START, events.pod_start(manifest.uuid, label, network))
+                by = actor.here().to_json()
+                _append(log, files, known, START, events.pod_start(manifest.uuid, label, network, by=by))
         except HostError as error:
             self._let_by(error)
             self._note(_PREFERRED, manifest)
@@ -145,7 +148,12 @@ class Measuring:
         """
         salt = os.urandom(16)
         command = events.command_digest(argv, salt)
-        fields: JsonObject = {"app": app, "command": command, "user": user or ""}
+        fields: JsonObject = {
+            "app": app,
+            "command": command,
+            "user": user or "",
+            "by": actor.here().to_json(),
+        }
         _keep_entry(files, argv, salt, fields)
         if self._settings.mode is Mode.OFF:
             self._note_entry(_OFF, pod, fields)
@@ -160,17 +168,27 @@ class Measuring:
     def _note_entry(self, option: str, pod: str, fields: JsonObject) -> None:
         journal.note(self._layout, option=option, what=Operation.POD_EXEC.value, subject=pod, detail=fields)
 
-    def ended(self, files: PodFiles, pod: str, code: int, apps: Mapping[str, int | None]) -> str:
+    def ended(
+        self,
+        files: PodFiles,
+        pod: str,
+        code: int,
+        apps: Mapping[str, int | None],
+        *,
+        account: Callable[[], bytes],
+    ) -> str:
         """Measure PodExit of a pod that was measured when it started, whatever the mode is now.
 
-        Returns why that is not possible now, empty if nothing is left to do; it can be repeated.
+        `account` gives what is kept of the pod; its digest is measured. Returns why that is not possible
+        now, empty if nothing is left to do; it can be repeated.
         """
         known = marker.read(files)
         if known is None or not (known.last == START or known.pending in (START, EXIT)):
             return ""
         try:
+            kept = accounts.keep(self._layout, account())
             with self._open(f"the end of pod {pod} is not measured") as log:
-                _exit(log, files, known, PodExit(pod=pod, code=code, apps=apps))
+                _exit(log, files, known, PodExit(pod=pod, code=code, apps=apps, account=kept))
         except HostError as error:
             return self._give_up(error, files, pod, known)
         except OSError as error:
@@ -292,7 +310,8 @@ def _exit(log: HeldLog, files: PodFiles, before: Marker, fields: PodExit) -> Non
         marker.write(files, before.begun(EXIT).done())
     elif known.last == START:
         codes: list[JsonValue] = [{"name": name, "code": value} for name, value in fields.apps.items()]
-        _append(log, files, known, EXIT, {"pod": fields.pod, "code": fields.code, "apps": codes})
+        said: JsonObject = {"pod": fields.pod, "code": fields.code, "apps": codes}
+        _append(log, files, known, EXIT, {**said, "account": fields.account})
 
 
 def _tell_of_other_epoch(log: HeldLog, before: Marker, end: PodExit) -> None:

@@ -11,6 +11,7 @@ from secrun.files import DISK_FULL, write_atomic
 from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
 from secrun.pod import exits
+from secrun.pod.account import account
 from secrun.pod.networks import release_network, remove_idle_bridge
 from secrun.pod.removal import delete, drop_written
 from secrun.pod.states import Folder, Found, LockedPod, State, lock, walk
@@ -73,7 +74,9 @@ def conclude(pod: LockedPod, stage1_status: int, measuring: Measuring) -> Conclu
     checkpoint.reached("cleaned-up")
     result = exits.read(files) or _store_exit(files, manifest, stage1_status)
     codes = {app.name: app.code for app in result.apps}
-    unmeasured = measuring.ended(files, pod.uuid, result.code, codes)
+    unmeasured = measuring.ended(
+        files, pod.uuid, result.code, codes, account=lambda: account(files, manifest, result)
+    )
     return Conclusion(exit=result, unmeasured=unmeasured, held=held)
 
 

@@ -12,6 +12,7 @@ from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
 from secrun.network.configs import Places
 from secrun.pod import exits, podconfig, policy, readback, timing
+from secrun.pod.account import account
 from secrun.pod.networks import holds_network
 from secrun.pod.removal import delete, unmount_below
 from secrun.pod.states import Folder, LockedPod
@@ -170,7 +171,9 @@ def _abandon(pod: LockedPod, options: StartOptions, error: BaseException | None)
     files = PodFiles(pod.path)
     result = _record_failure(files, error)
     codes = {app.name: app.code for app in result.apps}
-    unmeasured = options.measuring.ended(files, pod.uuid, result.code, codes)
+    unmeasured = options.measuring.ended(
+        files, pod.uuid, result.code, codes, account=lambda: account(files, files.read_manifest(), result)
+    )
     if options.remove and not unmeasured and not holds_network(pod):
         unmount_below(pod.path)
         options.measuring.removed(files, pod.uuid)

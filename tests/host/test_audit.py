@@ -1,0 +1,164 @@
+"""What an auditor gets of a host that ran pods over several boots of its TPM, and can check alone."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.images import busybox_image
+from support.secrun import Secrun, eventually
+from support.unprivileged import OrdinaryUser, open_up
+
+SECRET = "hunter2-in-clear"
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secrun]:
+    """A root of its own: two epochs, the first closed; pods that ended, failed and were entered."""
+    base = tmp_path_factory.mktemp("audit")
+    busybox_image(base / "layout", "busybox")
+    made = Secrun(root=base / "root", run_root=base / "run")
+    fetched = made("fetch", "--insecure-options=image", f"oci:{base / 'layout'}:busybox")
+    made = dataclasses.replace(made, image=fetched.out.split()[-1])
+    relaxed = ("run", "--pull=never", "--insecure-options=image", "--rm")
+    made(*relaxed, made.image, "--env", f"TOKEN={SECRET}", "--", "echo", SECRET)
+    made("attest", "stop")
+    made(*relaxed, made.image, "--cap-add", "NET_RAW", "--", "sh", "-c", "exit 3", code=3)
+    (base / "policy.json").write_text('{"default": [{"type": "reject"}]}')
+    made("fetch", "--policy", base / "policy.json", f"oci:{base / 'layout'}:busybox", code=120)
+    sleeping = made.detach("sleep", "1000")
+    made("enter", sleeping, "--", "echo", SECRET)
+    yield made
+    made("stop", sleeping, code=None)
+    made("gc", "--grace-period=0s", "--expire-prepared=0s")
+    made("attest", "stop", "--force")
+
+
+@pytest.fixture(scope="module")
+def bundle(audited: Secrun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("test_bundle")
+    audited("audit", "export", "--out", folder / "audit.tar")
+    (folder / "host.pem").write_text(audited("audit", "key").out)
+    (folder / "unpacked").mkdir()
+    subprocess.run(["tar", "-C", folder / "unpacked", "-xf", folder / "audit.tar"], check=True)
+    return folder
+
+
+def rows(bundle: Path) -> list[dict]:
+    return [json.loads(line) for line in (bundle / "unpacked/trail.jsonl").read_text().splitlines()]
+
+
+def test_an_ordinary_user_verifies_a_bundle_with_the_public_key(bundle: Path, tmp_path: Path) -> None:
+    user = OrdinaryUser(tmp_path / "user")
+    open_up(bundle)
+    words = ("audit", "verify", "--key", bundle / "host.pem", "--format=json", bundle / "audit.tar")
+    verdict = json.loads(user(*words).out)
+    assert verdict["accepted"] is True
+    (report,) = verdict["bundles"]
+    assert (report["epochs"], report["pods"], report["quotes"], report["findings"]) == (2, 3, 2, [])
+    assert report["software_tpm"] is True
+
+    spoiled = tmp_path / "user" / "spoiled.tar"
+    data = (bundle / "audit.tar").read_bytes()
+    spoiled.write_bytes(data.replace(b"NET_RAW".hex().encode(), b"NET_ADM".hex().encode(), 1))
+    assert spoiled.read_bytes() != data
+    open_up(spoiled)
+    refused = user("audit", "verify", "--key", bundle / "host.pem", spoiled, code=121)
+    assert "REFUSED record-changed" in refused.out
+    assert "evidence-record-changed" in refused.err
+
+
+def test_the_trail_tells_who_ran_what_and_how_it_ended(audited: Secrun, bundle: Path) -> None:
+    found = rows(bundle)
+    prepared = next(
+        row for row in found if row["event"] == "PodPrepare" and row["epoch"] == found[0]["epoch"]
+    )
+    assert prepared["images"][0]["reference"].endswith(":busybox")
+    assert prepared["outcome"] == "bypassed"
+    started = next(row for row in found if row["event"] == "PodStart")
+    assert f"uid {os.getuid()}" in started["who"]
+    ended = [row for row in found if row["event"] == "PodExit"]
+    assert [row["code"] for row in ended] == [0, 3]
+    assert [row["event"] for row in found if row["outcome"] == "refused"] == ["Denied"]
+    relaxed = next(
+        row for row in found if row.get("pod") == ended[1]["pod"] and row["event"] == "PodPrepare"
+    )
+    assert any("NET_RAW" in word for word in relaxed["relaxations"])
+    assert sum(row["event"] == "PodExec" and "uid 0" in row["who"] for row in found) == 1
+
+
+def test_accounts_say_how_pods_were_confined_and_hold_no_secret(bundle: Path) -> None:
+    lines = (bundle / "unpacked/accounts.jsonl").read_bytes().splitlines()
+    digests = [row["account"] for row in rows(bundle) if row.get("account")]
+    assert [f"sha256:{hashlib.sha256(line).hexdigest()}" for line in lines] == digests
+    first, second = map(json.loads, lines)
+    (app,) = first["apps"]
+    assert app["read_back"]["verdict"] == "held"
+    assert "TOKEN" in app["environment"]
+    assert (first["network"], app["arguments"], second["code"]) == ("none", 2, 3)
+    assert "CAP_NET_RAW" in second["apps"][0]["capabilities"]
+    for path in (bundle / "unpacked").rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
+
+
+def test_the_guide_in_a_bundle_works_as_it_is_written(bundle: Path) -> None:
+    text = (bundle / "unpacked/VERIFY.md").read_text()
+    unpacked = bundle / "unpacked"
+    (unpacked / "host.pem").write_text((bundle / "host.pem").read_text())
+    commands = [line.strip() for line in text.splitlines() if line.startswith("       ")]
+    assert len(commands) == 9
+    said = [
+        subprocess.run(
+            ["bash", "-ec", command], cwd=unpacked, capture_output=True, text=True, check=True
+        ).stdout
+        for command in commands
+    ]
+    shown = said[5].split()
+    assert shown[1] == shown[2]
+    assert "every record" in said[6]
+    assert [command.split()[0] for command in commands[7:]] == ["tpm2_checkquote"] * 2
+
+
+def test_the_trail_alone_comes_as_lines_and_as_a_table(audited: Secrun, bundle: Path) -> None:
+    lines = [json.loads(line) for line in audited("audit", "export", "--format=jsonl").out.splitlines()]
+    known = rows(bundle)
+    assert lines[: len(known)] == known
+    table = list(csv.DictReader(io.StringIO(audited("audit", "export", "--format=csv").out)))
+    assert [row["event"] for row in table][: len(known)] == [row["event"] for row in known]
+    late = audited("audit", "export", "--format=jsonl", "--since=2030-01-01T00:00Z")
+    assert late.out == ""
+    assert "0 rows" in late.err
+
+
+def test_a_later_bundle_goes_on_from_an_earlier_one(audited: Secrun, bundle: Path, tmp_path: Path) -> None:
+    audited("run", "--pull=never", "--insecure-options=image", "--rm", audited.image, "--", "true")
+    audited("audit", "export", "--out", tmp_path / "later.tar")
+    words = ("audit", "verify", "--key", bundle / "host.pem", bundle / "audit.tar", tmp_path / "later.tar")
+    assert audited(*words).out.endswith("accepted\n")
+
+
+def test_a_boot_that_ended_without_a_word_is_found(tmp_path: Path) -> None:
+    busybox_image(tmp_path / "layout", "busybox")
+    secrun = Secrun(root=tmp_path / "root", run_root=tmp_path / "run")
+    image = secrun("fetch", "--insecure-options=image", f"oci:{tmp_path}/layout:busybox").out.split()[-1]
+    run = ("run", "--pull=never", "--insecure-options=image", "--rm", image, "--", "true")
+    secrun(*run)
+    tpm = int((tmp_path / "run/tpm/pid").read_text())
+    os.kill(tpm, 9)
+    command = Path(f"/proc/{tpm}/cmdline")
+    eventually(lambda: not command.exists() or not command.read_bytes(), "the end of the TPM")
+    secrun(*run)
+    secrun("audit", "export", "--out", tmp_path / "audit.tar")
+    (tmp_path / "key").write_text(secrun("audit", "key", "--format=note").out)
+    words = ("audit", "verify", "--key", tmp_path / "key", tmp_path / "audit.tar")
+    assert "REFUSED not-closed" in secrun(*words, code=121).out
+    assert "accepted not-closed" in secrun(*words, "--accept=not-closed").out
+    secrun("audit", "close")
+    secrun("attest", "stop")

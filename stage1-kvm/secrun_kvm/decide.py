@@ -61,6 +61,10 @@ def refusals(manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
     if manifest.network is Network.HOST:
         text = "cannot be given to a pod in a virtual machine: its network is its own"
         found.append(Problem(subject="--net=host", text=text, hint="leave it out, or use --stage1=nspawn"))
+    for app in manifest.apps:
+        if app.limits.cpus or app.limits.memory_nodes:
+            text = f"names processors of the host, and app {app.name} runs on those of its machine"
+            found.append(Problem(subject="--cpuset-cpus, --cpuset-mems", text=text, hint="use --cpus"))
     accelerator = _accelerator(asked)
     if not isinstance(accelerator, Accelerator):
         found += [replace(item, subject=f"--stage1=kvm: {item.subject}") for item in accelerator]

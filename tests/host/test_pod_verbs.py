@@ -240,3 +240,10 @@ def test_a_service_manager_that_cannot_be_reached_is_an_error(secrun: Secrun):
     words = ("run", "--rm", *secrun.pod_options, secrun.image, "--", "true")
     said = secrun(*words, code=125, environment={"NOTIFY_SOCKET": "/no/such/socket"}).err
     assert "NOTIFY_SOCKET /no/such/socket: No such file or directory" in said
+
+
+def test_a_mask_and_variables_that_are_left_out(secrun: Secrun):
+    assert "container=secrun" in secrun.run("env").out
+    said = secrun.run("sh", "-c", "umask; env", options=("--umask=027", "--unsetenv=container")).out
+    assert said.startswith("0027\n")
+    assert "container=" not in said

@@ -131,6 +131,11 @@ def test_what_a_guest_cannot_have_is_refused_by_name(tmp_path):
     assert f"volume {bad} is not a folder or a regular file" in refused(pod(app(volumes=volumes)))
 
 
+def test_processors_of_the_host_cannot_be_named_for_a_guest():
+    assert "--cpuset-cpus" in refused(pod(app(limits=Limits(cpus="0"))))
+    assert "--cpuset-cpus" not in refused(pod(app(limits=Limits(memory_low_bytes=1))))
+
+
 @pytest.mark.parametrize(("value", "is_refused"), [("1", True), ("0\n", False), (None, False)])
 def test_no_machine_starts_unlabelled_where_the_kernel_enforces(tmp_path, monkeypatch, value, is_refused):
     enforce = tmp_path / "enforce"

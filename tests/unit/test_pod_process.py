@@ -167,3 +167,16 @@ def test_the_callers_variables_never_override_the_images():
     env = dict(word.split("=", 1) for word in found.env)
     assert (env["A"], env["B"], env["C"]) == ("image", "asked", "host")
     assert env["PATH"].startswith("/usr/local/sbin")
+
+
+def test_variables_of_the_image_can_be_left_out_and_set_again():
+    found = process(config(env=("A=image", "B=image")), unset_env=("A", "B", "PATH"), env=(("B", "asked"),))
+    env = dict(word.split("=", 1) for word in found.env)
+    assert "A" not in env
+    assert "PATH" not in env
+    assert env["B"] == "asked"
+
+
+def test_a_mask_is_the_processes():
+    assert process(umask=0o27).to_oci({})["user"]["umask"] == 0o27
+    assert "umask" not in process().to_oci({})["user"]

@@ -157,3 +157,14 @@ def test_labels_are_sorted_and_the_last_of_a_name_counts():
 def test_labels_that_mean_nothing_or_are_endless_are_refused(words):
     with pytest.raises(UsageError, match="--label"):
         request.marks(words, "--label")
+
+
+@pytest.mark.parametrize(("text", "value"), [("022", 0o22), ("77", 0o77), ("0777", 0o777), (None, None)])
+def test_masks_are_octal(text, value):
+    assert request.umask(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "8", "1000", "-1", "0x7", "02222"])
+def test_what_is_no_mask_is_refused(text):
+    with pytest.raises(UsageError, match="octal"):
+        request.umask(text)

@@ -169,3 +169,21 @@ def test_the_manifests_part_survives_being_written():
     whole = AppSecurity(seccomp="x", devices=(Device(source="/dev/null", target="/x"),), privileged=True)
     assert AppSecurity.from_fields(Fields(whole.to_json(), "t")) == whole
     assert AppSecurity.from_fields(Fields(AppSecurity().to_json(), "t")) == AppSecurity()
+
+
+def test_processors_and_memory_that_are_kept_are_limits_too():
+    found = limits("--cpuset-cpus=0-2,5", "--cpuset-mems=0", "--memory=64m", "--memory-reservation=32m")
+    assert (found.cpus, found.memory_nodes, found.memory_low_bytes) == ("0-2,5", "0", 32 << 20)
+    assert set(found.controllers) == {"memory", "cpuset"}
+    assert Limits.from_fields(Fields(found.to_json(), "limits")) == found
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-1", "2-1", "1,,2", "1 2", "99999"])
+def test_what_is_no_list_of_processors_is_refused(text):
+    with pytest.raises(UsageError, match=r"--cpuset-cpus .* is not a list of numbers"):
+        limits(f"--cpuset-cpus={text}")
+
+
+def test_more_cannot_be_kept_than_may_be_had():
+    with pytest.raises(UsageError, match="is more than --memory"):
+        limits("--memory=64m", "--memory-reservation=65m")

@@ -83,6 +83,10 @@ def test_limits_become_unit_directives():
         "app-web.service"
     ]
     assert {"MemoryMax=1073741824", "CPUQuota=150%", "TasksMax=10"} <= set(text.splitlines())
+    text = units.render(pod(app(limits=Limits(memory_low_bytes=4096, cpus="0-1", memory_nodes="0"))))[
+        "app-web.service"
+    ]
+    assert {"MemoryLow=4096", "AllowedCPUs=0-1", "AllowedMemoryNodes=0"} <= set(text.splitlines())
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=("Cs",))))

@@ -1,5 +1,7 @@
 """From the options about confinement and limits to the records of a request."""
 
+import re
+
 from secrun.cli.table import Arguments
 from secrun.errors import UsageError
 from secrun.pod import request, security
@@ -8,6 +10,7 @@ from secrun.record import replace
 from secrun.stage1.manifest import Limits
 from secrun_policies.confine import RLIMITS
 
+_NUMBERS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 _SHARES, _WEIGHTS, _BLKIO = (2, 262_144), (1, 10_000), (10, 1_000)
 
 
@@ -44,6 +47,28 @@ def _cpu_weight(args: Arguments) -> int | None:
     return request.cpu_weight(shares)
 
 
+def _reservation(args: Arguments, memory: int | None) -> int | None:
+    """Return what --memory-reservation keeps for the app; raises UsageError."""
+    text = args.text("memory_reservation")
+    if text is None:
+        return None
+    kept = request.size(text)
+    if memory is not None and kept > memory:
+        raise UsageError(f"--memory-reservation {text} is more than --memory")
+    return kept
+
+
+def _numbers(args: Arguments, name: str) -> str:
+    """Check a list of numbers and ranges such as 0-2,5; raises UsageError."""
+    text = args.text(name) or ""
+    if text:
+        pairs = [_NUMBERS.fullmatch(part) for part in text.split(",")]
+        if any(pair is None or int(pair[2] or pair[1]) < int(pair[1]) for pair in pairs):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} {text[:80]!r} is not a list of numbers", hint="e.g. 0-2,5")
+    return text
+
+
 def limits(args: Arguments) -> Limits:
     """Read the limits of an app; raises UsageError."""
     memory, cpus = args.text("memory"), args.text("cpus")
@@ -59,6 +84,9 @@ def limits(args: Arguments) -> Limits:
         swap_bytes=_swap(args, memory_bytes),
         cpu_weight=_cpu_weight(args),
         io_weight=None if blkio is None else 1 + (blkio - 10) * 9999 // 990,
+        memory_low_bytes=_reservation(args, memory_bytes),
+        cpus=_numbers(args, "cpuset_cpus"),
+        memory_nodes=_numbers(args, "cpuset_mems"),
     )
 
 

@@ -147,6 +147,11 @@ RUN = (
 --cap-drop
 --cidfile
 -c, --cpu-shares = --cpu-shares
+--cpuset-cpus
+--cpuset-mems
+--memory-reservation
+--umask
+--unsetenv
 --cpus
 -d, --detach
 --device
@@ -274,9 +279,6 @@ RUN = (
     *rows(
         Verdict.LATER,
         """
---cpuset-cpus =
---cpuset-mems =
---memory-reservation =
 --network-alias =
 --no-hosts =
 --health-cmd =
@@ -290,8 +292,6 @@ RUN = (
 --restart =
 --secret =
 --systemd =
---umask =
---unsetenv =
 """,
     ),
 )

@@ -133,6 +133,8 @@ APP = (
         metavar="FILE",
         help="NAME=VALUE lines; # starts a comment",
     ),
+    _app("--unsetenv", kind=Kind.LIST, metavar="NAME", help="leave out a variable of the image"),
+    _app("--umask", metavar="OCTAL", help="the app's file mode mask; default 0022"),
     _app(
         "--env-host", "--inherit-env", kind=Kind.FLAG, help="all of the caller's variables; the image's win"
     ),
@@ -163,6 +165,9 @@ APP = (
     *VOLUMES,
     _app("-m", "--memory", metavar="BYTES[k|m|g]", help="memory limit"),
     _app("--cpus", metavar="NUMBER", help="CPU limit, e.g. 1.5"),
+    _app("--memory-reservation", metavar="BYTES[k|m|g]", help="memory that the app keeps when it is short"),
+    _app("--cpuset-cpus", metavar="LIST", help="processors that the app may run on, e.g. 0-2,5"),
+    _app("--cpuset-mems", metavar="LIST", help="memory nodes that it may use"),
     _app("--pids-limit", kind=Kind.INTEGER, metavar="N", help="limit of processes and threads"),
     _app(
         "--stop-signal", metavar="SIGNAL", help="what asks the app to end; default is the image's, or TERM"

@@ -70,6 +70,8 @@ def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
             args.many("env"), [Path(item) for item in args.many("env_file")], os.environ
         ),
         host_env=request.caller_environment(os.environ) if args.flag("env_host") else {},
+        unset_env=args.many("unsetenv"),
+        umask=request.umask(args.text("umask")),
         user=_user(args),
         groups=args.many("group_add"),
         workdir=args.text("workdir"),

@@ -113,6 +113,8 @@ def _environment(request: AppRequest, config: ImageConfig, hostname: str, home: 
     for word in config.env:
         name, _, value = word.partition("=")
         env[name] = value
+    for name in request.unset_env:
+        env.pop(name, None)
     env.update(request.env)
     return env
 
@@ -136,6 +138,7 @@ def resolve(request: AppRequest, config: ImageConfig, rootfs: RootfsImage, hostn
         uid=user.uid,
         gid=user.gid,
         groups=tuple(sorted({*user.groups, *added})),
+        umask=request.umask,
         terminal=request.terminal,
         console_size=request.console_size,
     )

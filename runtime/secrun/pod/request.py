@@ -57,6 +57,9 @@ class AppRequest:
     env: tuple[tuple[str, str], ...] = ()
     host_env: Mapping[str, str] = field(default_factory=dict)
     """The caller's variables; whatever the image or the request says wins."""
+    unset_env: tuple[str, ...] = ()
+    """Variables of the image or of secrun that the app does not get."""
+    umask: int | None = None
     user: str | None = None
     groups: tuple[str, ...] = ()
     """Supplementary groups beside the user's own: names of the image or numbers."""
@@ -240,6 +243,15 @@ def environment(
         elif name in caller:
             result[name] = unicode_text(caller[name], f"the variable {name}")
     return tuple(result.items())
+
+
+def umask(text: str | None) -> int | None:
+    """Parse a file mode mask in octal (umask(2)); raises UsageError."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"0?[0-7]{1,3}", text):
+        raise UsageError(f"--umask {text[:80]!r} is not an octal number from 0 to 777")
+    return int(text, 8)
 
 
 def caller_environment(caller: Mapping[str, str]) -> dict[str, str]:

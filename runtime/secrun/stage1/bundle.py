@@ -34,10 +34,13 @@ class Process:
     terminal: bool
     console_size: tuple[int, int] | None = None
     """Rows and columns of the terminal from its first moment; without it a program may see none."""
+    umask: int | None = None
 
     def to_oci(self, confinement: Mapping[str, JsonValue]) -> JsonObject:
         """Return the runtime-spec `process` object; `confinement` adds its own fields."""
         user: JsonObject = {"uid": self.uid, "gid": self.gid, "additionalGids": list(self.groups)}
+        if self.umask is not None:
+            user["umask"] = self.umask
         size: JsonObject = {}
         if self.console_size is not None:
             size = {"consoleSize": console_size(self.console_size)}

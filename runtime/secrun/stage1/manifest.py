@@ -89,6 +89,11 @@ class Limits:
     swap_bytes: int | None = None
     cpu_weight: int | None = None
     io_weight: int | None = None
+    memory_low_bytes: int | None = None
+    """What the kernel leaves the app when memory is short."""
+    cpus: str = ""
+    """Processors that it may run on, e.g. `0-2,5`; empty: all."""
+    memory_nodes: str = ""
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -99,6 +104,9 @@ class Limits:
             "swap_bytes": self.swap_bytes,
             "cpu_weight": self.cpu_weight,
             "io_weight": self.io_weight,
+            "memory_low_bytes": self.memory_low_bytes,
+            "cpus": self.cpus,
+            "memory_nodes": self.memory_nodes,
         }
 
     @classmethod
@@ -111,6 +119,9 @@ class Limits:
             swap_bytes=fields.optional_integer("swap_bytes"),
             cpu_weight=fields.optional_integer("cpu_weight"),
             io_weight=fields.optional_integer("io_weight"),
+            memory_low_bytes=fields.optional_integer("memory_low_bytes"),
+            cpus=fields.text("cpus"),
+            memory_nodes=fields.text("memory_nodes"),
         )
         fields.end()
         return limits
@@ -125,6 +136,9 @@ class Limits:
             ("cpu", self.cpu_weight),
             ("pids", self.pids),
             ("io", self.io_weight),
+            ("memory", self.memory_low_bytes),
+            ("cpuset", self.cpus or None),
+            ("cpuset", self.memory_nodes or None),
         )
         return tuple(dict.fromkeys(name for name, value in wanted if value is not None))
 

@@ -60,6 +60,12 @@ def _limits(app: AppManifest) -> list[str]:
         lines.append(f"CPUWeight={app.limits.cpu_weight}")
     if app.limits.io_weight is not None:
         lines.append(f"IOWeight={app.limits.io_weight}")
+    if app.limits.memory_low_bytes is not None:
+        lines.append(f"MemoryLow={app.limits.memory_low_bytes}")
+    if app.limits.cpus:
+        lines.append(f"AllowedCPUs={app.limits.cpus}")
+    if app.limits.memory_nodes:
+        lines.append(f"AllowedMemoryNodes={app.limits.memory_nodes}")
     if app.limits.pids is not None:
         # The shim is one process of the unit; the app may have all that was promised.
         lines.append(f"TasksMax={app.limits.pids + 1}")

@@ -117,7 +117,7 @@ class KvmLauncher:
         # The plugins have been at work beside all this.
         joined = nics.joined(pod)
         spec = replace(spec, nics=tuple(item.nic for item in joined))
-        root.network.write_text(nics.table(joined))
+        nics.write(root, joined)
         root.domain.write_text(domain_xml(spec))
         checkpoint.reached("machine-written")
         plan = self._plan(machine, host.uid_base, root, shared)

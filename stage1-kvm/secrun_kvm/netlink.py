@@ -24,11 +24,12 @@ _IFF_UP = 0x1
 _TRAFFIC = struct.Struct("=BxxxiIII")
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TC_H_INGRESS, _INGRESS_HANDLE = 0xFFFFFFF1, 0xFFFF0000
-# linux/pkt_cls.h: a filter that every frame matches, and what is done with it
-_TCA_U32_SEL, _TCA_U32_ACT = 5, 7
-_EVERYTHING = struct.pack("=BBBxHHhhIIIii", 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+# linux/pkt_cls.h: a filter that is a program, and what is done with what it matches
+_TCA_BPF_ACT, _TCA_BPF_OPS_LEN, _TCA_BPF_OPS, _TCA_BPF_FLAGS = 1, 4, 5, 8
+_ACT_DIRECT = 1
+_INSTRUCTION_BYTES = 8
 _TCA_ACT_KIND, _TCA_ACT_OPTIONS = 1, 2
-_TC_ACT_STOLEN = 4
+_TC_ACT_SHOT, _TC_ACT_STOLEN = 2, 4
 # linux/tc_act/tc_mirred.h
 _MIRRED = struct.Struct("=IIiiiiI")
 _TCA_MIRRED_PARMS, _TCA_EGRESS_REDIR = 2, 1
@@ -46,11 +47,22 @@ def _text(kind: int, text: str) -> bytes:
     return attribute(kind, text.encode() + b"\0")
 
 
-def redirected(target: int) -> bytes:
-    """Return the options of a filter that sends every frame out of interface `target`; pure."""
+def _program(code: bytes) -> bytes:
+    count = struct.pack("=H", len(code) // _INSTRUCTION_BYTES)
+    return attribute(_TCA_BPF_OPS_LEN, count) + attribute(_TCA_BPF_OPS, code)
+
+
+def redirected(target: int, code: bytes) -> bytes:
+    """Return the options of a filter that sends what `code` matches out of interface `target`; pure."""
     what = attribute(_TCA_MIRRED_PARMS, _MIRRED.pack(0, 0, _TC_ACT_STOLEN, 0, 0, _TCA_EGRESS_REDIR, target))
     action = _text(_TCA_ACT_KIND, "mirred") + attribute(_TCA_ACT_OPTIONS, what)
-    return attribute(_TCA_U32_SEL, _EVERYTHING) + attribute(_TCA_U32_ACT, attribute(1, action))
+    return _program(code) + attribute(_TCA_BPF_ACT, attribute(1, action))
+
+
+def _dropped() -> bytes:
+    """Return the options of a filter that drops everything: a program whose answer is the verdict."""
+    code = struct.pack("=HBBI", 0x06, 0, 0, _TC_ACT_SHOT)
+    return _program(code) + attribute(_TCA_BPF_FLAGS, struct.pack("=I", _ACT_DIRECT))
 
 
 class Netlink:
@@ -85,16 +97,17 @@ class Netlink:
         """Bring an interface up."""
         self._ask(_RTM_NEWLINK, _LINK.pack(0, 0, socket.if_nametoindex(name), _IFF_UP, _IFF_UP), name)
 
-    def join(self, one: str, other: str) -> None:
-        """Send all that comes into each of two interfaces out of the other, past everything else."""
-        numbers = socket.if_nametoindex(one), socket.if_nametoindex(other)
-        for (name, source), target in zip(
-            zip((one, other), numbers, strict=True), reversed(numbers), strict=True
-        ):
-            body = _TRAFFIC.pack(0, source, _INGRESS_HANDLE, _TC_H_INGRESS, 0)
-            self._ask(_RTM_NEWQDISC, body + _text(_TCA_KIND, "ingress"), name, new=True)
-            # Priority and protocol.
-            info = 1 << 16 | socket.htons(_ETH_P_ALL)
-            body = _TRAFFIC.pack(0, source, 0, _INGRESS_HANDLE, info)
-            body += _text(_TCA_KIND, "u32") + attribute(_TCA_OPTIONS, redirected(target))
-            self._ask(_RTM_NEWTFILTER, body, name, new=True)
+    def redirect(self, source: str, target: str, code: bytes) -> None:
+        """Send what comes into `source` and is matched by `code` out of `target`, and drop the rest.
+
+        `code` is a program of classic BPF. The namespace's own protocols see nothing of either.
+        """
+        number, other = socket.if_nametoindex(source), socket.if_nametoindex(target)
+        body = _TRAFFIC.pack(0, number, _INGRESS_HANDLE, _TC_H_INGRESS, 0)
+        self._ask(_RTM_NEWQDISC, body + _text(_TCA_KIND, "ingress"), source, new=True)
+        # In the order in which they are asked; between the two nothing gets through that should not.
+        for priority, options in ((2, _dropped()), (1, redirected(other, code))):
+            info = priority << 16 | socket.htons(_ETH_P_ALL)
+            body = _TRAFFIC.pack(0, number, 0, _INGRESS_HANDLE, info)
+            body += _text(_TCA_KIND, "bpf") + attribute(_TCA_OPTIONS, options)
+            self._ask(_RTM_NEWTFILTER, body, source, new=True)

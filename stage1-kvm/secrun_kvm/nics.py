@@ -6,7 +6,8 @@ from secrun.errors import HostError
 from secrun.record import record
 from secrun.stage1.contract import PodOnDisk
 from secrun.stage1.manifest import PodManifest
-from secrun_kvm.place import tap_name
+from secrun_kvm import framefilter
+from secrun_kvm.place import Root, tap_name
 from secrun_kvm.spec import Nic
 
 
@@ -28,6 +29,16 @@ def count(manifest: PodManifest) -> int:
     return 0 if manifest.connection is None else len(manifest.connection.attachments)
 
 
+def _check_station(network: str, mac: str) -> None:
+    """Raise HostError unless an interface has a hardware address of its own, as Ethernet has."""
+    if int(mac[:2], 16) & 1 or not mac.strip("0:"):
+        raise HostError(
+            f"network {network} gives an interface without a hardware address, which a guest cannot have",
+            hint="use --stage1=nspawn for this network",
+            code="host-tap",
+        )
+
+
 def joined(pod: PodOnDisk) -> tuple[Joined, ...]:
     """Wait for the pod's networks and return its interfaces; raises NetworkError or HostError."""
     if pod.network is None:
@@ -36,6 +47,7 @@ def joined(pod: PodOnDisk) -> tuple[Joined, ...]:
     for index, item in enumerate(pod.network.state().joined):
         if item.link is None or item.result is None:
             raise HostError(f"network {item.config.name} has not been joined", code="host-tap")
+        _check_station(item.config.name, item.link.mac)
         own = item.result.inside(item.runtime.interface)
         gateways = {":" in address.gateway: address.gateway for address in reversed(own) if address.gateway}
         routes = [
@@ -54,6 +66,19 @@ def _lines(item: Joined) -> Iterator[str]:
         yield f"address {address}"
     for destination, gateway in item.routes:
         yield f"route {destination} {gateway or '-'}"
+
+
+def write(root: Root, interfaces: Sequence[Joined]) -> None:
+    """Write what the guest is told, and what may pass between its interfaces and the host's."""
+    root.network.write_text(table(interfaces))
+    for index, item in enumerate(interfaces):
+        mac, own = item.nic.mac, [address.partition("/")[0] for address in item.addresses]
+        try:
+            root.outgoing(index).write_bytes(framefilter.outgoing(mac, own))
+        except ValueError as error:
+            text = f"interface {item.name} has more addresses than can be kept to: {error}"
+            raise HostError(text, code="host-tap") from error
+        root.incoming(index).write_bytes(framefilter.incoming(mac))
 
 
 def table(interfaces: Sequence[Joined]) -> str:

@@ -60,6 +60,14 @@ class Root:
         """What the guest's interfaces have (docs/agent-protocol.md)."""
         return self.path / "network"
 
+    def outgoing(self, index: int) -> Path:
+        """What passes from the n-th interface of the guest, as a program of classic BPF."""
+        return self.path / f"outgoing-{index}"
+
+    def incoming(self, index: int) -> Path:
+        """What passes to it."""
+        return self.path / f"incoming-{index}"
+
     def disk(self, serial: str) -> Path:
         """Where a disk's image is bound."""
         return self.path / "disk" / serial

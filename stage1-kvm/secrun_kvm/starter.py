@@ -117,7 +117,7 @@ def start(plan: Plan) -> tuple[int, list[tuple[int, str]]]:
     helpers = list(_helpers(plan)) if helped else []
     machine = virt.create(connection, xml)
     if connected:
-        taps.connect(pod, plan.interfaces)
+        taps.connect(plan.root, pod, plan.interfaces)
     ownroot.leave_host(call, shown)
     virt.resume(machine)
     return virt.pid(plan.root), helpers

@@ -1,8 +1,8 @@
 """The host's side of a machine's interfaces: taps that QEMU holds, joined with what the plugins made.
 
 libvirt makes each tap in the starter's own empty namespace, in which QEMU stays. Then the tap is given to
-the pod's namespace, and whatever comes into it leaves by the plugins' interface, and the other way round,
-before that namespace's own protocols see anything (tc-mirred(8)). A tap goes with the process that holds it.
+the pod's namespace, and what comes into it and may pass leaves by the plugins' interface, and the other way
+round (tc-bpf(8), tc-mirred(8)). A tap goes with the process that holds it.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from pathlib import Path
 from secrun.errors import HostError
 from secrun.syscalls import CLONE_NEWNET, LinuxSyscalls
 from secrun_kvm.netlink import Netlink
-from secrun_kvm.place import tap_name
+from secrun_kvm.place import Root, tap_name
 
-_NEEDED = "CONFIG_TUN, CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED"
+_NEEDED = "CONFIG_TUN, CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF and CONFIG_NET_ACT_MIRRED"
 # Of this thread's own namespace.
 _SETTINGS = Path("/proc/sys/net/ipv6/conf")
 
 
-def connect(namespace: int, interfaces: Sequence[str]) -> None:
+def connect(root: Root, namespace: int, interfaces: Sequence[str]) -> None:
     """Join the n-th tap of this namespace with the n-th of `interfaces` in `namespace`, which this enters.
 
     Raises HostError naming the interface.
@@ -32,7 +32,8 @@ def connect(namespace: int, interfaces: Sequence[str]) -> None:
             for index, interface in enumerate(interfaces):
                 tap = tap_name(index)
                 _quiet(tap)
-                there.join(tap, interface)
+                there.redirect(tap, interface, root.outgoing(index).read_bytes())
+                there.redirect(interface, tap, root.incoming(index).read_bytes())
                 there.set_up(tap)
     except OSError as error:
         raise HostError(

@@ -168,6 +168,15 @@ fn matched<'a>(links: &'a [Link], mut found: Vec<Found>) -> Result<Vec<(&'a Link
     links.iter().map(one).collect()
 }
 
+/// Have no addresses but those that the host knows of: it lets no others pass.
+fn still(name: &str) -> Result<(), String> {
+    match fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0") {
+        // A kernel without IPv6 makes none.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|error| format!("{name}: accept_ra: {error}")),
+    }
+}
+
 /// Give the machine's interfaces their names, addresses and routes, and bring them up.
 pub fn apply(links: &[Link]) -> Result<(), String> {
     if links.is_empty() {
@@ -192,6 +201,7 @@ pub fn apply(links: &[Link]) -> Result<(), String> {
         told(&link.name, NEWLINK, 0, self::link(*index, false, Some(&link.name), None))?;
     }
     for (Link { name, mtu, addresses, routes, .. }, Found { index, .. }) in &matched {
+        still(name)?;
         told(name, NEWLINK, 0, link(*index, true, None, Some(*mtu)))?;
         for own in addresses {
             let what = format!("{name}: address {}/{}", own.address, own.bits);

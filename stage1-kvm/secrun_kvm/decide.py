@@ -86,7 +86,7 @@ def decided(draft: Draft) -> Decided:
         manifest, images, volumes, scratch=storage > 0, vtpm=asked.vtpm, networks=networks
     )
     image = podimage.packed({**draft.config, podimage.TABLE: table})
-    devices = len(images) + 2 + (1 if storage else 0) + len({volume.share for volume in volumes}) + networks
+    devices = len(images) + 1 + (1 if storage else 0) + len({volume.share for volume in volumes}) + networks
     model = machines.model(where, accelerator, vtpm=asked.vtpm, devices=devices)
     machine = Machine(
         accelerator=accelerator,

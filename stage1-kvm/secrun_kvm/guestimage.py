@@ -1,4 +1,4 @@
-"""The stage1 image of a guest: kernel, initramfs, and the stage1 file that containers boot from too.
+"""The stage1 image of a guest: kernel, and an initramfs with the tree that containers boot from too.
 
 `ensure_guest` is on the way of every start: what only a build needs is imported by the build.
 """
@@ -18,7 +18,7 @@ from secrun.paths import Layout
 from secrun.record import record
 from secrun.stage1 import imagestore
 from secrun.stage1.agent import stage0_path
-from secrun.stage1.imagebuild import ensure_stage1
+from secrun.stage1.imagebuild import contents_of, ensure_stage1
 from secrun.stage1.imagerecord import IMAGE_NAME, INITRD_NAME, KERNEL_NAME
 from secrun.stage1.imagestore import BuiltImage, Plan, Recipe
 from secrun_kvm import kernel as kernels
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 FLAVOUR = "kvm"
 # Bumped whenever the same inputs give another initramfs.
-RECIPE_VERSION = 1
-_BLOCK = 4096
+RECIPE_VERSION = 2
 _MAX_CHOICE_BYTES = 4096
 
 
@@ -46,10 +45,6 @@ class GuestImage:
     kernel_digest: Digest
     initrd: Path
     initrd_digest: Digest
-    stage1: Path
-    data_blocks: int
-    verity_root: str
-    verity_salt: str
 
 
 def _guest_image(built: BuiltImage) -> GuestImage:
@@ -68,10 +63,6 @@ def _guest_image(built: BuiltImage) -> GuestImage:
         kernel_digest=Digest("sha256", manifest.guest.kernel.sha256),
         initrd=built.folder / INITRD_NAME,
         initrd_digest=Digest("sha256", manifest.guest.initrd.sha256),
-        stage1=built.path,
-        data_blocks=manifest.data_size // _BLOCK,
-        verity_root=manifest.verity_root,
-        verity_salt=manifest.verity_salt,
     )
 
 
@@ -83,7 +74,7 @@ def load_guest(layout: Layout, digest: Digest) -> GuestImage:
 def verify_guest(layout: Layout, digest: Digest) -> None:
     """Read kernel and initramfs and compare; raises ImageError if a byte differs.
 
-    Nothing else checks these two; stage1 is read by dm-verity.
+    Nothing else checks these two, and the second holds stage1.
     """
     imagestore.verify(imagestore.load(layout, FLAVOUR, digest), (KERNEL_NAME, INITRD_NAME))
 
@@ -175,7 +166,7 @@ def _write(origin: _Origin, release: str, order: "tuple[Module, ...]", folder: P
     from secrun_kvm import initramfs, modules
 
     base, kernel = origin.base, origin.kernel
-    # One file for all flavours: a damaged one must not get a second name.
+    # The same tree as containers have it: one file for all flavours, and a damaged one gets no second name.
     imagestore.verify(base)
     os.link(base.path, folder / IMAGE_NAME)
     data = kernels.read(kernel)
@@ -183,8 +174,9 @@ def _write(origin: _Origin, release: str, order: "tuple[Module, ...]", folder: P
         raise HostError(f"kernel {kernel} changed while it was read", hint="try again", code="host-kernel")
     sources = {initramfs.file_name(module): modules.file_of(module, release) for module in order}
     files = {name: modules.content(path) for name, path in sources.items()}
-    nodes = initramfs.nodes(origin.stage0.read_bytes(), base.manifest, order, files)
-    initrd = initramfs.archive(nodes)
+    stage1 = initramfs.tree(contents_of(base))
+    nodes = initramfs.nodes(origin.stage0.read_bytes(), order, files)
+    initrd = initramfs.archive([*nodes, *stage1])
     write_atomic(folder / KERNEL_NAME, data)
     write_atomic(folder / INITRD_NAME, initrd)
     packages = packages_of([kernel, *sources.values()])
@@ -197,7 +189,8 @@ def _write(origin: _Origin, release: str, order: "tuple[Module, ...]", folder: P
             for node in nodes
         ),
     )
-    return replace(base.manifest, flavour=FLAVOUR, digest=_digest(base, guest), guest=guest)
+    digest = _digest(base, guest)
+    return replace(base.manifest, flavour=FLAVOUR, recipe=RECIPE_VERSION, digest=digest, guest=guest)
 
 
 def _digest(base: BuiltImage, guest: "Guest") -> Digest:

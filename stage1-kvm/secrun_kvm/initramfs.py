@@ -1,20 +1,21 @@
-"""The guest's initramfs: stage0, modules, and the root hash of stage1, as a cpio archive of fixed bytes.
+"""The guest's initramfs: stage0, modules, and the tree of stage1, as a cpio archive of fixed bytes.
 
 Format: Documentation/driver-api/early-userspace/buffer-format.rst (newc). Time, owner, inode numbers and
-order are fixed, and nothing is compressed: the archive is small, and compressors change.
+order are fixed, and nothing is compressed: compressors change, and a guest would have to undo it.
 """
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from secrun.image.rootfs import verity
+from secrun.image.rootfs.model import FileKind, TreeEntry
 from secrun.record import record
-from secrun.stage1.imagerecord import Manifest
 from secrun_kvm.modules import Module
 
 INIT = "init"
 _MODULES = "secrun/modules.d"
-# veritysetup's and the kernel's block size for all of secrun's images.
-_BLOCK = 4096
+# What becomes the guest's root.
+STAGE1 = "stage1"
 _TRAILER = "TRAILER!!!"
 _CONSOLE = (5, 1)
 _FOLDERS = ("dev", "proc", "secrun", _MODULES, "sys")
@@ -52,11 +53,6 @@ def archive(nodes: Sequence[Node]) -> bytes:
 _SECTOR = 512
 
 
-def verity_line(manifest: Manifest) -> str:
-    """Return /secrun/stage1: what stage0 opens the disk `stage1` with."""
-    return f"{manifest.data_size // _BLOCK} {manifest.verity_root} {manifest.verity_salt}\n"
-
-
 def file_name(module: Module) -> str:
     """Return the name of a module's file in the archive, without a leading slash."""
     return f"{_MODULES}/{module.name}.ko"
@@ -67,11 +63,26 @@ def module_lines(order: Sequence[Module]) -> str:
     return "".join(f"{module.group} /{file_name(module)}\n" for module in order)
 
 
-def nodes(stage0: bytes, stage1: Manifest, order: Sequence[Module], files: dict[str, bytes]) -> list[Node]:
+_TYPES = {FileKind.FILE: stat.S_IFREG, FileKind.DIRECTORY: stat.S_IFDIR, FileKind.SYMLINK: stat.S_IFLNK}
+
+
+def tree(entries: Iterable[tuple[TreeEntry, bytes]]) -> list[Node]:
+    """Return the entries of stage1's tree, with the bytes of its files, as nodes below `STAGE1`."""
+    return [
+        Node(
+            path=f"{STAGE1}/{entry.path.decode()}".rstrip("/"),
+            mode=_TYPES[entry.kind] | entry.mode,
+            data=entry.target if entry.kind is FileKind.SYMLINK else data,
+        )
+        for entry, data in entries
+    ]
+
+
+def nodes(stage0: bytes, order: Sequence[Module], files: dict[str, bytes]) -> list[Node]:
     """Return the entries of a guest's initramfs, parents first; `files` are modules by name in it."""
     regular = {
         "secrun/modules": module_lines(order).encode(),
-        "secrun/stage1": verity_line(stage1).encode(),
+        "secrun/salt": f"{verity.SALT.hex()}\n".encode(),
         **files,
     }
     found = [Node(path=name, mode=stat.S_IFDIR | 0o755) for name in _FOLDERS]

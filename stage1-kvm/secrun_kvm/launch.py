@@ -169,7 +169,7 @@ class KvmLauncher:
         guest = _checked_guest(pod, machine)
         bind_file(self._syscalls, guest.kernel, root.kernel)
         bind_file(self._syscalls, guest.initrd, root.initrd)
-        disks = self._disks(pod, guest, root)
+        disks = self._disks(pod, root)
         if machine.storage_bytes:
             disks.append(self._scratch(pod.path, host.uid_base, machine.storage_bytes, root))
         shares = distinct(pod.manifest)
@@ -197,7 +197,7 @@ class KvmLauncher:
         )
         return spec, shares
 
-    def _disks(self, pod: PodOnDisk, guest: GuestImage, root: Root) -> list[Disk]:
+    def _disks(self, pod: PodOnDisk, root: Root) -> list[Disk]:
         machine = machine_of(pod.manifest)
         image = pod.path / podimage.FILE_NAME
         if podimage.root_of(image.read_bytes(), machine.pod_blocks) != machine.pod_root:
@@ -208,7 +208,7 @@ class KvmLauncher:
             )
         # QEMU reads it as a user of its own; the folder around it is root's alone.
         image.chmod(0o644)
-        paths = {podimage.STAGE1_SERIAL: guest.stage1, podimage.POD_SERIAL: image}
+        paths = {podimage.POD_SERIAL: image}
         for index, app in enumerate(pod.manifest.apps):
             rootfs = hostside.load_rootfs(pod.layout, pod.manifest, app)
             paths[podimage.app_serial(index)] = rootfs.path

@@ -11,7 +11,6 @@ from secrun.stage1.manifest import AppManifest, PodManifest
 
 FILE_NAME = "pod.img"
 TABLE = "guest"
-STAGE1_SERIAL = "stage1"
 POD_SERIAL = "pod"
 SCRATCH_SERIAL = "scratch"
 # What a single file of the host is called in the folder that shares it.

@@ -425,8 +425,8 @@ CONSOLE = {
     f"secrun-stage0: 254:32 is disk app-0\n{VERITY}254:32: data block 3 is corrupted\n{PANIC}dm-verity": (
         "the guest refused a corrupted block of image web"
     ),
-    f"secrun-stage0: 254:0 is disk stage1\n{VERITY}254:0: metadata block 3 is corrupted": (
-        "the guest refused a corrupted block of stage1"
+    f"secrun-stage0: 254:0 is disk pod\n{VERITY}254:0: metadata block 3 is corrupted": (
+        "the guest refused a corrupted block of the pod's own image"
     ),
     f"{VERITY}254:0: metadata block 3 is corrupted": "the guest refused a corrupted block of disk 254:0",
     f"{PANIC}System is deadlocked on memory": "the guest ran out of memory",

@@ -160,5 +160,5 @@ def prepared(guest: GuestImage, machine: Machine, folder: Path, units: Mapping[s
         initrd=guest.initrd,
         machine=machine,
         words=(*COMMAND_LINE, f"secrun.pod={pod.data_size // 4096}:{pod.verity_root}"),
-        disks={"stage1": guest.stage1, "pod": folder / "pod", "app-0": folder / "app-0"},
+        disks={"pod": folder / "pod", "app-0": folder / "app-0"},
     )

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,8 +80,7 @@ def test_the_manifest_lists_kernel_initramfs_and_stage1(layout, tmp_path):
     assert files["/init"].sha256 == Digest.of((tmp_path / "stage0").read_bytes()).hex
     assert files["/secrun/modules.d/dm_verity.ko"].sha256 == Digest.of(b"\x7fELFdm-verity").hex
     assert files["/dev/console"].kind == "char"
-    line = f"{image.data_blocks} {image.verity_root} {image.verity_salt}\n"
-    assert files["/secrun/stage1"].sha256 == Digest.of(line.encode()).hex
+    assert files["/secrun/salt"].sha256 == Digest.of(f"{found.verity_salt}\n".encode()).hex
     assert {item.path for item in found.files} >= {"/usr/bin/secrun-agent", "/usr/bin/sleep"}
 
 
@@ -91,7 +92,39 @@ def test_stage1_is_one_file_for_both_flavours(layout):
     image = ensure_guest(layout)
     (base,) = [item for item in imagestore.list_images(layout) if item.flavour == "nspawn"]
     shared = imagestore.load(layout, "nspawn", base.digest).path
-    assert os.path.samefile(shared, image.stage1)
+    assert os.path.samefile(shared, image.kernel.parent / "stage1.erofs")
+
+
+def test_the_initramfs_holds_the_tree_that_containers_have(layout, tmp_path):
+    image = ensure_guest(layout)
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    command = ["cpio", "-idmu", "--quiet", "stage1*"]
+    subprocess.run(command, input=image.initrd.read_bytes(), cwd=folder, check=True)
+    top = folder / "stage1"
+    described = {item.path: item for item in manifest(layout, image).files}
+    there = {f"/{path.relative_to(top)}".removesuffix("."): path for path in (top, *top.rglob("*"))}
+    assert set(there) == set(described)
+    for name, path in there.items():
+        item, mode = described[name], path.lstat().st_mode
+        assert item.kind == {"l": "link", "d": "dir", "-": "file"}[stat.filemode(mode)[0]]
+        assert item.target == (os.readlink(path) if path.is_symlink() else "")
+        if item.kind == "file":
+            assert item.sha256 == Digest.of(path.read_bytes()).hex
+        if item.kind != "link":
+            assert item.mode == stat.S_IMODE(mode)
+
+
+def test_a_tree_that_has_changed_on_the_host_is_not_put_into_a_guest(layout, tmp_path, monkeypatch):
+    ensure_guest(layout)
+    (base,) = [item for item in imagestore.list_images(layout) if item.flavour == "nspawn"]
+    old = imagestore.load(layout, "nspawn", base.digest)
+    with (tmp_path / "agent").open("ab") as stream:
+        stream.write(b"\0")
+    monkeypatch.setattr(guestimage, "ensure_stage1", lambda _: old)
+    monkeypatch.setattr(guestimage, "RECIPE_VERSION", 1000)
+    with pytest.raises(HostError, match="/usr/bin/secrun-agent of stage1 changed"):
+        ensure_guest(layout)
 
 
 def test_the_digest_covers_kernel_initramfs_and_stage1(layout, tmp_path):
@@ -294,7 +327,6 @@ def test_unused_images_of_both_flavours_go_and_used_ones_stay(layout, tmp_path):
     removed = imagestore.remove_unused(layout, {images[0].digest})
     assert set(removed) == {images[1].digest, *bases[:2]}
     assert load_guest(layout, images[0].digest) == images[0]
-    assert images[0].stage1.read_bytes()
     assert ensure_guest(layout).digest not in {image.digest for image in images}
 
 
@@ -361,11 +393,8 @@ def test_a_kernel_is_for_guests_only(verb, tmp_path):
         verb(verbs.build, flavour="nspawn", kernel=str(tmp_path / f"boot/vmlinuz-{made.RELEASE}"))
 
 
-def test_the_archive_says_the_same_whatever_the_order_of_files(layout):
-    stage1 = manifest(layout, ensure_guest(layout))
+def test_the_archive_says_the_same_whatever_the_order_of_files():
     files = {f"secrun/modules.d/{name}.ko": name.encode() for name in "abc"}
     backwards = dict(reversed(files.items()))
-    one, other = (
-        initramfs.archive(initramfs.nodes(b"init", stage1, (), given)) for given in (files, backwards)
-    )
+    one, other = (initramfs.archive(initramfs.nodes(b"init", (), given)) for given in (files, backwards))
     assert one == other

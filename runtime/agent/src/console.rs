@@ -116,7 +116,6 @@ impl Console {
 
     fn disk(&self, number: &str) -> String {
         match self.disks.iter().find(|(known, _)| known == number).map(|(_, serial)| serial.as_str()) {
-            Some("stage1") => "stage1".into(),
             Some("pod") => "the pod's own image".into(),
             Some(serial) => match self.images.iter().find(|(known, _)| known == serial) {
                 Some((_, app)) => format!("image {app}"),

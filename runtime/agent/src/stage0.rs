@@ -1,4 +1,4 @@
-//! The guest's init: loads modules, opens every image by dm-verity, mounts, and becomes systemd. It never goes on after a
+//! The guest's init: loads modules, opens every disk by dm-verity, mounts, and becomes the systemd of the initramfs. It never goes on after a
 //! failure: one line on the console, then the machine restarts, which ends it (QEMU is told so).
 
 use std::convert::Infallible;
@@ -18,6 +18,8 @@ use crate::dm;
 use crate::sys::{self, guest};
 use crate::table::{self, Group, Guest, Module, Verity, Volume};
 
+/// The tree of stage1, in the initramfs.
+const STAGE1: &str = "/stage1";
 /// Where the root of stage1 is put together.
 const ROOT: &str = "/sysroot";
 const TPM: &str = "/dev/tpmrm0";
@@ -35,7 +37,7 @@ fn told<T>(result: io::Result<T>, what: impl Display) -> Told<T> {
 
 /// Run as the guest's init; returns only where there is no guest to start.
 pub fn main() -> u8 {
-    if std::process::id() != 1 || !Path::new("/secrun/stage1").is_file() {
+    if std::process::id() != 1 || !Path::new(STAGE1).is_dir() {
         eprintln!("secrun-stage0 {}: this is the init of a guest", env!("CARGO_PKG_VERSION"));
         return 2;
     }
@@ -68,14 +70,13 @@ fn boot() -> Told<Infallible> {
         folder(target)?;
         mount(kind, target, kind, flags, "")?;
     }
-    let stage1 = table::stage1(&read("/secrun/stage1")?)?;
-    let pod = table::pod(&read("/proc/cmdline")?, &stage1.salt)?;
+    let pod = table::pod(&read("/proc/cmdline")?, &table::salt(&read("/secrun/salt")?)?)?;
     let modules = table::modules(&read("/secrun/modules")?)?;
     load(&modules, Group::Base)?;
     load_bus(&modules)?;
     marks.add("modules");
     let mut disks = Disks::open()?;
-    disks.mount("stage1", "stage1", &stage1, ROOT, PLAIN)?;
+    mount_root()?;
     disks.mount("pod", "pod", &pod, &inside("/pod"), PLAIN | MS_NOEXEC)?;
     let guest = table::guest(&read(&inside("/pod/guest"))?)?;
     for group in [Group::Ext4, Group::Virtiofs, Group::Net, Group::Tpm] {
@@ -107,6 +108,14 @@ fn boot() -> Told<Infallible> {
     folder(&inside("/run/secrun"))?;
     told(fs::write(inside("/run/secrun/marks"), marks.0), "/run/secrun/marks")?;
     enter()
+}
+
+/// Show the tree of stage1 where the root is put together. What the kernel has unpacked was measured with the initramfs, and
+/// no disk can change it; a mount of its own because nothing can be pivoted away from the initramfs.
+fn mount_root() -> Told<()> {
+    folder(ROOT)?;
+    mount(STAGE1, ROOT, "", MS_BIND, "")?;
+    mount("", ROOT, "", MS_REMOUNT | MS_BIND | MS_RDONLY | PLAIN, "")
 }
 
 fn inside(path: &str) -> String {

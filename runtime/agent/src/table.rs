@@ -1,4 +1,4 @@
-//! What tells a guest what to open: /secrun/stage1, /secrun/modules, the kernel's command line, /pod/guest. Pure and strict:
+//! What tells a guest what to open: /secrun/salt, /secrun/modules, the kernel's command line, /pod/guest. Pure and strict:
 //! a line that is not understood stops the boot.
 
 /// Largest text of any of them; /pod/guest comes nearest to it.
@@ -21,9 +21,7 @@ pub struct Verity {
 
 impl Verity {
     fn parse(blocks: &str, root: &str, salt: &str) -> Option<Self> {
-        let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let salted = salt.len() <= 512 && salt.len() % 2 == 0 && !salt.is_empty() && hex(salt);
-        if root.len() != 64 || !hex(root) || !salted {
+        if root.len() != 64 || !hex(root) || !is_salt(salt) {
             return None;
         }
         let blocks = number(blocks).filter(|count| (2..=MAX_BLOCKS).contains(count))?;
@@ -110,6 +108,14 @@ impl Guest {
     }
 }
 
+fn hex(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn is_salt(text: &str) -> bool {
+    text.len() <= 512 && text.len() % 2 == 0 && !text.is_empty() && hex(text)
+}
+
 /// A decimal number in its one spelling.
 fn number(text: &str) -> Option<u64> {
     text.parse().ok().filter(|value: &u64| value.to_string() == text)
@@ -138,13 +144,10 @@ fn bad<T>(what: &str, number: usize, words: &[&str]) -> Result<T, String> {
     Err(format!("{what}, line {}: cannot use {:?}", number + 1, words.join(" ")))
 }
 
-/// /secrun/stage1: one line `DATA_BLOCKS ROOT SALT`.
-pub fn stage1(text: &str) -> Result<Verity, String> {
-    let parsed = match lines("/secrun/stage1", text)?[..] {
-        [ref line] if line.len() == 3 => Verity::parse(line[0], line[1], line[2]),
-        _ => None,
-    };
-    parsed.ok_or_else(|| "/secrun/stage1 is not one line of DATA_BLOCKS ROOT SALT".into())
+/// /secrun/salt: one line, the salt of every image.
+pub fn salt(text: &str) -> Result<String, String> {
+    let salt = text.strip_suffix('\n').filter(|salt| is_salt(salt));
+    salt.map(str::to_string).ok_or_else(|| "/secrun/salt is not one line of a salt".into())
 }
 
 /// The word `secrun.pod=DATA_BLOCKS:ROOT` of the kernel's command line; every image of secrun has the same salt.

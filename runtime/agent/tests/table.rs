@@ -1,6 +1,6 @@
 //! What a guest is told to open: only the one documented spelling is taken.
 
-use secrun_agent::table::{guest, modules, pod, stage1, Group, Image, Verity, Volume};
+use secrun_agent::table::{guest, modules, pod, salt, Group, Image, Verity, Volume};
 
 const ROOT: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 const SALT: &str = "565c";
@@ -14,27 +14,32 @@ fn table(lines: &str) -> String {
 }
 
 #[test]
-fn the_line_of_stage1() {
-    assert_eq!(stage1(&format!("17 {ROOT} {SALT}\n")), Ok(verity(17)));
+fn the_line_of_the_salt() {
+    assert_eq!(salt(&format!("{SALT}\n")), Ok(SALT.into()));
+    let long = "00".repeat(257);
+    for wrong in ["", "\n", SALT, "565c\n\n", "565C\n", "565\n", "-\n", "56 5c\n", &format!("{long}\n")] {
+        assert!(salt(wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn only_one_spelling_of_a_tree_is_taken() {
+    let line = |words: &str| guest(&table("").replace(&format!("2 {ROOT} {SALT}"), words));
+    assert_eq!(line(&format!("17 {ROOT} {SALT}")).unwrap().images[0].verity, verity(17));
     let upper = ROOT.to_uppercase();
     for wrong in [
-        "",
-        "\n",
-        &format!("17 {ROOT} {SALT}"),
-        &format!("17 {ROOT} {SALT}\n\n"),
-        &format!("17  {ROOT} {SALT}\n"),
-        &format!("17 {ROOT}\n"),
-        &format!("017 {ROOT} {SALT}\n"),
-        &format!("+17 {ROOT} {SALT}\n"),
-        &format!("1 {ROOT} {SALT}\n"),
-        &format!("4294967297 {ROOT} {SALT}\n"),
-        &format!("17 {upper} {SALT}\n"),
-        &format!("17 {ROOT}00 {SALT}\n"),
-        &format!("17 {ROOT} 565\n"),
-        &format!("17 {ROOT} \n"),
-        &format!("17 {ROOT} -\n"),
+        format!("17 {ROOT}"),
+        format!("017 {ROOT} {SALT}"),
+        format!("+17 {ROOT} {SALT}"),
+        format!("1 {ROOT} {SALT}"),
+        format!("4294967297 {ROOT} {SALT}"),
+        format!("17 {upper} {SALT}"),
+        format!("17 {ROOT}00 {SALT}"),
+        format!("17 {ROOT} 565"),
+        format!("17 {ROOT} "),
+        format!("17 {ROOT} -"),
     ] {
-        assert!(stage1(wrong).is_err(), "{wrong:?}");
+        assert!(line(&wrong).is_err(), "{wrong:?}");
     }
 }
 

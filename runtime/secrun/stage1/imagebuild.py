@@ -10,7 +10,8 @@ from pathlib import Path
 
 from secrun import __version__
 from secrun.digest import Digest
-from secrun.image.rootfs.model import FORMAT_VERSION, FileKind, PackedImage, TreeEntry
+from secrun.errors import HostError
+from secrun.image.rootfs.model import FORMAT_VERSION, FileKind, PackedImage, PathSource, TreeEntry
 from secrun.jsonio import canonical
 from secrun.paths import Layout
 from secrun.stage1 import content
@@ -43,6 +44,38 @@ def ensure_stage1(layout: Layout, agent: Path | None = None) -> BuiltImage:
     """Return the image for this host's packages and `agent`, built if an input changed; as `ensure`."""
     agent = agent_path() if agent is None else agent.absolute()
     return ensure(layout, Recipe(flavour=FLAVOUR, key=_key(agent), plan=partial(_plan, agent)))
+
+
+def contents_of(image: BuiltImage) -> list[tuple[TreeEntry, bytes]]:
+    """Return the tree of a built image with the bytes of its files, for another container of the same tree.
+
+    They are read from this host again; raises HostError if they are not what the image was built from.
+    """
+    known = {item.path: item for item in image.manifest.files}
+    found = list[tuple[TreeEntry, bytes]]()
+    for entry in content.entries(content.contents(agent_path())):
+        data = _bytes_of(entry)
+        expected = known.pop(f"/{entry.path.decode()}", None)
+        if expected is None or (entry.kind is FileKind.FILE and Digest.of(data).hex != expected.sha256):
+            raise _changed(f"/{entry.path.decode()}")
+        found.append((entry, data))
+    if known:
+        raise _changed(min(known))
+    return found
+
+
+def _bytes_of(entry: TreeEntry) -> bytes:
+    if isinstance(entry.source, PathSource):
+        return entry.source.path.read_bytes()
+    return entry.source if isinstance(entry.source, bytes) else b""
+
+
+def _changed(path: str) -> HostError:
+    return HostError(
+        f"{path} of stage1 changed on this host while it was read",
+        hint="try again",
+        code="host-stage1-build",
+    )
 
 
 def _plan(agent: Path) -> Plan:

@@ -20,6 +20,7 @@ from report import Row
 
 from secrun.paths import Layout
 from secrun.stage1 import cgroups
+from secrun_kvm.domain import SLOW
 from secrun_kvm.guestimage import ensure_guest
 from secrun_kvm.initramfs import Node, archive
 from support import lab
@@ -76,7 +77,8 @@ def _least(bench: Bench, facts: Facts) -> list[str]:
     initrd.write_bytes(archive(nodes))
     kernel = ensure_guest(Layout(root=bench.base / "secrun", run_root=bench.base / "secrun-run")).kernel
     words = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
-    words += ["-machine", f"{facts.model},usb=off", "-accel", "tcg", "-cpu", "max"]
+    words += ["-machine", f"{facts.model},usb=off", "-accel", "tcg"]
+    words += ["-cpu", ",".join(["max", *(f"-{name}" for name in SLOW)])]
     words += ["-bios", "/usr/share/qemu/qboot.rom", "-smp", str(facts.vcpus)]
     words += ["-m", str(facts.memory_bytes >> 20), "-kernel", str(kernel), "-initrd", str(initrd)]
     return [*words, "-append", facts.command_line, "-serial", "stdio"]

@@ -33,7 +33,7 @@ def spec(**changes) -> VmSpec:
         "kernel": PLACE / "vmlinuz",
         "initrd": PLACE / "initrd",
         "command_line": "console=ttyS0 quiet secrun.pod=9:00",
-        "disks": tuple(Disk(serial=name, path=PLACE / "disk" / name) for name in ("stage1", "pod", "app-0")),
+        "disks": tuple(Disk(serial=name, path=PLACE / "disk" / name) for name in ("pod", "app-0", "app-1")),
         "link": PLACE / "link.sock",
         "console": PLACE / "console.sock",
         "emulator": Path("/usr/bin/qemu-system-x86_64"),

@@ -170,6 +170,27 @@ def test_volumes_map_owners_and_can_be_read_only_or_one_file(pods: Secrun, tmp_p
     assert (tmp_path / "one").read_text() == "one file\nmore\n"
 
 
+def test_volumes_of_the_pods_own_and_what_the_image_has_for_them(pods: Secrun):
+    """One by name, one without that has the image's content, and one of the host's that is kept."""
+    pods("volume", "create", "kept")
+    listed = "ls /bin | wc -l; readlink /bin/ls; stat -c '%a %u:%g' /bin /bin/busybox"
+    script = shown(
+        own="stat -c '%a %u:%g' /here; grep -c ' /bin ' /proc/mounts",
+        copied=listed,
+        kept="echo mine > /opt/mine",
+    )
+    options = (
+        *("--volume", "shared,kind=empty,mode=2750,uid=7,gid=8", "--mount", "volume=shared,target=/here"),
+        *("-v", "/bin", "-v", "kept:/opt"),
+    )
+    said = sections(pods.run("sh", "-c", script, options=options).out)
+    assert said["own"] == "2750 7:8\n1\n"
+    assert said["copied"].split()[1:] == ["busybox", "755", "0:0", "755", "0:0"]
+    assert int(said["copied"].split()[0]) > 20
+    assert (pods.root / "volumes/kept/data/mine").read_text() == "mine\n"
+    pods("volume", "rm", "kept")
+
+
 def test_prepare_then_run_prepared_and_when_each_step_was_reached(pods: Secrun):
     uuid = pods.prepare("sh", "-c", "echo ready; exit 4", options=("--name=app", "-e", "TOKEN=hunter2"))
     assert (pods.status(uuid)["state"], pods.status(uuid)["timing"]) == ("prepared", [])

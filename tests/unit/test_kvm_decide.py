@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from secrun.record import replace
 from secrun.stage1.machine import Accelerator, AcceleratorChoice, MachineRequest
-from secrun.stage1.manifest import Limits, Network, Volume
+from secrun.stage1.manifest import Limits, Network
+from secrun.stage1.volume import Volume
 from secrun_kvm import accel, decide, lvroot, machines, probe
 from secrun_kvm.spec import Architecture, Model
 from support.manifests import app, pod

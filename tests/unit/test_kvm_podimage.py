@@ -7,7 +7,7 @@ import pytest
 
 from secrun.digest import Digest
 from secrun.image.rootfs import RootfsImage
-from secrun.stage1.manifest import Volume
+from secrun.stage1.volume import Volume
 from secrun_kvm import podimage
 from support.manifests import app, pod
 

@@ -14,7 +14,8 @@ from secrun.pod import appc
 from secrun.pod.request import AppRequest, DeclaredVolume, default_app_name
 from secrun.pod.security import SecurityRequest
 from secrun.record import replace
-from secrun.stage1.manifest import Limits, Volume
+from secrun.stage1.manifest import Limits
+from secrun.stage1.volume import Volume
 from secrun_policies import capabilities
 from support import aci
 

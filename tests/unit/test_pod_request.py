@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secrun.errors import UsageError
-from secrun.pod import request
+from secrun.paths import Layout
+from secrun.pod import mounts, request
+from secrun.stage1.volume import Volume
 
 
 @pytest.mark.parametrize(
@@ -86,10 +88,10 @@ def test_a_volume_is_resolved_and_escaped_colons_stay(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(odd)
     escaped = str(odd).replace(":", "\\:")
-    assert request.volume(f"{escaped}:/data/./x:ro") == request.Volume(
+    assert mounts.short(Layout(), f"{escaped}:/data/./x:ro") == Volume(
         source=str(odd), target="/data/x", read_only=True
     )
-    assert request.volume(f"{link}:/data").source == str(odd)
+    assert mounts.short(Layout(), f"{link}:/data").source == str(odd)
 
 
 @pytest.mark.parametrize(
@@ -97,20 +99,20 @@ def test_a_volume_is_resolved_and_escaped_colons_stay(tmp_path):
     [("", False, ""), (":z", False, "z"), (":Z", False, "Z"), (":ro,z", True, "z"), (":Z,rw", False, "Z")],
 )
 def test_a_volume_may_be_labelled_for_one_pod_or_for_all(options, read_only, relabel):
-    found = request.volume(f"/:/x{options}")
+    found = mounts.short(Layout(), f"/:/x{options}")
     assert (found.read_only, found.relabel) == (read_only, relabel)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        *("/tmp", "rel:/x", "/:rel", "/nonexistent-dir:/x", "/tmp:/x:rx", "/tmp:/x:ro:z"),
+        *("tmp", "", "rel/x:/x", "/:rel", "/nonexistent-dir:/x", "/tmp:/x:rx", "/tmp:/x:ro:z"),
         *("/tmp:/x:", "/tmp:/x:z,Z", "/tmp:/x:ro,rw", "/tmp:/x:z,z", "/tmp:/x:ro,"),
     ],
 )
 def test_bad_volumes_are_refused(text):
     with pytest.raises(UsageError, match="volume"):
-        request.volume(text)
+        mounts.short(Layout(), text)
 
 
 def test_environment_order_and_copying(tmp_path):

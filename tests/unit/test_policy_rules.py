@@ -12,7 +12,8 @@ from secrun.pod import policy as applied
 from secrun.pod.request import AppRequest
 from secrun.pod.security import SecurityRequest
 from secrun.record import replace
-from secrun.stage1.manifest import Limits, Volume
+from secrun.stage1.manifest import Limits
+from secrun.stage1.volume import Volume
 from secrun_policies.confine import Rlimit
 from secrun_policies.rules import (
     STRICT,

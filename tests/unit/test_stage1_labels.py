@@ -14,7 +14,7 @@ from secrun.paths import Layout
 from secrun.selinux import Mode
 from secrun.stage1 import labels
 from secrun.stage1.label import Label
-from secrun.stage1.manifest import Relabel, Volume
+from secrun.stage1.volume import Relabel, Volume
 from secrun_policies.labels import (
     OWN_FILE,
     OWN_OPEN,

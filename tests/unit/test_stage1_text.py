@@ -12,7 +12,8 @@ from secrun.stage1 import bundle, cgroups, nspawnprobe, uidrange, units
 from secrun.stage1.imagemount import mounts_files
 from secrun.stage1.label import Label
 from secrun.stage1.machine import Accelerator, Machine
-from secrun.stage1.manifest import Limits, Network, PodManifest, Relabel, Volume
+from secrun.stage1.manifest import Limits, Network, PodManifest
+from secrun.stage1.volume import EmptyVolume, Relabel, Volume
 from support.manifests import DIGEST, app, pod
 
 MACHINE = Machine(
@@ -37,8 +38,11 @@ LABEL = Label(process="u:r:t:s0", file="u:object_r:f:s0", runtime="", level="s0:
 @pytest.mark.parametrize("label", [None, LABEL])
 @pytest.mark.parametrize("relabel", Relabel)
 def test_a_manifest_survives_its_own_bytes(machine, label, relabel):
-    volumes = (Volume(source="/s", target="/t", read_only=True, relabel=relabel),)
-    manifest = replace(pod(app("a", volumes=volumes), app("b")), machine=machine, label=label)
+    volumes = (Volume(source="/s", target="/t", read_only=True, relabel=relabel, executable=False),)
+    own = (EmptyVolume(name="n", target="/e", mode="2750", uid=5, gid=6, fill=True),)
+    manifest = replace(
+        pod(app("a", volumes=volumes), app("b", empty_volumes=own)), machine=machine, label=label
+    )
     assert PodManifest.from_bytes(manifest.to_bytes()) == manifest
 
 
@@ -76,6 +80,19 @@ def test_one_app_ends_the_pod_by_itself_and_several_wait_for_each_other():
         assert "SuccessAction" not in text
     assert "After=app-a.service app-b.service" in both[units.DONE]
     assert f"Wants=app-a.service app-b.service {units.DONE}" in both["pod.target"]
+
+
+def test_the_agent_is_told_which_volumes_to_make_and_to_fill():
+    own = (EmptyVolume(name="n", target="/e e", mode="2750", uid=5, gid=6, fill=True),)
+    named = (
+        Volume(source="/a", target="/a", read_only=False),
+        Volume(source="/s", target="/t", read_only=False, fill=True),
+    )
+    text = units.render(pod(app(empty_volumes=own, volumes=named)))["app-web.service"]
+    assert '"--empty" "n" "2750" "5" "6" "--place"' in text
+    assert '"--place" "/rw/volumes/n" "/e e" "--fill" "/rw/volumes/n" "/e e"' in text
+    assert '"--place" "/volumes/web-1" "/t" "--fill" "/volumes/web-1" "/t"' in text
+    assert '"--fill" "/volumes/web-0"' not in text
 
 
 def test_limits_become_unit_directives():

@@ -14,7 +14,7 @@ use crate::frame::{decode, encode, flag, Message, Reader, Violation, VERSION};
 use crate::log::{Log, Stream};
 use crate::mux::{self, Flow, Item};
 use crate::report::{now_ns, write_record};
-use crate::sys::{host, Status};
+use crate::sys::{self, Status};
 
 /// What the host has for an app before its shim comes.
 pub struct App {
@@ -33,7 +33,7 @@ impl App {
     pub fn new(name: &str, rw: &Path, attach: &Path, log_max: u64, owner: (u32, u32)) -> io::Result<Self> {
         let path = rw.join("apps").join(name);
         DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        host::change_owner(&path, owner)?;
+        sys::change_owner(&path, owner)?;
         let mut open = File::options();
         let folder = open.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(&path)?;
         let inside = held(&folder);
@@ -44,7 +44,7 @@ impl App {
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
         control.set_nonblocking(true)?;
         let log = Log::open(&inside.join("log"), log_max)?;
-        host::change_owner(&inside.join("log"), owner)?;
+        sys::change_owner(&inside.join("log"), owner)?;
         let waiter = Some(Conn::new(connect(attach)?)?);
         Ok(App { name: name.into(), folder, log, control, waiter })
     }

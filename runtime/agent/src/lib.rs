@@ -32,4 +32,5 @@ pub mod sys;
 pub mod table;
 pub mod tty;
 pub mod vm;
+pub mod volumes;
 pub mod wait;

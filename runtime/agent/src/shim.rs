@@ -19,6 +19,7 @@ use crate::peers::Peer;
 use crate::report::{now_ns, write_record};
 use crate::session::{is_unhandled, Session};
 use crate::sys::{self, Poller, Status};
+use crate::volumes::{self, Empty, Fill, Place};
 
 const ATTACH_SOCKET: &str = "/host/attach.sock";
 /// Peers beyond these wait in the backlog.
@@ -47,6 +48,23 @@ pub(crate) struct Options {
     pub stop_signal: i32,
     pub stop_timeout: Duration,
     pub target: Target,
+    /// Volumes of the pod, made by the first app that has them.
+    pub empties: Vec<Empty>,
+    /// Volumes that get the image's content if they are empty.
+    pub fills: Vec<Fill>,
+    /// What the runtime will mount in the app's root, wherever the image's links lead.
+    pub places: Vec<Place>,
+}
+
+/// `--empty NAME MODE UID GID`, the mode as chmod(1) takes it.
+fn empty(words: &mut Words) -> Result<Empty, String> {
+    let (name, mode) = (words.value()?, words.value()?);
+    if name.is_empty() || name.starts_with('.') || name.contains('/') {
+        return Err(format!("--empty: {name:?} is not a volume's name"));
+    }
+    let mode = u32::from_str_radix(&mode, 8).ok().filter(|mode| *mode <= 0o7777);
+    let mode = mode.ok_or_else(|| "--empty: the mode is not one of chmod(1)".to_string())?;
+    Ok(Empty { name, mode, owner: (words.number()?, words.number()?) })
 }
 
 fn parse(mut words: Words) -> Result<Options, String> {
@@ -62,6 +80,9 @@ fn parse(mut words: Words) -> Result<Options, String> {
         stop_signal: libc::SIGTERM,
         stop_timeout: Duration::from_secs(10),
         target: Target::default(),
+        empties: Vec::new(),
+        fills: Vec::new(),
+        places: Vec::new(),
     };
     while let Some(option) = words.option()? {
         match option.as_str() {
@@ -77,6 +98,15 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
             "--program" => options.target.program = words.os_value()?.into_vec(),
             "--path" => options.target.path = words.os_value()?.into_vec(),
+            "--empty" => options.empties.push(empty(&mut words)?),
+            "--place" => options.places.push(Place {
+                source: PathBuf::from(words.os_value()?),
+                target: PathBuf::from(words.os_value()?),
+            }),
+            "--fill" => options.fills.push(Fill {
+                folder: PathBuf::from(words.os_value()?),
+                target: words.os_value()?.into_vec(),
+            }),
             _ => return words.unknown(),
         }
     }
@@ -297,6 +327,7 @@ impl Shim {
             )?;
         }
         let lower = &self.options.lower;
+        volumes::prepare(&self.options.empties, &self.options.fills, Path::new(lower))?;
         // In the first user namespace overlayfs has xattrs of its own, which every upper file system takes.
         let names = if has_user_namespace() { "userxattr,volatile" } else { "volatile" };
         let (upper, work) = (upper.display(), work.display());
@@ -305,6 +336,7 @@ impl Shim {
             sys::mount("overlay", &rootfs.display().to_string(), "overlay", libc::MS_NODEV, &data),
             &format!("overlay over {lower}"),
         )?;
+        volumes::place(&rootfs, &self.options.places)?;
         let target = self.options.target.clone();
         let mut launch = Launch::new(self.run.join("run"), self.options.terminal, target)?;
         launch.held = self.options.hold;

@@ -15,8 +15,11 @@ use libc::{c_int, c_short};
 
 use crate::frame::Size;
 
+pub mod files;
 pub mod guest;
 pub mod host;
+
+pub use files::{change_owner, change_times, lock};
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 {

@@ -106,7 +106,7 @@ fn told<T>(result: io::Result<T>, what: &Path) -> Result<T, String> {
 fn listen(path: &Path, owner: (u32, u32)) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    host::change_owner(path, owner)?;
+    sys::change_owner(path, owner)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

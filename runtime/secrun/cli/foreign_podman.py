@@ -58,7 +58,7 @@ system df = image list : sizes are in the list
 system prune = gc
 image prune = gc
 generate systemd = generate : from .container files, as podman's own generator reads them
-volume prune = volume rm
+volume prune = volume prune
 container prune = gc
 """,
     ),
@@ -254,7 +254,7 @@ RUN = (
 --subuidname = : ranges need no subordinate ids
 --hostuser = : no user of the host is in a pod
 --http-proxy = : the caller's variables stay outside; --env http_proxy passes one
---image-volume = : volumes of an image are new and empty unless -v names another
+--image-volume = : what an image calls its volumes lies in the writable layer of the app
 --init-path = : the init is the stage1's, and measured
 --ipc = : an IPC namespace is the pod's own and shared by its apps
 --memory-swappiness = : cgroup2 has no such limit

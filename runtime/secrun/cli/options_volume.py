@@ -1,21 +1,21 @@
 """Options and verbs that concern volumes."""
 
 from secrun.cli.options_common import FORMAT, NO_LEGEND, app_option
-from secrun.cli.table import Kind, Positional, Verb
+from secrun.cli.table import Kind, Option, Positional, Verb
 
 VOLUMES = (
     app_option(
         "-v",
         "--volume",
         kind=Kind.LIST,
-        metavar="HOST|NAME:POD[:ro,z]",
-        help="a folder or file of the host, or a named volume; z, Z: label it for all pods, for this one",
+        metavar="[HOST|NAME:]POD[:OPTION,..]",
+        help="a place of the host, a named volume, or one of the app's own; ro, noexec, nocopy, z, Z",
     ),
     app_option(
         "--mount",
         kind=Kind.LIST,
         metavar="type=bind|volume|tmpfs,target=..",
-        help="the same in words: source=, readonly, relabel=; size= and mode= of tmpfs",
+        help="the same in words: source=, readonly, relabel=, noexec, nocopy; mode=, uid=, gid=; size=",
     ),
 )
 
@@ -28,6 +28,17 @@ VOLUME_VERBS = (
         summary="Make an empty named volume",
         handler="secrun.cli.volumes:create",
         positionals=(_NAME,),
+        options=(
+            Option(
+                flags=("--uid",),
+                kind=Kind.INTEGER,
+                default=0,
+                metavar="UID",
+                help="its owner, as pods see it",
+            ),
+            Option(flags=("--gid",), kind=Kind.INTEGER, default=0, metavar="GID", help="its group"),
+            Option(flags=("--mode",), default="755", metavar="OCTAL", help="what others may do with it"),
+        ),
         needs_root=True,
         examples=("secrun volume create data && secrun run -v data:/var/lib/app app:1",),
     ),
@@ -49,6 +60,12 @@ VOLUME_VERBS = (
         summary="Delete named volumes with all they hold",
         handler="secrun.cli.volumes:remove",
         positionals=(_NAMES,),
+        needs_root=True,
+    ),
+    Verb(
+        words=("volume", "prune"),
+        summary="Delete the named volumes that no pod may use, with all they hold",
+        handler="secrun.cli.volumes:prune",
         needs_root=True,
     ),
 )

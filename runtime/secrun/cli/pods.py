@@ -59,7 +59,8 @@ def _user(args: Arguments) -> str | None:
 
 def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
     name = args.text("name")
-    mounted = mounts.parse(context.layout, args.many("volume"), args.many("mount"))
+    known = mounts.declared(text for app in pod.apps for text in app.many("volume"))
+    mounted = mounts.parse(context.layout, args.many("volume"), args.many("mount"), known)
     asked = confinement.asked(args)
     return AppRequest(
         image=args.required("image"),
@@ -81,6 +82,7 @@ def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
         stdin=pod.flag("interactive"),
         volumes=mounted.volumes,
         declared=mounted.declared,
+        empty_volumes=mounted.empty_volumes,
         limits=confinement.limits(args),
         security=replace(asked, tmpfs=(*asked.tmpfs, *mounted.tmpfs)),
         stop_timeout_seconds=_stop_timeout(args),

@@ -20,6 +20,7 @@ from secrun.pod.security import SecurityRequest
 from secrun.record import record, replace
 from secrun.stage1.manifest import Limits
 from secrun.stage1.security import Tmpfs
+from secrun.stage1.volume import EmptyVolume, Volume
 from secrun_policies import capabilities, isolator
 from secrun_policies.errors import PolicyError
 from secrun_policies.libseccomp import knows
@@ -155,14 +156,16 @@ def _limits(image: str, found: Isolators, given: Limits, asked: Limits) -> Limit
 def _mounted(layout: Layout, points: Sequence[MountPoint], asked: AppRequest) -> Applied:
     """Give each mount point the volume of its name, else what is mounted there, else an empty folder."""
     declared = {item.name: item for item in asked.declared}
-    taken = {*(item.target for item in asked.volumes), *(item.target for item in asked.security.tmpfs)}
-    volumes, empty = list(asked.volumes), list(asked.security.tmpfs)
+    taken = {item.target for kind in (asked.volumes, asked.empty_volumes) for item in kind}
+    taken |= {item.target for item in asked.security.tmpfs}
+    empty = list(asked.security.tmpfs)
+    given: list[Volume | EmptyVolume] = [*asked.volumes, *asked.empty_volumes]
     notes: list[str] = []
     for point in points:
         if point.path in taken:
             continue
         if point.name in declared:
-            volumes.append(
+            given.append(
                 mounts.declared_at(layout, declared[point.name], point.path, read_only=point.read_only)
             )
             continue
@@ -172,7 +175,12 @@ def _mounted(layout: Layout, points: Sequence[MountPoint], asked: AppRequest) ->
             f"give it one: -v {point.name},kind=host,source=FOLDER"
         )
     return Applied(
-        request=replace(asked, volumes=tuple(volumes), security=replace(asked.security, tmpfs=tuple(empty))),
+        request=replace(
+            asked,
+            volumes=tuple(item for item in given if isinstance(item, Volume)),
+            empty_volumes=tuple(item for item in given if isinstance(item, EmptyVolume)),
+            security=replace(asked.security, tmpfs=tuple(empty)),
+        ),
         notes=tuple(notes),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from secrun.digest import Digest
 from secrun.errors import StateError
+from secrun.network.plan import Dns, mounted
 from secrun.stage1 import units
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
@@ -23,7 +24,9 @@ def _bundle_name(app: str) -> str:
 
 def _derived(manifest: PodManifest, *, guest: bool) -> dict[str, bytes]:
     """Return the files that follow from the manifest alone, and whether the pod is a machine."""
-    texts = {f"{_UNITS}/{name}": text for name, text in units.render(manifest, guest=guest).items()}
+    dns = Dns() if manifest.connection is None else manifest.connection.dns
+    rendered = units.render(manifest, mounted(dns), guest=guest)
+    texts = {f"{_UNITS}/{name}": text for name, text in rendered.items()}
     texts[_MANAGER] = units.manager_text(manifest)
     return {name: text.encode() for name, text in texts.items()}
 

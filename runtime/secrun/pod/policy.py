@@ -130,7 +130,8 @@ def writable_folders(app: AppRequest) -> tuple[Tmpfs, ...]:
         return asked.tmpfs
     if not app.read_only:
         raise UsageError("--read-only-tmpfs has no meaning without --read-only", code="usage-tmpfs")
-    taken = {*(item.target for item in asked.tmpfs), *(item.target for item in app.volumes)}
+    kinds = (asked.tmpfs, app.volumes, app.empty_volumes)
+    taken = {item.target for kind in kinds for item in kind}
     own = (Tmpfs(target=path) for path in security.WRITABLE_FOLDERS if path not in taken)
     return (*asked.tmpfs, *own)
 

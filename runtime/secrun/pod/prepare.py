@@ -31,6 +31,7 @@ from secrun.stage1.contract import Draft, Flavour
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
 from secrun.stage1.podfiles import FILTER_NAME, PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
+from secrun.stage1.volume import EmptyVolume
 from secrun_policies import rules
 from secrun_policies.labels import LabelRequest
 from secrun_policies.rules import PolicySet
@@ -46,10 +47,19 @@ class _Resolved:
     rootfs: RootfsImage
 
     @property
+    def empty_volumes(self) -> tuple[EmptyVolume, ...]:
+        """The pod's own volumes; those without a name get one of the app's, and no other begins with `_`."""
+        return tuple(
+            volume if volume.name else replace(volume, name=f"_{self.name}-{index}")
+            for index, volume in enumerate(self.request.empty_volumes)
+        )
+
+    @property
     def extras(self) -> Extras:
         """What the app sees beside its image."""
         return Extras(
             volumes=self.request.volumes,
+            empty_volumes=self.empty_volumes,
             tmpfs=policy.writable_folders(self.request),
             devices=self.request.security.devices,
         )
@@ -156,6 +166,7 @@ def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: 
         stop_signal=request.stop_signal(app.request.stop_signal or app.image.config.stop_signal),
         stop_timeout_seconds=app.request.stop_timeout_seconds,
         volumes=app.request.volumes,
+        empty_volumes=app.empty_volumes,
         limits=app.request.limits,
         capabilities=confined.capabilities,
         relaxations=confined.relaxations,

@@ -13,7 +13,8 @@ from secrun.network.request import NetworkRequest
 from secrun.pod.security import SecurityRequest
 from secrun.record import field, record
 from secrun.stage1.machine import MachineRequest
-from secrun.stage1.manifest import Limits, Relabel, Volume
+from secrun.stage1.manifest import Limits
+from secrun.stage1.volume import EmptyVolume, Volume
 
 # appc AC name, and a file name, a unit name and a crun container name at once.
 _APP_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?\Z")
@@ -44,6 +45,8 @@ class DeclaredVolume:
     name: str
     source: str
     read_only: bool | None
+    empty: EmptyVolume | None = None
+    """The pod's own, if it is not a place of the host."""
 
 
 @record
@@ -70,6 +73,7 @@ class AppRequest:
     stdin: bool = False
     volumes: tuple[Volume, ...] = ()
     declared: tuple[DeclaredVolume, ...] = ()
+    empty_volumes: tuple[EmptyVolume, ...] = ()
     limits: Limits = field(default_factory=Limits)
     security: SecurityRequest = field(default_factory=SecurityRequest)
     stop_timeout_seconds: int = DEFAULT_STOP_TIMEOUT_SECONDS
@@ -183,48 +187,6 @@ def duration(text: str) -> float:
         raise UsageError(f"{text[:80]!r} is not a duration", hint="e.g. 30s, 5m, 1h30m, 30d")
     days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return days * 86400 + hours * 3600 + minutes * 60 + seconds
-
-
-def _split_escaped(text: str) -> list[str]:
-    """Split at colons; a backslash keeps the next character."""
-    parts = [""]
-    escaped = False
-    for char in text:
-        if escaped or char not in "\\:":
-            parts[-1] += char
-            escaped = False
-        elif char == "\\":
-            escaped = True
-        else:
-            parts.append("")
-    return parts
-
-
-def volume(text: str) -> Volume:
-    """Parse HOST:POD[:ro|rw,z|Z]; the host side must exist; raises UsageError."""
-    parts = _split_escaped(unicode_text(text, "volume"))
-    options = parts[2].split(",") if len(parts) == 3 else []
-    access = [word for word in options if word in ("ro", "rw")]
-    relabel = [word for word in options if word in ("z", "Z")]
-    if len(parts) not in (2, 3) or len(access) + len(relabel) != len(options):
-        raise UsageError(f"volume {text!r} is not HOST:POD[:ro,z]", hint="write \\: for a colon in a path")
-    if len(access) > 1 or len(relabel) > 1:
-        raise UsageError(f"volume {text!r}: {parts[2]!r} says two things of one kind")
-    source = Path(parts[0])
-    if not source.is_absolute():
-        raise UsageError(f"volume {text!r}: {parts[0]!r} is not an absolute path")
-    if not source.exists():
-        raise UsageError(f"volume {text!r}: {parts[0]} does not exist on this host")
-    target = "/" + "/".join(part for part in parts[1].split("/") if part not in ("", "."))
-    if not parts[1].startswith("/"):
-        raise UsageError(f"volume {text!r}: {parts[1]!r} is not an absolute path")
-    # The resolved path is what gets bound and measured, not a link that may change.
-    return Volume(
-        source=str(source.resolve()),
-        target=target,
-        read_only=access == ["ro"],
-        relabel=Relabel(relabel[0]) if relabel else Relabel.NONE,
-    )
 
 
 def environment(

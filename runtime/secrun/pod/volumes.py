@@ -70,18 +70,41 @@ def data_path(layout: Layout, name: str) -> Path:
     return path
 
 
-def create(layout: Layout, name: str) -> Path:
-    """Make an empty volume, owned by root; raises StateError if it exists."""
+@record
+class Owner:
+    """Whom a new volume belongs to inside pods, and what others may do with it."""
+
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o755
+
+
+def create(layout: Layout, name: str, owner: Owner) -> Path:
+    """Make an empty volume; raises StateError if it exists."""
     folder = _folder(layout, name)
     layout.volumes.mkdir(mode=0o700, parents=True, exist_ok=True)
     with held(layout.locks / _LOCK):
         if folder.exists():
             raise StateError(f"volume {name} exists", hint="secrun volume list", code="state-volume")
         unfinished = folder.with_name(f".{name}.new")
-        (unfinished / _DATA).mkdir(parents=True, exist_ok=True)
+        data = unfinished / _DATA
+        data.mkdir(parents=True, exist_ok=True)
+        os.chown(data, owner.uid, owner.gid)
+        data.chmod(owner.mode)
         write_atomic(unfinished / _CREATED, f"{time.time_ns()}\n".encode())
         os.rename(unfinished, folder)
     return folder / _DATA
+
+
+def prune(layout: Layout) -> Iterator[str]:
+    """Delete every volume that no pod may use, and yield its name."""
+    for found in [*volumes(layout)]:
+        if not found.pods:
+            try:
+                remove(layout, found.name)
+            except StateError:
+                continue  # a pod has come to use it
+            yield found.name
 
 
 def _users(layout: Layout) -> Iterator[tuple[str, str]]:

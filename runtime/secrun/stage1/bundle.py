@@ -7,8 +7,9 @@ from secrun.errors import UsageError
 from secrun.jsonio import JsonObject, JsonValue
 from secrun.record import record, replace
 from secrun.stage1 import places
-from secrun.stage1.manifest import Network, Volume
+from secrun.stage1.manifest import Network
 from secrun.stage1.security import Device, Tmpfs
+from secrun.stage1.volume import EmptyVolume, Volume
 
 OCI_VERSION = "1.0.2"
 SALT_ANNOTATION = "dev.secrun.salt"
@@ -100,20 +101,22 @@ class Extras:
     """What an app sees beside its image: volumes, folders in memory, devices."""
 
     volumes: tuple[Volume, ...] = ()
+    empty_volumes: tuple[EmptyVolume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     devices: tuple[Device, ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Where they are inside the app."""
-        volumes, tmpfs = (volume.target for volume in self.volumes), (item.target for item in self.tmpfs)
-        return (*volumes, *tmpfs, *(device.target for device in self.devices))
+        kinds = (self.volumes, self.empty_volumes, self.tmpfs, self.devices)
+        return tuple(item.target for kind in kinds for item in kind)
 
 
-def _volume_mount(app: str, index: int, volume: Volume) -> JsonObject:
-    access = "ro" if volume.read_only else "rw"
-    source = places.volume(app, index)
-    return _mount(volume.target, "bind", source, "rbind", access, "nosuid", "nodev")
+def _volume_mount(source: str, volume: Volume | EmptyVolume) -> JsonObject:
+    """Bind a volume; what is mounted or unmounted below it later, on either side, stays there."""
+    options = ["rbind", "rprivate", "ro" if volume.read_only else "rw", "nosuid", "nodev"]
+    options += [] if volume.executable else ["noexec"]
+    return _mount(volume.target, "bind", source, *options)
 
 
 def _tpm_mounts() -> list[JsonValue]:
@@ -132,7 +135,9 @@ def _extra_mounts(app: str, extras: Extras) -> list[JsonValue]:
     """Return the mounts in the order of their targets: what lies inside another comes after it."""
     found = {tmpfs.target: _tmpfs_mount(tmpfs) for tmpfs in extras.tmpfs}
     for index, volume in enumerate(extras.volumes):
-        found[volume.target] = _volume_mount(app, index, volume)
+        found[volume.target] = _volume_mount(places.volume(app, index), volume)
+    for empty in extras.empty_volumes:
+        found[empty.target] = _volume_mount(places.empty_volume(empty.name), empty)
     for index, device in enumerate(extras.devices):
         source = places.device(app, index)
         found[device.target] = _mount(device.target, "bind", source, "bind", "rw", "nosuid", "noexec")
@@ -145,7 +150,7 @@ def check_targets(extras: Extras) -> None:
     for target in extras.targets:
         if not _TARGET.match(target) or ".." in target.split("/"):
             raise UsageError(f"volume target {target!r} is not an absolute path without ..")
-        if target.rstrip("/") in ("", "/proc", "/sys", "/dev"):
+        if target.rstrip("/") in ("", "/dev") or target.split("/")[1] in ("proc", "sys"):
             raise UsageError(f"volume target {target!r} would hide what the app needs")
         if target in seen:
             raise UsageError(f"two volumes have the target {target!r}")

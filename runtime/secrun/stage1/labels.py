@@ -18,7 +18,7 @@ from secrun.paths import Layout
 from secrun.record import record
 from secrun.selinux import Mode
 from secrun.stage1.label import Label
-from secrun.stage1.manifest import Relabel, Volume
+from secrun.stage1.volume import Relabel, Volume
 from secrun_policies.errors import PolicyError
 from secrun_policies.labels import (
     CATEGORIES,

@@ -11,6 +11,7 @@ from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.record import field, record
 from secrun.stage1.security import AppSecurity
+from secrun.stage1.volume import EmptyVolume, Volume
 
 if TYPE_CHECKING:
     from secrun.network.plan import Connection
@@ -31,48 +32,6 @@ class Network(StrEnum):
     HOST = "host"
     CNI = "cni"
     """A namespace of its own that plugins connect; see `PodManifest.connection`."""
-
-
-class Relabel(StrEnum):
-    """Whether a volume gets a new SELinux label: that of all pods (`z`), or of this one alone (`Z`)."""
-
-    NONE = ""
-    SHARED = "z"
-    PRIVATE = "Z"
-
-
-@record
-class Volume:
-    """A host folder or file that an app sees; owners are mapped one to one."""
-
-    source: str
-    target: str
-    read_only: bool
-    relabel: Relabel = Relabel.NONE
-
-    def to_json(self) -> JsonObject:
-        """Return the JSON form."""
-        return {
-            "source": self.source,
-            "target": self.target,
-            "read_only": self.read_only,
-            "relabel": str(self.relabel),
-        }
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        """Parse the JSON form."""
-        relabel = fields.text("relabel")
-        if relabel not in tuple(Relabel):
-            fields.unexpected("relabel", relabel, "z, Z or nothing")
-        volume = cls(
-            source=fields.text("source"),
-            target=fields.text("target"),
-            read_only=fields.flag("read_only"),
-            relabel=Relabel(relabel),
-        )
-        fields.end()
-        return volume
 
 
 @record
@@ -210,6 +169,7 @@ class AppManifest:
     relaxations: tuple[str, ...]
     bundle: Digest
     security: AppSecurity = field(default_factory=AppSecurity)
+    empty_volumes: tuple[EmptyVolume, ...] = ()
     labels: tuple[str, ...] = ()
     """`NAME=VALUE`, for people and programs that look for pods; sorted."""
     annotations: tuple[str, ...] = ()
@@ -238,6 +198,7 @@ class AppManifest:
             "relaxations": list(self.relaxations),
             "bundle": str(self.bundle),
             "security": self.security.to_json(),
+            "empty_volumes": [volume.to_json() for volume in self.empty_volumes],
             "labels": list(self.labels),
             "annotations": list(self.annotations),
         }
@@ -266,6 +227,7 @@ class AppManifest:
             relaxations=fields.texts("relaxations"),
             bundle=Digest.parse(fields.text("bundle")),
             security=AppSecurity.from_fields(fields.object("security")),
+            empty_volumes=tuple(EmptyVolume.from_fields(item) for item in fields.objects("empty_volumes")),
             labels=fields.texts("labels"),
             annotations=fields.texts("annotations"),
         )

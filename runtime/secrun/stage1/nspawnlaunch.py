@@ -25,10 +25,11 @@ from secrun.stage1.imagebuild import FLAVOUR
 from secrun.stage1.imagemount import mount_image, mount_verified
 from secrun.stage1.imagestore import BuiltImage
 from secrun.stage1.labels import Assigned
-from secrun.stage1.manifest import AppManifest, Network, PodManifest, Volume
+from secrun.stage1.manifest import AppManifest, Network, PodManifest
 from secrun.stage1.nspawn import PROGRAM
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.uidrange import SIZE
+from secrun.stage1.volume import Volume
 from secrun.stage1.volumemount import mount_volumes, point
 from secrun.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, Syscalls
 from secrun_policies.labels import OWN_RUN

@@ -35,6 +35,11 @@ def device(app: str, index: int) -> str:
     return f"{VOLUMES}/{app}-d{index}"
 
 
+def empty_volume(name: str) -> str:
+    """Where the agent makes a volume that is the pod's own."""
+    return f"{RW}/volumes/{name}"
+
+
 def volume(app: str, index: int) -> str:
     """Where the host side of an app's n-th volume is bound."""
     return f"{VOLUMES}/{app}-{index}"

@@ -1,9 +1,11 @@
 """The systemd units of a pod's stage1; pure text, the same for every flavour (systemd.unit(5))."""
 
 import posixpath
+from collections.abc import Sequence
 
 from secrun.stage1 import places
 from secrun.stage1.manifest import AppManifest, PodManifest
+from secrun.stage1.volume import EmptyVolume, Volume
 
 TARGET = "pod.target"
 DONE = "pod-done.service"
@@ -30,11 +32,30 @@ def program(word: str, cwd: str) -> str:
     return posixpath.join(cwd, word) if "/" in word else word
 
 
-def _shim(app: AppManifest, *, guest: bool, held: bool) -> str:
+def _volumes(app: AppManifest) -> list[str]:
+    """Return which volumes the agent makes, and which it fills from the image (docs/agent-protocol.md)."""
+    words: list[str] = []
+    found: list[tuple[str, Volume | EmptyVolume]] = []
+    for empty in app.empty_volumes:
+        words += ["--empty", empty.name, empty.mode, str(empty.uid), str(empty.gid)]
+        found.append((places.empty_volume(empty.name), empty))
+    for index, given in enumerate(app.volumes):
+        found.append((places.volume(app.name, index), given))
+    # What lies in another comes after it.
+    for source, volume in sorted(found, key=lambda item: item[1].target):
+        words += ["--place", source, volume.target]
+        words += ["--fill", source, volume.target] if volume.fill else []
+    return words
+
+
+def _shim(app: AppManifest, etc: Sequence[str], *, guest: bool, held: bool) -> str:
     words = [places.AGENT, "shim", "--app", app.name, "--lower", places.image(app.name)]
     words += ["--log-max", str(LOG_MAX_BYTES), "--stop-signal", str(app.stop_signal)]
     words += ["--stop-timeout", str(app.stop_timeout_seconds * 1000)]
     words += ["--program", program(app.args[0], app.cwd), "--path", app.search_path]
+    words += _volumes(app)
+    for name in etc:
+        words += ["--place", f"{places.POD}/etc/{name}", f"/etc/{name}"]
     if held:
         words.append("--hold")
     if app.terminal:
@@ -77,7 +98,7 @@ def _end(*, guest: bool) -> str:
     return "poweroff-force" if guest else "exit-force"
 
 
-def _app_unit_text(app: AppManifest, *, alone: bool, guest: bool, held: bool) -> str:
+def _app_unit_text(app: AppManifest, etc: Sequence[str], *, alone: bool, guest: bool, held: bool) -> str:
     end = _end(guest=guest)
     lines = ["[Unit]", f"Description=app {app.name}", "DefaultDependencies=no", f"FailureAction={end}"]
     if alone:
@@ -90,7 +111,7 @@ def _app_unit_text(app: AppManifest, *, alone: bool, guest: bool, held: bool) ->
         # oneshot: pod-done.service is ordered after the end of every app, not after its start.
         "Type=oneshot",
         "TimeoutStartSec=infinity",
-        f"ExecStart={_shim(app, guest=guest, held=held)}",
+        f"ExecStart={_shim(app, etc, guest=guest, held=held)}",
         "KillMode=mixed",
         f"TimeoutStopSec={app.stop_timeout_seconds + 2}",
         "StandardInput=null",
@@ -138,15 +159,17 @@ def _relay_text() -> str:
     )
 
 
-def render(pod: PodManifest, *, guest: bool = False) -> dict[str, str]:
+def render(pod: PodManifest, etc: Sequence[str] = (), *, guest: bool = False) -> dict[str, str]:
     """Return every unit file of the pod by its name; `guest` says that it is a machine of its own.
+
+    `etc` names the files of /etc that apps get from the pod.
 
     The pod ends with its first failing app (FailureAction) or when all apps have ended well.
     """
     alone = len(pod.apps) == 1
     held = pod.strict_read_back
     files = {
-        app_unit(app.name): _app_unit_text(app, alone=alone, guest=guest, held=held) for app in pod.apps
+        app_unit(app.name): _app_unit_text(app, etc, alone=alone, guest=guest, held=held) for app in pod.apps
     }
     files[TARGET] = _target_text(pod)
     if not alone:

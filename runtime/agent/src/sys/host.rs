@@ -1,20 +1,11 @@
 //! System calls that only the host's end of a guest makes.
 
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::io::OwnedFd;
-use std::path::Path;
 
 use libc::c_int;
 
-use super::{c_string, check, owned};
-
-/// Give a file to a user and a group; a link is not followed.
-pub fn change_owner(path: &Path, (uid, gid): (u32, u32)) -> io::Result<()> {
-    let path = c_string(path.as_os_str().as_bytes())?;
-    // SAFETY: the pointer is to a NUL-terminated string that outlives the call.
-    check(unsafe { libc::lchown(path.as_ptr(), uid, gid) }).map(drop)
-}
+use super::{check, owned};
 
 /// A descriptor that is readable once the parent has ended.
 pub fn parent() -> io::Result<OwnedFd> {

@@ -20,9 +20,9 @@ MAX_INPUT = 100_000
 def seeds() -> list[bytes]:
     """Valid examples of everything that is parsed."""
     frames = [
-        pack(kind, bytes(size)) for kind in (*range(1, 10), *range(0x81, 0x88)) for size in (0, 2, 5, 8)
+        pack(kind, bytes(size)) for kind in (*range(1, 11), *range(0x81, 0x88)) for size in (0, 2, 5, 8)
     ]
-    hello = pack(1, b"\x01\x00web") + pack(2, bytes(8)) + pack(3, b"out\n") + pack(6, b"\x07\x00")
+    hello = pack(1, b"\x02\x00web") + pack(2, bytes(8)) + pack(3, b"out\n") + pack(6, b"\x07\x00")
     execute = pack(0x85, b"\x04\x18\x00\x50\x00\x02\x00sh\x04\x00/bin{}")
     programs = [Path(path).read_bytes()[:65536] for path in ("/bin/dash", "/bin/busybox")]
     scripts = [b"#!/bin/sh\necho\n", b"#! \t/usr/bin/env -S python3\n", b"#!" + b"x" * 300]
@@ -48,6 +48,7 @@ def seeds() -> list[bytes]:
     return [
         link,
         channel + pack(0x64, b"\x01\x00"),
+        b"pid 7\nCapEff 0000000000000000\nuid_map 0 0 4294967295\ncgroup /system.slice/a\n",
         console + b"Kernel panic - not syncing: x\r\n",
         *(table.encode() for table in tables),
         *frames,

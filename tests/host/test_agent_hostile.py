@@ -9,6 +9,7 @@ from host.agent_host import APP, Host, go, idle, readable
 from host.agent_kit import (
     ATTACH,
     CREDIT,
+    ENFORCED,
     EXIT,
     HELLO,
     STARTED,
@@ -27,9 +28,10 @@ HOSTILE = {
     "unknown type": pack(0x70).hex(),
     "early output": pack(STDOUT, b"early").hex(),
     "host frame": pack(STDIN, b"x").hex(),
-    "other version": pack(HELLO, b"\x02\x00a").hex(),
-    "other app": pack(HELLO, b"\x01\x00zz").hex(),
-    "app in no UTF-8": pack(HELLO, b"\x01\x00\xff").hex(),
+    "other version": pack(HELLO, b"\x01\x00a").hex(),
+    "report before hello": pack(ENFORCED, b"pid 1\n").hex(),
+    "other app": pack(HELLO, b"\x02\x00zz").hex(),
+    "app in no UTF-8": pack(HELLO, b"\x02\x00\xff").hex(),
 }
 
 
@@ -48,7 +50,8 @@ def test_violations_end_the_connection_not_the_pod(host: Host, data: str) -> Non
         pack(STARTED, bytes(8)),
         pack(CREDIT, struct.pack("<I", WINDOW)),
         pack(CREDIT, b"\xff\xff\xff\xff"),
-        pack(HELLO, b"\x01\x00a"),
+        pack(HELLO, b"\x02\x00a"),
+        pack(ENFORCED, b"pid 1\n"),
         pack(EXIT, b"\x00\x00" + b"e" * 5000),
         pack(EXIT, b"\x00\x00") + pack(STDOUT, b"after the end"),
         pack(ATTACH, bytes(5)),
@@ -58,6 +61,7 @@ def test_violations_end_the_connection_not_the_pod(host: Host, data: str) -> Non
         "credit",
         "more credit",
         "hello twice",
+        "a report that nobody asked for",
         "long text",
         "after the end",
         "host frame",

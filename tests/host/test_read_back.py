@@ -154,15 +154,52 @@ def test_a_filter_that_lets_the_agent_not_begin_says_so(secrun: Secrun):
     assert "ended before it could be read" in result.err
 
 
-def test_a_guest_cannot_be_read_and_that_is_named_or_refused(secrun: Secrun, tmp_path: Path):
-    guest = (*RELAXED, "--stage1=kvm", "--accel=tcg")
-    uuid = secrun("prepare", *guest, *STRICT, secrun.image, "--", "true").out.strip()
-    manifest = json.loads(secrun("cat-manifest", uuid).out)
-    secrun("rm", uuid)
-    assert "read-back:guest" in manifest["relaxations"]
+GUEST = (*RELAXED, "--stage1=kvm", "--accel=tcg")
+
+
+def test_a_guest_reports_what_its_kernel_enforces_before_a_held_app_begins(secrun: Secrun):
+    strict = (*STRICT, "--cap-add=NET_RAW", "--user=app")
+    uuid = secrun("run", "-d", *GUEST, *strict, secrun.image, "--", "sleep", "1000").out.strip()
+    try:
+        found = only(enforced(secrun, uuid))
+        assert (found["verdict"], found["reported_by"], found["differences"]) == ("held", "guest", [])
+        script = (
+            "grep -E '^(CapEff|CapAmb|CapBnd|Seccomp_filters|NoNewPrivs):' /proc/1/status; cat /proc/1/comm"
+        )
+        *kernel, program = secrun("enter", uuid, "--", "sh", "-c", script).out.splitlines()
+        assert program == "sleep"
+        fields = dict(line.split(":\t") for line in kernel)
+        assert fields == {name: found["values"][name] for name in fields}
+        assert fields["CapAmb"] == "0000000000002000"
+        assert "-enforced=held (reported by the guest)" in secrun("status", uuid).out
+        assert "read-back:guest" in json.loads(secrun("cat-manifest", uuid).out)["relaxations"]
+    finally:
+        secrun.discard(uuid)
+
+
+def test_a_difference_in_a_guest_ends_a_strict_pod_before_its_app_begins(unmeasured: Secrun):
+    words = (*GUEST, *STRICT, "--cap-add=NET_RAW", unmeasured.image, "--", "echo", "ran")
+    uuid = unmeasured("prepare", *words).out.strip()
+    changed(unmeasured, uuid, "CAP_NET_RAW")
+    result = unmeasured("run-prepared", uuid, code=125)
+    assert "ran" not in result.out
+    assert "the kernel enforces less than was compiled: " in result.err
+    assert "CapBnd is 0000000000002000" in unmeasured.status(uuid)["error"]
+    assert only(enforced(unmeasured, uuid))["verdict"] == "weaker"
+    unmeasured("rm", uuid)
+
+
+def test_a_rule_may_refuse_the_word_of_a_guest(secrun: Secrun, tmp_path: Path):
     (tmp_path / "policy.d").mkdir()
-    (tmp_path / "policy.d" / "a.toml").write_text('[[rule]]\nname = "proof"\nread_back = "strict"\n')
+    rule = '[[rule]]\nname = "proof"\nread_back = "strict"\n'
+    (tmp_path / "policy.d" / "a.toml").write_text(rule)
     ruled = dataclasses.replace(secrun, place=tmp_path)
-    assert "a rule asks for read_back" in ruled("prepare", *guest, secrun.image, code=125).err
-    device = secrun("prepare", *guest, "--device=/dev/full", secrun.image, code=125)
-    assert "is not in the guest" in device.err
+    uuid = ruled("prepare", *GUEST, secrun.image).out.strip()
+    assert "read-back:guest" in json.loads(secrun("cat-manifest", uuid).out)["relaxations"]
+    secrun("rm", uuid)
+    (tmp_path / "policy.d" / "a.toml").write_text(f'{rule}deny_relaxations = ["read-back:*"]\n')
+    assert "read-back:guest" in ruled("prepare", *GUEST, secrun.image, code=120).err
+
+
+def test_a_device_of_the_host_is_refused_by_name_for_a_guest(secrun: Secrun):
+    assert "--device" in secrun("prepare", *GUEST, "--device=/dev/full", secrun.image, code=125).err

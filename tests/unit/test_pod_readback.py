@@ -23,8 +23,8 @@ app gone unread 0 1795513051095452781
 
 def expected(*apps, label="", **changes) -> str:
     manifest = replace(pod(*apps), **changes)
-    found = readback.expectation(manifest, uid_base=131072, ids=65536, group="/secrun/x/", label=label)
-    return found.decode()
+    kernel = readback.host(uid_base=131072, ids=65536, group="/secrun/x/", label=label)
+    return readback.expectation(manifest, kernel).decode()
 
 
 def test_the_expectation_says_what_was_compiled():
@@ -51,12 +51,22 @@ def test_another_user_holds_ambient_capabilities_and_a_missing_filter_is_one_les
     assert expected(app(), strict_read_back=True).startswith("strict\n")
 
 
+def test_a_guest_has_no_filter_but_the_apps_and_each_app_its_unit():
+    filtered = app(security=replace(app().security, seccomp_digest=DIGEST))
+    lines = readback.expectation(pod(filtered), readback.guest()).decode().splitlines()
+    assert lines[0] == "reported"
+    assert {"equal uid_map 0 0 4294967295", "equal cgroup /system.slice/app-web.service"} <= set(lines)
+    assert {"at-least Seccomp 2", "at-least Seccomp_filters 1"} <= set(lines)
+    bare = readback.expectation(pod(app()), readback.guest()).decode()
+    assert "at-least Seccomp 0\n" in bare
+
+
 def test_what_the_waiter_wrote():
     found = readback.parse(WRITTEN)
     assert (found["web"].verdict, found["web"].pid) == ("held", 41)
     assert found["web"].values == {"CapEff": "0000000000000000", "uid_map": "0 65536 65536"}
     assert found["db"].differences == ("CapEff", "Seccomp")
-    assert found["gone"].to_json()["pid"] is None
+    assert found["gone"].to_json("host")["pid"] is None
 
 
 def test_differences_in_words(tmp_path):

@@ -8,7 +8,7 @@ use secrun_agent::elf::{inspect, Program};
 use secrun_agent::frame::{decode, encode, Reader, MAX_PAYLOAD, WINDOW};
 use secrun_agent::log::{Lines, Stream, MAX_LINE};
 use secrun_agent::mux::{self, Flow, Item};
-use secrun_agent::{netplan, table};
+use secrun_agent::{netplan, readback, table};
 
 fn main() {
     let mut bytes = Vec::new();
@@ -22,6 +22,7 @@ fn main() {
         lines(input);
         console(input);
         tables(&String::from_utf8_lossy(input));
+        reports(&String::from_utf8_lossy(input));
         (rest, count) = (next, count + 1);
     }
     println!("{count}");
@@ -156,5 +157,16 @@ fn tables(text: &str) {
         assert!(guest.images.iter().all(|image| plain(&image.app) && image.serial.len() <= 20));
         let file = |name: &Option<String>| name.as_deref().map_or(true, plain);
         assert!(guest.volumes.iter().all(|volume| plain(&volume.app) && file(&volume.file)));
+    }
+}
+
+/// What a guest tells of a process is a few short values, each known and once.
+fn reports(text: &str) {
+    if let Ok((pid, values)) = readback::reported(text) {
+        assert!(pid > 0 && values.len() <= 14 && values.iter().all(|(_, value)| value.len() <= 512));
+        let mut keys: Vec<_> = values.iter().map(|(key, _)| key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), values.len());
     }
 }

@@ -150,7 +150,7 @@ impl Attach {
                 self.ended = true;
                 app.finish_log();
             }
-            Message::Credit(_) | Message::Lost(_) | Message::Stats(_) => (),
+            Message::Credit(_) | Message::Lost(_) | Message::Stats(_) | Message::Enforced(_) => (),
             _ => return Err(Violation("a frame of a shim out of place")),
         }
         self.forward(message)

@@ -82,7 +82,7 @@ impl Session {
         }
         let message = decode(*kind, payload).map_err(|error| format!("the request: {}", error.0))?;
         let text = |error: std::io::Error| error.to_string();
-        let mut remote = Remote::new(stream).map_err(text)?;
+        let mut remote = Remote::new(stream, 0).map_err(text)?;
         remote.flags = match message {
             Message::Attach { flags, .. } | Message::Exec { flags, .. } => {
                 flags | crate::frame::flag::STDOUT | crate::frame::flag::STDERR

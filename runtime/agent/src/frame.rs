@@ -1,14 +1,14 @@
 //! The framed protocol of docs/agent-protocol.md: pure encoding and decoding, no I/O.
 
 /// Version that HELLO carries; a peer of another version is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a frame's header: type (u8) and payload length (u32, little endian).
 pub const HEADER: usize = 5;
 /// Largest payload; the bound on what one peer can make the other hold.
 pub const MAX_PAYLOAD: usize = 65_536;
 /// Bytes of STDIN that may be under way without a CREDIT.
 pub const WINDOW: usize = 65_536;
-/// Largest text of ERROR and EXIT; longer ones are cut by the sender.
+/// Largest text of ERROR, EXIT and ENFORCED; longer ones are cut by the sender.
 pub const MAX_TEXT: usize = 4096;
 
 /// What the peer did that the protocol does not allow; the connection ends.
@@ -51,6 +51,7 @@ pub enum Message<'a> {
     Error(&'a str),
     Stats(&'a str),
     Lost(u64),
+    Enforced(&'a str),
     Attach { flags: u8, size: Size },
     Stdin(&'a [u8]),
     Signal(u8),
@@ -133,6 +134,7 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Message<'_>, Violation> {
         0x07 => Message::Error(fields.text(MAX_TEXT)?),
         0x08 => Message::Stats(fields.text(MAX_PAYLOAD)?),
         0x09 => Message::Lost(fields.number(8)?),
+        0x0a => Message::Enforced(fields.text(MAX_TEXT)?),
         0x81 => Message::Attach { flags: fields.flags()?, size: fields.size()? },
         0x82 => Message::Stdin(fields.rest()),
         0x83 => Message::Signal(fields.number(1)? as u8),
@@ -165,6 +167,7 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
         Message::Error(text) => put(out, 0x07, &[cut(text).as_bytes()]),
         Message::Stats(text) => put(out, 0x08, &[text.as_bytes()]),
         Message::Lost(count) => put(out, 0x09, &[&count.to_le_bytes()]),
+        Message::Enforced(text) => put(out, 0x0a, &[cut(text).as_bytes()]),
         Message::Attach { flags, size } => put(out, 0x81, &[&[flags], &packed(size)]),
         Message::Stdin(data) => put(out, 0x82, &[data]),
         Message::Signal(number) => put(out, 0x83, &[&[number]]),

@@ -24,6 +24,7 @@ mod peers;
 pub mod readback;
 pub mod relay;
 pub mod report;
+mod reporter;
 mod session;
 pub mod shim;
 pub mod stage0;

@@ -192,6 +192,7 @@ impl Shim {
         }
         if foreground && app.launch.held {
             app.launch.held = false;
+            self.reporter.stop();
             if app.pid.is_some() {
                 app.launch.release();
                 self.started_ns = now_ns();

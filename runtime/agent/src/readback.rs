@@ -1,4 +1,5 @@
-//! What the kernel enforces for an app: read from the host's /proc, compared with what was compiled, written down.
+//! What the kernel enforces for an app: read from the host's /proc, compared with what was compiled, written down. The host
+//! does not see the processes of a guest: there the shim reads, and the guest's word is what there is.
 //!
 //! An app may confine itself further, so that less is right and only more is a difference.
 
@@ -6,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
+use crate::frame::Violation;
 use crate::report::now_ns;
 
 const GROUPS: &str = "/sys/fs/cgroup";
@@ -31,6 +33,13 @@ const FIELDS: [&str; 10] = [
     "Gid",
 ];
 
+/// What else is read of a process.
+const OTHERS: [&str; 4] = ["uid_map", "gid_map", "cgroup", "label"];
+/// Reports of one app that are taken from a guest: values change a few times, until crun is done.
+pub const MAX_REPORTS: usize = 64;
+/// A value of a process; a control group's path is the longest.
+const MAX_VALUE: usize = 512;
+
 /// One thing that must hold for an app.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Test {
@@ -53,13 +62,15 @@ enum Bound {
 pub struct Expected {
     /// No app may begin before it has been read, and one that is less confined ends the pod.
     pub strict: bool,
+    /// The shims of a guest tell what its kernel enforces.
+    pub reported: bool,
     apps: Vec<(String, Vec<Test>)>,
 }
 
 /// What was read of a process, by key.
 pub type Values = Vec<(String, String)>;
 
-/// Read what was compiled: `strict`, `app NAME`, and below that `within|at-least|equal|under KEY VALUE`.
+/// Read what was compiled: `strict`, `reported`, `app NAME`, and below that `within|at-least|equal|under KEY VALUE`.
 pub fn parse(text: &str) -> Result<Expected, String> {
     let mut expected = Expected::default();
     for line in text.lines() {
@@ -68,6 +79,7 @@ pub fn parse(text: &str) -> Result<Expected, String> {
         let broken = || format!("{line:?} is not understood");
         match (word, key, value, expected.apps.last_mut()) {
             ("strict", None, None, _) => expected.strict = true,
+            ("reported", None, None, _) => expected.reported = true,
             ("app", Some(name), None, _) => expected.apps.push((name.into(), Vec::new())),
             (_, Some(key), Some(value), Some((_, tests))) => {
                 let bound = match word {
@@ -158,6 +170,31 @@ fn values(pid: i32, status: &str) -> io::Result<Values> {
     Ok(found)
 }
 
+/// Read what a process is under, as a shim tells it to the host.
+pub fn describe(pid: i32) -> io::Result<String> {
+    let found = values(pid, &bounded(format!("/proc/{pid}/status"))?)?;
+    Ok(found
+        .into_iter()
+        .fold(format!("pid {pid}\n"), |text, (key, value)| text + &format!("{key} {value}\n")))
+}
+
+/// Read what a guest says of a process: its number there and known keys, each once at most.
+pub fn reported(text: &str) -> Result<(i32, Values), Violation> {
+    const BROKEN: Violation = Violation("a report that is not understood");
+    let mut lines = text.lines();
+    let pid = lines.next().and_then(|line| line.strip_prefix("pid ")?.parse().ok());
+    let mut found = Values::new();
+    for line in lines {
+        let (key, value) = line.split_once(' ').ok_or(BROKEN)?;
+        let known = FIELDS.contains(&key) || OTHERS.contains(&key);
+        if !known || value.len() > MAX_VALUE || found.iter().any(|(seen, _)| seen == key) {
+            return Err(BROKEN);
+        }
+        found.push((key.into(), value.into()));
+    }
+    Ok((pid.filter(|pid| *pid > 0).ok_or(BROKEN)?, found))
+}
+
 struct Pending {
     app: String,
     shim: i32,
@@ -198,10 +235,23 @@ impl ReadBack {
         self.expected.strict
     }
 
+    /// Whether the shims tell what is to be compared.
+    pub fn is_reported(&self) -> bool {
+        self.expected.reported
+    }
+
+    /// The shim of an app in a guest has told what the guest's kernel enforces.
+    pub fn report(&mut self, app: &str, pid: i32, values: Values) {
+        if let Some(item) = self.pending.iter_mut().find(|item| item.app == app) {
+            item.last = Some((pid, values));
+            item.until.get_or_insert_with(|| Instant::now() + STRICT_PATIENCE);
+        }
+    }
+
     /// Begin to look for the app of a shim.
     pub fn begin(&mut self, app: &str, shim: i32) {
         let (app, now) = (app.to_string(), Instant::now());
-        let until = if self.expected.strict { None } else { Some(now + PATIENCE) };
+        let until = if self.expected.strict || self.expected.reported { None } else { Some(now + PATIENCE) };
         self.pending.push(Pending { app, shim, until, last: None });
         self.pause = FIRST_PAUSE;
         self.next = now;
@@ -209,20 +259,25 @@ impl ReadBack {
 
     /// When to look again.
     pub fn deadline(&self) -> Option<Instant> {
-        self.pending.first().map(|_| self.next)
+        match self.expected.reported {
+            true => self.pending.iter().filter_map(|item| item.until).min(),
+            false => self.pending.first().map(|_| self.next),
+        }
     }
 
     /// Look at every app that is due; return those that are decided.
     pub fn look(&mut self) -> Vec<Verdict> {
         let now = Instant::now();
-        if self.pending.is_empty() || now < self.next {
+        if self.pending.is_empty() || !self.expected.reported && now < self.next {
             return Vec::new();
         }
         self.next = now + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         let mut decided = Vec::new();
         for mut item in std::mem::take(&mut self.pending) {
-            if let Ok(Some((pid, status))) = find(item.shim) {
+            if self.expected.reported {
+                // What the guest has told is there already.
+            } else if let Ok(Some((pid, status))) = find(item.shim) {
                 item.last = values(pid, &status).ok().map(|values| (pid, values)).or(item.last);
                 item.until.get_or_insert(now + STRICT_PATIENCE);
             }
@@ -317,5 +372,45 @@ mod tests {
         assert!(!is_first(&STATUS.replace("\t1\n", "\t2\n"), 7), "entered later");
         assert!(!is_first(&STATUS.replace("\t99\t6\t1\n", "\t1\n"), 7), "not in a namespace");
         assert!(!is_first("", 7));
+    }
+
+    #[test]
+    fn a_report_of_a_guest_is_known_keys_each_once() {
+        let good = reported("pid 7\nCapEff 0f\nuid_map 0 0 4294967295\nlabel \n");
+        assert_eq!(good, Ok((7, read(&[("CapEff", "0f"), ("uid_map", "0 0 4294967295"), ("label", "")]))));
+        let long = format!("pid 7\ncgroup {}", "x".repeat(MAX_VALUE + 1));
+        for text in
+            ["", "pid 0", "pid x", "7", "pid 7\nCapEff", "pid 7\nName x", "pid 7\nUid 0\nUid 0", &long]
+        {
+            assert!(reported(text).is_err(), "{text:?}");
+        }
+        assert!(
+            reported(&describe(std::process::id() as i32).unwrap()).is_ok(),
+            "what a shim sends is taken"
+        );
+    }
+
+    #[test]
+    fn what_a_guest_reports_is_compared_as_what_is_read() {
+        let nothing = File::open("/dev/null").unwrap();
+        let mut back =
+            ReadBack::new(nothing, File::options().write(true).open("/dev/null").unwrap()).unwrap();
+        back.expected =
+            parse("strict\nreported\napp a\nwithin CapEff 0f\napp b\nwithin CapEff 0f\n").unwrap();
+        back.begin("a", 1);
+        assert!(
+            back.look().is_empty() && back.deadline().is_none(),
+            "nothing is known, and nothing is asked for"
+        );
+        back.report("b", 3, read(&[("CapEff", "0")]));
+        back.report("a", 7, read(&[("CapEff", "ff")]));
+        assert!(back.look().is_empty() && back.deadline().is_some(), "crun may still be on its way");
+        back.report("a", 7, read(&[("CapEff", "0f")]));
+        let found = back.look();
+        assert_eq!((found.len(), found[0].app.as_str(), &found[0].problem), (1, "a", &None));
+        back.begin("b", 2);
+        back.report("b", 3, read(&[("CapEff", "ff")]));
+        assert!(back.look().is_empty());
+        assert_eq!(back.over("b").unwrap().problem.unwrap(), "less confined than compiled: CapEff");
     }
 }

@@ -17,6 +17,7 @@ use crate::frame::{flag, Message, Size};
 use crate::log::{Log, Stream, MIN_LIMIT};
 use crate::peers::Peer;
 use crate::report::{now_ns, write_record};
+use crate::reporter::Reporter;
 use crate::session::{is_unhandled, Session};
 use crate::sys::{self, Poller, Status};
 use crate::volumes::{self, Empty, Fill, Place};
@@ -45,6 +46,8 @@ pub(crate) struct Options {
     pub linger: bool,
     /// The app begins held, as the agent; it becomes its program when the foreground peer attaches.
     pub hold: bool,
+    /// The host cannot see the app: tell it what the kernel enforces.
+    pub read_back: bool,
     pub stop_signal: i32,
     pub stop_timeout: Duration,
     pub target: Target,
@@ -77,6 +80,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
         no_log: false,
         linger: false,
         hold: false,
+        read_back: false,
         stop_signal: libc::SIGTERM,
         stop_timeout: Duration::from_secs(10),
         target: Target::default(),
@@ -94,6 +98,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--no-log" => options.no_log = true,
             "--linger" => options.linger = true,
             "--hold" => options.hold = true,
+            "--read-back" => options.read_back = true,
             "--stop-signal" => options.stop_signal = words.number()?,
             "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
             "--program" => options.target.program = words.os_value()?.into_vec(),
@@ -149,6 +154,7 @@ pub(crate) struct Shim {
     pub commands: u64,
     pub log: Option<Log>,
     pub log_warned: bool,
+    pub reporter: Reporter,
     pub orphans: Vec<(i32, Status)>,
     pub started_ns: u64,
     pub kill_at: Option<Instant>,
@@ -217,6 +223,7 @@ impl Shim {
             commands: 0,
             log,
             log_warned: false,
+            reporter: Reporter::default(),
             orphans: Vec::new(),
             started_ns: 0,
             kill_at: None,
@@ -277,12 +284,26 @@ impl Shim {
             // A stop is not held up by a host that does not read.
             self.peers.iter_mut().flatten().for_each(|peer| peer.pressure = false);
         }
+        self.report();
         self.settle();
         Ok(())
     }
 
+    /// Tell the host what the kernel enforces for the app, from crun's end on until nothing changes.
+    fn report(&mut self) {
+        let pid = self.sessions[APP].as_ref().filter(|app| app.status.is_none()).and_then(|app| app.pid);
+        match (pid, self.peers.iter_mut().flatten().find(|peer| peer.foreground && !peer.closing)) {
+            (Some(pid), Some(peer)) => {
+                if let Some(text) = self.reporter.look(pid) {
+                    peer.conn.send(&Message::Enforced(text));
+                }
+            }
+            _ => self.reporter.stop(),
+        }
+    }
+
     fn deadline(&self) -> Option<Instant> {
-        self.kill_at.into_iter().chain(self.flush_until).min()
+        self.kill_at.into_iter().chain(self.flush_until).chain(self.reporter.deadline()).min()
     }
 
     fn interests(&self, poller: &mut Poller<Token>) {
@@ -394,6 +415,9 @@ impl Shim {
             Some(session) if session.crun == Some(pid) => {
                 session.crun = None;
                 session.created(status);
+                if self.options.read_back && session.pid.is_some() && self.started_ns == 0 {
+                    self.reporter.begin(session.launch.held);
+                }
                 let early = self.orphans.iter().find(|(pid, _)| session.pid == Some(*pid)).copied();
                 if let Some((_, status)) = early {
                     session.process_ended(status);

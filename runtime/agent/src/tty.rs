@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::conn::{Conn, Queue};
 use crate::frame::{decode, flag, Message, Size, Violation, VERSION, WINDOW};
+use crate::readback::{self, Values};
 use crate::sys;
 
 /// One of the caller's output streams. Writing never waits, and never changes the caller's open file.
@@ -163,6 +164,10 @@ pub struct Remote {
     pub started: bool,
     /// The app or command is over.
     pub end: Option<End>,
+    /// It may tell what its kernel enforces, so many times yet.
+    pub reports: usize,
+    /// What it has told last, to be taken.
+    pub reported: Option<(i32, Values)>,
     /// What it may send and be sent: bits of ATTACH.
     pub flags: u8,
     /// Written before each line of its output.
@@ -173,7 +178,7 @@ pub struct Remote {
 
 impl Remote {
     /// Serve a new connection.
-    pub fn new(stream: UnixStream) -> io::Result<Self> {
+    pub fn new(stream: UnixStream, reports: usize) -> io::Result<Self> {
         Ok(Remote {
             pid: sys::peer_pid(&stream)?,
             conn: Conn::new(stream)?,
@@ -181,6 +186,8 @@ impl Remote {
             greeted: false,
             started: false,
             end: None,
+            reports,
+            reported: None,
             flags: 0,
             prefix: Vec::new(),
             line_starts: [true; 2],
@@ -207,6 +214,10 @@ impl Remote {
         match *message {
             Message::Hello { version: VERSION, app } if self.app.is_none() => self.app = Some(app.into()),
             Message::Hello { .. } if self.app.is_none() => return Err(Violation("another version")),
+            Message::Enforced(text) if self.app.is_some() && self.end.is_none() && self.reports > 0 => {
+                self.reports -= 1;
+                self.reported = Some(readback::reported(text)?);
+            }
             _ if !self.greeted || self.end.is_some() => return Err(Violation("a frame out of place")),
             Message::Started { .. } if !self.started => self.started = true,
             Message::Stdout(bytes) if self.flags & flag::STDOUT != 0 => self.show(0, bytes, station),

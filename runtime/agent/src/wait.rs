@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::args::Words;
 use crate::conn::CHUNK;
 use crate::frame::{flag, Message, Size};
-use crate::readback::{ReadBack, Verdict};
+use crate::readback::{ReadBack, Values, Verdict, MAX_REPORTS};
 use crate::sys::{self, Filter, Poller, Status};
 use crate::tty::{Remote, Station};
 
@@ -360,6 +360,13 @@ impl Waiter {
         }
     }
 
+    /// A guest has told what its kernel enforces for an app.
+    fn hear_report(&mut self, index: usize, report: Option<(i32, Values)>) {
+        if let (Some((pid, values)), Some(read_back)) = (report, &mut self.read_back) {
+            read_back.report(self.remotes[index].app.as_deref().unwrap_or(""), pid, values);
+        }
+    }
+
     /// Nothing more can be read of an app.
     fn read_over(&mut self, app: &str) {
         if let Some(verdict) = self.read_back.as_mut().and_then(|read_back| read_back.over(app)) {
@@ -552,7 +559,8 @@ impl Waiter {
 
     fn accept(&mut self) {
         if let Ok((stream, _)) = self.attach.accept() {
-            if let Ok(remote) = Remote::new(stream) {
+            let reported = self.read_back.as_ref().map_or(false, ReadBack::is_reported);
+            if let Ok(remote) = Remote::new(stream, if reported { MAX_REPORTS } else { 0 }) {
                 self.remotes.push(remote);
             }
         }
@@ -562,9 +570,10 @@ impl Waiter {
     fn serve(&mut self, index: usize) -> bool {
         self.heard = true;
         let remote = &mut self.remotes[index];
-        let (was_started, had_ended) = (remote.started, remote.end.is_some());
+        let (was_known, was_started, had_ended) =
+            (remote.app.is_some(), remote.started, remote.end.is_some());
         let mut open = remote.receive(&mut self.scratch[..], &mut self.station);
-        if let (Some(app), false, Ok(_)) = (remote.app.clone(), remote.greeted, &open) {
+        if let (Some(app), false, Ok(_)) = (remote.app.clone(), was_known, &open) {
             if self.options.apps.contains(&app) && !self.seen.contains(&app) {
                 match &mut self.read_back {
                     // Its app does not begin before it has been read.
@@ -576,7 +585,8 @@ impl Waiter {
                 open = Err(format!("an app {app:?} is not expected"));
             }
         }
-        let remote = &self.remotes[index];
+        let remote = &mut self.remotes[index];
+        let report = remote.reported.take();
         let started = remote.started && !was_started;
         let ended = remote.end.is_some() && !had_ended;
         if started {
@@ -586,6 +596,7 @@ impl Waiter {
             }
             self.mark_app("started", index);
         }
+        self.hear_report(index, report);
         if ended {
             self.ended += 1;
             self.mark_app("ended", index);

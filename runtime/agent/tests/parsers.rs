@@ -10,7 +10,7 @@ const SIZE: Size = Size { rows: 24, cols: 513 };
 
 fn messages() -> Vec<Message<'static>> {
     vec![
-        Message::Hello { version: 1, app: "web" },
+        Message::Hello { version: 2, app: "web" },
         Message::Started { ns: u64::MAX - 1 },
         Message::Stdout(b"out"),
         Message::Stderr(b""),
@@ -19,6 +19,7 @@ fn messages() -> Vec<Message<'static>> {
         Message::Error("no"),
         Message::Stats("pids.current 3\n"),
         Message::Lost(1 << 40),
+        Message::Enforced("pid 7\nCapEff 0\n"),
         Message::Attach { flags: flag::STDOUT | flag::STDIN, size: SIZE },
         Message::Stdin(b"in"),
         Message::Signal(15),
@@ -71,7 +72,7 @@ fn payloads_are_bounded() {
 fn wrong_payloads_are_violations() {
     let wrong: [(u8, &[u8]); 9] = [
         (0x00, b""),
-        (0x0a, b""),
+        (0x0b, b""),
         (0x88, b""),
         (0x01, b"\x01"),
         (0x01, b"\x01\x00\xff"),

@@ -140,7 +140,8 @@ def status(args: Arguments, context: Context) -> int:
         lines += [f"app-{app.name}-error={app.error}" for app in pod.exit.apps if app.error]
         if pod.exit.error:
             lines.append(f"error={pod.exit.error}")
-    lines += [f"app-{name}-enforced={found.verdict}" for name, found in pod.enforced.items()]
+    by = " (reported by the guest)" if pod.reported_by == "guest" else ""
+    lines += [f"app-{name}-enforced={found.verdict}{by}" for name, found in pod.enforced.items()]
     if pod.problem:
         lines.append(f"problem={pod.problem}")
     context.out.write("\n".join(lines) + "\n")

@@ -30,10 +30,11 @@ class Enforced:
     values: Mapping[str, str]
     differences: tuple[str, ...]
 
-    def to_json(self) -> JsonObject:
+    def to_json(self, reported_by: str) -> JsonObject:
         """Return the documented JSON form (docs/state.md)."""
         return {
             "verdict": self.verdict,
+            "reported_by": reported_by,
             "pid": self.pid or None,
             "read_ns": self.read_ns,
             "values": dict(self.values),
@@ -54,34 +55,65 @@ def _own_filters() -> int:
     return 0
 
 
-def _tests(app: "AppManifest", ids: str, group: str, filters: int) -> Iterator[str]:
+@record
+class Kernel:
+    """How the kernel under the apps shows them to who reads there."""
+
+    ids: str
+    """Their id map, as /proc/PID/uid_map has it."""
+    group: str
+    """What their control groups are below; in a guest each app has the one of its unit."""
+    filters: int = 0
+    """The filters that they are under without one of their own."""
+    label: str = ""
+    """Their SELinux context, if they have one."""
+    guest: bool = False
+
+
+def host(*, uid_base: int, ids: int, group: str, label: str = "") -> Kernel:
+    """Return what the host's kernel shows of a pod; `group` is what all of its processes are below.
+
+    The pod's own filter is one at least: where systemd-nspawn makes it, it makes several.
+    """
+    return Kernel(ids=f"0 {uid_base} {ids}", group=group, filters=_own_filters() + 1, label=label)
+
+
+def guest() -> Kernel:
+    """Return what a guest's kernel shows: its first user namespace, and the units of its systemd."""
+    return Kernel(ids="0 0 4294967295", group="/system.slice/", guest=True)
+
+
+def _tests(app: "AppManifest", kernel: Kernel) -> Iterator[str]:
     """Yield what must hold for an app; it may take more from itself than it was given."""
     bounding = _mask(app.capabilities)
     ambient = _mask(app.capabilities if app.uid else ())
+    filters = kernel.filters + (app.security.seccomp_digest is not None)
     for name in ("CapBnd", "CapEff", "CapPrm"):
         yield f"within {name} {bounding}"
     for name in ("CapInh", "CapAmb"):
         yield f"within {name} {ambient}"
     yield f"at-least NoNewPrivs {int(app.security.no_new_privileges)}"
-    yield "at-least Seccomp 2"
-    yield f"at-least Seccomp_filters {filters + (app.security.seccomp_digest is not None)}"
-    yield f"equal uid_map {ids}"
-    yield f"equal gid_map {ids}"
-    yield f"under cgroup {group}"
+    yield f"at-least Seccomp {2 if filters else 0}"
+    yield f"at-least Seccomp_filters {filters}"
+    yield f"equal uid_map {kernel.ids}"
+    yield f"equal gid_map {kernel.ids}"
+    if kernel.guest:
+        from secrun.stage1.units import app_unit
+
+        yield f"equal cgroup {kernel.group}{app_unit(app.name)}"
+    else:
+        yield f"under cgroup {kernel.group}"
+    if kernel.label:
+        yield f"equal label {kernel.label}"
 
 
-def expectation(manifest: "PodManifest", *, uid_base: int, ids: int, group: str, label: str = "") -> bytes:
-    """Return what the waiter has to compare with, in the agent's words (runtime/agent/src/readback.rs).
-
-    `group` is what the pod's processes are below, `label` their SELinux context, if they have one. The
-    pod's own filter is one at least: where systemd-nspawn makes it, it makes several.
-    """
-    filters = _own_filters() + 1
+def expectation(manifest: "PodManifest", kernel: Kernel) -> bytes:
+    """Return what the waiter has to compare with, in the agent's words (runtime/agent/src/readback.rs)."""
     lines = ["strict"] if manifest.strict_read_back else []
+    lines += ["reported"] if kernel.guest else []
     for app in manifest.apps:
         lines.append(f"app {app.name}")
-        lines += _tests(app, f"0 {uid_base} {ids}", group, filters)
-        lines += [f"equal label {label}"] if label else []
+        lines += _tests(app, kernel)
     return "".join(f"{line}\n" for line in lines).encode()
 
 

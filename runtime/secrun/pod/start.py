@@ -134,19 +134,20 @@ def _connect(pod: LockedPod, manifest: PodManifest, places: Places, undo: ExitSt
     return connect(LinuxSyscalls(), target, places, undo)
 
 
-def _read_back(
-    files: PodFiles, manifest: PodManifest, launch: Launch, undo: ExitStack
-) -> tuple[int, int] | None:
+def _read_back(files: PodFiles, manifest: PodManifest, launch: Launch, undo: ExitStack) -> tuple[int, int]:
     """Write what the kernel has to enforce, open where the waiter writes what it does.
 
-    None for a pod with a machine: its apps are processes of the guest's kernel, which the host cannot ask.
+    The apps of a machine are processes of the guest's kernel, which the host cannot ask: it takes the
+    guest's word.
     """
-    if manifest.machine is not None:
-        return None
-    base = int(files.uid_base.read_text())
-    hierarchy = cgroups.host()
-    group = f"/{hierarchy.pod(manifest.uuid).relative_to(hierarchy.mount)}/"
-    expected = readback.expectation(manifest, uid_base=base, ids=POD_IDS, group=group, label=launch.label)
+    if manifest.machine is None:
+        base = int(files.uid_base.read_text())
+        hierarchy = cgroups.host()
+        group = f"/{hierarchy.pod(manifest.uuid).relative_to(hierarchy.mount)}/"
+        kernel = readback.host(uid_base=base, ids=POD_IDS, group=group, label=launch.label)
+    else:
+        kernel = readback.guest()
+    expected = readback.expectation(manifest, kernel)
     files.expected.write_bytes(expected)
     found = []
     for path, flags in (

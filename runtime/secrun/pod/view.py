@@ -52,6 +52,11 @@ class PodView:
         """When the pod was made; 0 if it has no manifest."""
         return self.manifest.created_ns if self.manifest else 0
 
+    @property
+    def reported_by(self) -> str:
+        """Whose word `enforced` is: of the host's kernel, or of a guest, which may lie once taken over."""
+        return "guest" if self.manifest is not None and self.manifest.machine is not None else "host"
+
     def _apps(self) -> list[JsonObject]:
         if self.manifest is None:
             return []
@@ -59,6 +64,7 @@ class PodView:
         result: list[JsonObject] = []
         for app in self.manifest.apps:
             end = ended.get(app.name)
+            found = self.enforced.get(app.name)
             result.append(
                 {
                     "name": app.name,
@@ -66,7 +72,7 @@ class PodView:
                     "image_id": str(app.image.manifest),
                     "exit_code": end.code if end else None,
                     "error": end.error if end else "",
-                    "enforced": found.to_json() if (found := self.enforced.get(app.name)) else None,
+                    "enforced": found.to_json(self.reported_by) if found else None,
                 }
             )
         return result

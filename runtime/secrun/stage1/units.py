@@ -65,6 +65,8 @@ def _shim(app: AppManifest, etc: Sequence[str], *, guest: bool, held: bool) -> s
     if guest:
         # The host writes it from what comes through the relay.
         words.append("--no-log")
+        # Nobody on the host sees the app's processes.
+        words.append("--read-back")
     return " ".join(quote(word) for word in words)
 
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from secrun_attest.audit import heads, host
 from secrun_attest.audit.chain import opened
 from secrun_attest.audit.entries import State
-from secrun_attest.audit.export import BundleWriter, Span, scope_of
+from secrun_attest.audit.export import BundleWriter, Span, about_of, scope_of
 from secrun_attest.audit.merkle import leaf_hash
 from secrun_attest.audit.note import Signer, Verifier
 from secrun_attest.audit.verify import verify_bundle
@@ -111,8 +111,8 @@ class AuditedHost:
         with opened(self.place.folder, self.place.logs) as chain:
             key = heads.signer(self.place.folder, NAME)
             scope = scope_of(chain, key, span or Span())
-            writer = BundleWriter(chain, scope, key, host="host-1", tool="secrun 1", made=self.now)
-            writer.write(out, self.folder / "scratch", self.accounts.get)
+            about = about_of(scope, host="host-1", tool="secrun 1", made=self.now)
+            BundleWriter(chain, scope, key, about).write(out, self.folder / "scratch", self.accounts.get)
         return out.getvalue()
 
     @property

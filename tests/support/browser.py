@@ -1,9 +1,14 @@
-"""The status page in a headless Chromium."""
+"""Pages in a headless Chromium."""
 
 import subprocess
 
 
 def browse(server, folder, path, *words):
+    """Let a headless Chromium load a page of a server; return the DOM."""
+    return load(server.url + path, folder, *words)
+
+
+def load(url, folder, *words):
     """Let a headless Chromium load a page and run for some seconds of its own time; return the DOM."""
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--ignore-certificate-errors", "--lang=en"]
     done = subprocess.run(
@@ -13,7 +18,7 @@ def browse(server, folder, path, *words):
             f"--user-data-dir={folder / 'chromium'}",
             "--virtual-time-budget=5000",
             *(words or ["--dump-dom"]),
-            server.url + path,
+            url,
         ],
         capture_output=True,
         text=True,

@@ -1,13 +1,16 @@
 """Exports of a host's audit log: rows as JSON lines or CSV, or a bundle that proves itself."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, BinaryIO
 
 from secrun_attest import frozen
-from secrun_attest.audit import entries, guide, merkle
+from secrun_attest.audit import entries, guide, intoto, merkle, ocsf, oscal
+from secrun_attest.audit.about import About
 from secrun_attest.audit.bundle import (
     ACCOUNTS,
     CHECKPOINT,
@@ -23,14 +26,18 @@ from secrun_attest.audit.bundle import (
     Manifest,
 )
 from secrun_attest.audit.chain import Chain, Placed, Records, open_log, segment_line
+from secrun_attest.audit.checks import chosen
 from secrun_attest.audit.entries import Closing, Pruned
 from secrun_attest.audit.heads import heads
 from secrun_attest.audit.note import Checkpoint, Signer, open_checkpoint
+from secrun_attest.audit.page import page
 from secrun_attest.audit.rows import csv_lines, json_line
+from secrun_attest.audit.survey import Survey, Surveyor, survey_of
 from secrun_attest.audit.tarball import TarWriter, parts_of
 from secrun_attest.audit.trail import Projection, Row
 from secrun_attest.audit.walk import chained, parse_record
 from secrun_attest.events import parse_event
+from secrun_attest.jcs import JsonObject
 from secrun_attest.limits import MAX_INTEGER, MAX_LOG_LINE
 from secrun_attest.quotefiles import quote_files
 
@@ -103,61 +110,123 @@ def rows(chain: Chain, scope: Scope) -> Iterator[Row]:
             yield row
 
 
-def write_json_lines(chain: Chain, scope: Scope, out: IO[bytes]) -> int:
-    """Write the rows as JSON lines; return how many."""
-    return _write_all(out, map(json_line, rows(chain, scope)))
+def about_of(scope: Scope, *, host: str, tool: str, made: int, framework: str = "") -> About:
+    """Return what an export of `scope` is about."""
+    span, usual = scope.span, Span()
+    return About(
+        origin=scope.head.origin,
+        host=host,
+        tool=tool,
+        size=scope.head.size,
+        root=scope.head.root,
+        made=made,
+        since=span.since,
+        until=0 if span.until == usual.until else span.until,
+        framework=framework,
+    )
 
 
-def write_csv(chain: Chain, scope: Scope, out: IO[bytes]) -> int:
-    """Write the rows as CSV; return how many."""
-    return _write_all(out, csv_lines(rows(chain, scope))) - 1
+class Form(StrEnum):
+    """What an export may be beside a bundle."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    OCSF = "ocsf"
+    IN_TOTO = "in-toto"
+    OSCAL = "oscal"
+    HTML = "html"
 
 
-def _write_all(out: IO[bytes], lines: Iterable[bytes]) -> int:
-    count = 0
-    for line in lines:
-        out.write(line)
-        count += 1
-    return count
+def told(chain: Chain, scope: Scope, accounts: Accounts) -> Iterator[tuple[Row, bytes | None]]:
+    """Yield the rows within the span, each with the account that it names."""
+    for row in rows(chain, scope):
+        yield row, accounts(row.account) if row.account else None
+
+
+def pieces(
+    form: Form, about: About, found: Iterable[tuple[Row, bytes | None]], key: Signer
+) -> Iterator[bytes]:
+    """Yield an export of rows and accounts in one of the forms."""
+    match form:
+        case Form.JSONL:
+            yield from (json_line(row) for row, _ in found)
+        case Form.CSV:
+            yield from csv_lines(row for row, _ in found)
+        case Form.IN_TOTO:
+            payloads = (item for row, account in found for item in intoto.statements(about, row, account))
+            yield from intoto.envelopes(key, payloads)
+        case Form.OCSF:
+            yield from _ocsf(about, found)
+        case _:
+            survey = survey_of(found, chosen(about.framework))
+            yield readings(about, survey)["oscal.json" if form is Form.OSCAL else "report.html"]
+
+
+def _ocsf(about: About, found: Iterable[tuple[Row, bytes | None]]) -> Iterator[bytes]:
+    surveyor = Surveyor(chosen(about.framework))
+    for row, account in found:
+        surveyor.take(row, account)
+        yield _json(ocsf.event(about, row))
+    yield from map(_json, ocsf.findings(about, surveyor.survey()))
+
+
+def readings(about: About, survey: Survey) -> dict[str, bytes]:
+    """Return what is made of a whole trail, by the names that a bundle gives them."""
+    return {
+        "findings.json": _json({"findings": [finding.to_json() for finding in survey.findings]}),
+        "oscal.json": _json(oscal.assessment_results(about, survey)),
+        "report.html": page(about, survey).encode("utf-8", "backslashreplace"),
+    }
+
+
+def _json(value: JsonObject) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 class BundleWriter:
     """Writes a bundle; what grows with the records goes through files beside it."""
 
-    def __init__(self, chain: Chain, scope: Scope, key: Signer, *, host: str, tool: str, made: int) -> None:
-        self._chain, self._scope, self._key = chain, scope, key
-        self._host, self._tool, self._made = host, tool, made
+    def __init__(self, chain: Chain, scope: Scope, key: Signer, about: About) -> None:
+        self._chain, self._scope, self._key, self._about = chain, scope, key, about
 
-    def write(self, out: BinaryIO, folder: Path, accounts: Accounts) -> int:
-        """Write the bundle, with files in `folder` meanwhile; return how many rows its trail has."""
+    def write(self, out: BinaryIO, folder: Path, accounts: Accounts) -> Survey:
+        """Write the bundle, with files in `folder` meanwhile; return what its trail came to."""
         tar = TarWriter(out)
         self._describe(tar)
         self._leaves(tar)
         self._records(tar)
         with _unnamed(folder) as trail, _unnamed(folder) as table, _unnamed(folder) as kept:
-            count = _write_all(table, csv_lines(self._told(trail, kept, accounts))) - 1
+            surveyor = Surveyor(chosen(self._about.framework))
+            _write_all(table, csv_lines(self._told(trail, kept, accounts, surveyor)))
             for name, stream in ((ACCOUNTS, kept), (TRAIL, trail), ("trail.csv", table)):
                 size = stream.tell()
                 stream.seek(0)
                 tar.add_parts(name, size, parts_of(stream, size))
+        survey = surveyor.survey()
+        for name, data in readings(self._about, survey).items():
+            tar.add(name, data)
         sums = "".join(f"{digest}  {name}\n" for name, digest in tar.sums.items()).encode()
         tar.add(SUMS, sums)
         tar.add(SIGNATURE, self._key.sign(sums))
         tar.end()
-        return count
+        return survey
 
-    def _told(self, trail: IO[bytes], kept: IO[bytes], accounts: Accounts) -> Iterator[Row]:
+    def _told(
+        self, trail: IO[bytes], kept: IO[bytes], accounts: Accounts, surveyor: Surveyor
+    ) -> Iterator[Row]:
         """Yield the rows, and write them and the accounts that they name on the way."""
         chain, scope = self._chain, self._scope
         projection = Projection()
         for index, data, line in chain.leaves(scope.first, scope.head.size):
             event = parse_event(data) if line else None
             row = projection.row(index, event) if event else projection.entry(index, entries.parse(data))
+            account = accounts(row.account) if row.account else None
             if row.account:
                 # One line for each that is named, in the span or not: the verifier counts them so.
-                kept.write((accounts(row.account) or b"") + b"\n")
+                kept.write((account or b"") + b"\n")
             if scope.span.since <= row.time < scope.span.until:
                 trail.write(json_line(row))
+                surveyor.take(row, account)
                 yield row
 
     @property
@@ -171,12 +240,12 @@ class BundleWriter:
         chain, scope = self._chain, self._scope
         manifest = Manifest(
             origin=scope.head.origin,
-            host=self._host,
-            tool=self._tool,
+            host=self._about.host,
+            tool=self._about.tool,
             first=scope.first,
             size=scope.head.size,
             frontier=tuple(chain.frontier(scope.first).peaks),
-            made=self._made,
+            made=self._about.made,
             since=scope.span.since,
             until=scope.span.until,
         )
@@ -238,6 +307,11 @@ class BundleWriter:
                 stream.seek(part.begin)
                 size = part.end - part.begin
                 tar.add_parts(f"records/{item.at}.cel", size, parts_of(stream, size))
+
+
+def _write_all(out: IO[bytes], lines: Iterable[bytes]) -> None:
+    for line in lines:
+        out.write(line)
 
 
 def _unnamed(folder: Path) -> IO[bytes]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from secrun_attest import frozen
 from secrun_attest.audit.merkle import HASH_SIZE
-from secrun_attest.dsse import load_public_key, load_signing_key
+from secrun_attest.dsse import SigningKey, load_public_key, load_signing_key
 from secrun_attest.errors import FormatError
 
 if TYPE_CHECKING:
@@ -87,6 +87,13 @@ class Signer:
         self.verifier = Verifier(
             name=name, raw=key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         )
+
+    def dsse(self) -> SigningKey:
+        """Return the key as envelopes are signed with it."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        info = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return SigningKey(id=hashlib.sha256(info).hexdigest(), key=self._key)
 
     def sign(self, data: bytes) -> bytes:
         """Return the signature over `data`."""

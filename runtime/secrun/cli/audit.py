@@ -5,21 +5,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from secrun import __version__
 from secrun.cli.table import Arguments, Context
-from secrun.cli.views import write_json
+from secrun.cli.views import table, write_json
 from secrun.errors import EvidenceError, UsageError
 from secrun.files import replaced
 from secrun.measure import accounts, auditing
 from secrun.measure import identity as identities
 from secrun.measure.hostlog import now_ms
 from secrun_attest.audit import command
+from secrun_attest.audit.about import About
+from secrun_attest.audit.checks import Verdict, chosen
 from secrun_attest.audit.entries import State
-from secrun_attest.audit.export import BundleWriter, Span, scope_of, write_csv, write_json_lines
+from secrun_attest.audit.export import BundleWriter, Form, Scope, Span, about_of, pieces, scope_of, told
 from secrun_attest.audit.note import MAX_NOTE, load_verifier
+from secrun_attest.audit.survey import Survey, survey_of
 from secrun_attest.errors import FormatError
 
 _FOREVER = "forever"
@@ -30,6 +34,7 @@ _UNITS = {
     "w": timedelta(weeks=1),
 }
 _STDOUT = "-"
+REPORT_SCHEMA = "secrun.dev/audit-report/v1"
 
 
 def parse_time(text: str, now: datetime, what: str) -> int:
@@ -81,24 +86,62 @@ def _output(args: Arguments, context: Context) -> Iterator[tuple[BinaryIO, Path]
     sys.stdout.buffer.flush()
 
 
+def _about(args: Arguments, scope: Scope, host: str) -> About:
+    framework = args.text("framework") or ""
+    return about_of(scope, host=host, tool=f"secrun {__version__}", made=now_ms(), framework=framework)
+
+
 def export(args: Arguments, context: Context) -> int:
-    """Write the trail, or a bundle."""
+    """Write the trail in one of its forms, or a bundle."""
     layout, span = context.layout, span_of(args)
     identity = identities.required(layout)
     form = args.required("format")
+    kept = partial(accounts.read, layout)
     with _output(args, context) as (out, folder):
         auditing.close(layout, identity, State.OPEN)
         with auditing.reading(layout, identity) as (chain, key):
             scope = scope_of(chain, key, span)
+            about = _about(args, scope, identity.host)
             if form == "bundle":
-                tool = f"secrun {__version__}"
-                writer = BundleWriter(chain, scope, key, host=identity.host, tool=tool, made=now_ms())
-                count = writer.write(out, folder, lambda digest: accounts.read(layout, digest))
+                BundleWriter(chain, scope, key, about).write(out, folder, kept)
             else:
-                write = write_csv if form == "csv" else write_json_lines
-                count = write(chain, scope, out)
-    context.err.write(f"secrun: {count} rows, leaves {scope.first} to {scope.head.size}\n")
+                for piece in pieces(Form(form), about, told(chain, scope, kept), key):
+                    out.write(piece)
+    context.err.write(f"secrun: leaves {scope.first} to {scope.head.size} of {scope.head.origin}\n")
     return 0
+
+
+def report(args: Arguments, context: Context) -> int:
+    """Print what the checks found; return 1 if one failed."""
+    layout, span = context.layout, span_of(args)
+    identity = identities.required(layout)
+    auditing.close(layout, identity, State.OPEN)
+    with auditing.reading(layout, identity) as (chain, key):
+        scope = scope_of(chain, key, span)
+        about = _about(args, scope, identity.host)
+        found = told(chain, scope, partial(accounts.read, layout))
+        survey = survey_of(found, chosen(about.framework))
+    if args.text("format") == "json":
+        rows = [finding.to_json() for finding in survey.findings]
+        head = {"origin": about.origin, "size": about.size, "root": about.root.hex(), "rows": survey.rows}
+        write_json(context, {"schema": REPORT_SCHEMA, **head, "failed": survey.failed, "findings": rows})
+    else:
+        _table(args, context, survey)
+    return int(survey.failed)
+
+
+def _table(args: Arguments, context: Context, survey: Survey) -> None:
+    framework = args.text("framework") or ""
+    heading = ["CHECK", "RESULT", "BROKEN", *(["CONTROLS"] if framework else []), "ABOUT"]
+    cells = []
+    for finding in survey.findings:
+        check, failed = finding.check, finding.verdict is Verdict.FAIL
+        controls = [" ".join(check.mappings.get(framework, ()))] if framework else []
+        count = f"{finding.broken}/{finding.looked}"
+        cells.append(
+            [check.id, finding.verdict.value, count, *controls, check.remedy if failed else check.title]
+        )
+    table(context, heading, cells, legend=True)
 
 
 def verify(args: Arguments, context: Context) -> int:

@@ -12,6 +12,13 @@ SPAN = (
     Option(flags=("--until",), metavar="TIME", help="up to when, not included; default is now"),
 )
 
+FRAMEWORK = Option(
+    flags=("--framework",),
+    kind=Kind.CHOICE,
+    choices=("sp800-190", "sp800-53", "cis-docker", "pci-dss", "soc2"),
+    help="only checks that say something about it; default is all",
+)
+
 AUDIT_VERBS: tuple[Verb, ...] = (
     Verb(
         words=("audit", "export"),
@@ -23,10 +30,11 @@ AUDIT_VERBS: tuple[Verb, ...] = (
             Option(
                 flags=("--format",),
                 kind=Kind.CHOICE,
-                choices=("bundle", "jsonl", "csv"),
+                choices=("bundle", "jsonl", "csv", "html", "oscal", "ocsf", "in-toto"),
                 default="bundle",
-                help="bundle is a tar of all with its proofs; the others are the trail alone",
+                help="bundle is a tar of the trail, the report and OSCAL with all proofs",
             ),
+            FRAMEWORK,
             Option(
                 flags=("--out",), metavar="FILE", default="-", help="where to write; - is standard output"
             ),
@@ -60,6 +68,14 @@ AUDIT_VERBS: tuple[Verb, ...] = (
             FORMAT,
         ),
         examples=("secrun audit verify --key host.pem audit.tar",),
+    ),
+    Verb(
+        words=("audit", "report"),
+        summary="Check what ran against a catalogue of rules; exits 1 if one is broken",
+        handler="secrun.cli.audit:report",
+        options=(*SPAN, FRAMEWORK, FORMAT),
+        needs_root=True,
+        examples=("secrun audit report --since 24h --framework cis-docker",),
     ),
     Verb(
         words=("audit", "key"),

@@ -1,0 +1,169 @@
+"""One pass over the trail for whoever reads it as a whole: counts, what ran when, what checks found."""
+
+import json
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+
+from secrun_attest import frozen
+from secrun_attest.audit.checks import APP, Check, Checker, Finding
+from secrun_attest.audit.trail import Outcome, Row
+from secrun_attest.jcs import JsonObject, JsonValue
+
+# What a person looks at; more pods are counted and said to be left out of the picture.
+MAX_RUNS = 400
+# Pods that started and have not ended yet: more of them at once than any host runs.
+MAX_RUNNING = 10_000
+MAX_NOTABLE = 400
+
+
+@frozen.record
+class Run:
+    """A pod from its start to its end in milliseconds since 1970; `ended` is 0 while it runs.
+
+    `index` is the leaf of its PodStart.
+    """
+
+    pod: str
+    index: int
+    started: int
+    ended: int
+    code: int | None
+    who: str
+    apps: tuple[str, ...]
+    images: tuple[str, ...]
+    relaxed: bool
+
+
+@frozen.record
+class Survey:
+    """The whole of a trail; of `runs` and of `notable`, refusals, bypasses and gaps, the last are there."""
+
+    rows: int
+    first: int
+    last: int
+    events: Sequence[tuple[str, int]]
+    outcomes: Sequence[tuple[str, int]]
+    pods: int
+    images: Sequence[tuple[str, int]]
+    runs: tuple[Run, ...]
+    notable: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether any check failed."""
+        return any(finding.verdict == "fail" for finding in self.findings)
+
+
+class Surveyor:
+    """Takes rows, and the account of a pod behind the row that names it."""
+
+    def __init__(self, checks: Sequence[Check]) -> None:
+        self._checker = Checker(checks)
+        self._events: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter()
+        self._images: Counter[str] = Counter()
+        self._open: OrderedDict[str, Run] = OrderedDict()
+        self._prepared: OrderedDict[str, Row] = OrderedDict()
+        self._runs: OrderedDict[int, Run] = OrderedDict()
+        self._notable: list[Row] = []
+        self._pods = self._first = self._last = 0
+
+    def take(self, row: Row, account: bytes | None = None) -> None:
+        """Take the next row."""
+        self._events[row.event] += 1
+        self._outcomes[row.outcome.value] += 1
+        self._first = self._first or row.time
+        self._last = max(self._last, row.time)
+        if row.outcome is not Outcome.DONE:
+            self._notable.append(row)
+            del self._notable[:-MAX_NOTABLE]
+        if self._checker.wants(row.event):
+            self._checker.take(row.event, row.index, row.time, row.to_json())
+        match row.event:
+            case "PodPrepare":
+                self._prepared[row.pod] = row
+                _bound(self._prepared, MAX_RUNNING)
+            case "PodStart":
+                self._start(row)
+            case "PodExit":
+                self._end(row)
+                self._account(row, account)
+
+    def _start(self, row: Row) -> None:
+        self._pods += 1
+        prepared = self._prepared.pop(row.pod, None)
+        images = tuple(image.reference or image.manifest for image in prepared.images) if prepared else ()
+        self._images.update(images)
+        _trim(self._images)
+        self._open[row.pod] = Run(
+            pod=row.pod,
+            index=row.index,
+            started=row.time,
+            ended=0,
+            code=None,
+            who=row.who,
+            apps=prepared.apps if prepared else (),
+            images=images,
+            relaxed=prepared is not None and bool(prepared.relaxations),
+        )
+        _bound(self._open, MAX_RUNNING)
+
+    def _end(self, row: Row) -> None:
+        run = self._open.pop(row.pod, None)
+        if run is not None:
+            self._runs[run.index] = frozen.replace(run, ended=row.time, code=row.code)
+            _bound(self._runs, MAX_RUNS)
+
+    def _account(self, row: Row, data: bytes | None) -> None:
+        if not data or not self._checker.wants(APP):
+            return
+        try:
+            document: JsonValue = json.loads(data)
+        except ValueError:
+            return  # it is not what was measured either: verification names it
+        if not isinstance(document, dict):
+            return
+        apps = document.get("apps")
+        pod: JsonObject = {name: value for name, value in document.items() if name != "apps"}
+        for app in apps if isinstance(apps, list) else ():
+            if isinstance(app, dict):
+                self._checker.take(APP, row.index, row.time, {**app, "pod": pod})
+
+    def survey(self) -> Survey:
+        """Return what it all came to."""
+        runs = sorted([*self._runs.values(), *self._open.values()], key=lambda run: run.started)
+        return Survey(
+            rows=self._events.total(),
+            first=self._first,
+            last=self._last,
+            events=self._events.most_common(),
+            outcomes=self._outcomes.most_common(),
+            pods=self._pods,
+            images=self._images.most_common(MAX_RUNS),
+            runs=tuple(runs[-MAX_RUNS:]),
+            notable=tuple(self._notable),
+            findings=self._checker.findings(),
+        )
+
+
+def _bound(
+    items: "OrderedDict[str, Run] | OrderedDict[str, Row] | OrderedDict[int, Run]", most: int
+) -> None:
+    if len(items) > most:
+        items.popitem(last=False)
+
+
+def _trim(counter: "Counter[str]") -> None:
+    """Keep what is counted from growing with every image that was ever run."""
+    if len(counter) > 2 * MAX_RUNS:
+        for name, _ in counter.most_common()[MAX_RUNS:]:
+            del counter[name]
+
+
+def survey_of(rows: Iterable[tuple[Row, bytes | None]], checks: Sequence[Check]) -> Survey:
+    """Return the survey of rows with their accounts."""
+    surveyor = Surveyor(checks)
+    for row, account in rows:
+        surveyor.take(row, account)
+    return surveyor.survey()

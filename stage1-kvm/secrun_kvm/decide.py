@@ -51,7 +51,12 @@ def _programs(manifest: PodManifest, asked: MachineRequest) -> list[Problem]:
     where = accel.architecture()
     found = [] if where is None else probe.programs(where)
     volumes = any(app.volumes for app in manifest.apps)
-    found += probe.helpers(volumes=volumes, vtpm=asked.vtpm, storage=asked.storage_bytes is not None)
+    found += probe.helpers(
+        volumes=volumes,
+        vtpm=asked.vtpm,
+        storage=asked.storage_bytes is not None,
+        networks=nics.count(manifest) > 0,
+    )
     return [replace(item, subject=f"--stage1=kvm: {item.subject}") for item in found]
 
 

@@ -17,6 +17,8 @@ from secrun_kvm.spec import Architecture
 
 # libvirt 9.0 opens its embedded driver as root only where this user exists, whoever QEMU runs as.
 LIBVIRT_USER = "libvirt-qemu"
+# What the interfaces of a machine are made with.
+TUN = Path("/dev/net/tun")
 MKE2FS = Path("/usr/sbin/mke2fs")
 # Loads a kernel and does nothing else; SeaBIOS takes longer, and is ten times as large.
 FIRMWARE = Path("/usr/share/qemu/qboot.rom")
@@ -83,7 +85,7 @@ def _guest() -> list[Problem]:
     return []
 
 
-def helpers(*, volumes: bool, vtpm: bool, storage: bool) -> list[Problem]:
+def helpers(*, volumes: bool, vtpm: bool, storage: bool, networks: bool) -> list[Problem]:
     """Return what is missing for these options of a pod."""
     found = []
     if volumes and virtiofsd() is None:
@@ -95,6 +97,9 @@ def helpers(*, volumes: bool, vtpm: bool, storage: bool) -> list[Problem]:
     if storage and not os.access(MKE2FS, os.X_OK):
         text = "is not installed: no --storage"
         found.append(Problem(subject=str(MKE2FS), text=text, hint="apt install e2fsprogs"))
+    if networks and not TUN.exists():
+        text = "does not exist: no network but --net=none"
+        found.append(Problem(subject=str(TUN), text=text, hint="modprobe tun"))
     return found
 
 
@@ -105,5 +110,6 @@ def problems() -> Sequence[Problem]:
         text = "has no guests: they need x86_64 or aarch64"
         return [Problem(subject=os.uname().machine, text=text)]
     found = [*programs(architecture), *_guest()]
-    found += [replace(item, fatal=False) for item in helpers(volumes=True, vtpm=True, storage=True)]
+    options = helpers(volumes=True, vtpm=True, storage=True, networks=True)
+    found += [replace(item, fatal=False) for item in options]
     return [*found, *accel.missing(accel.read(architecture))]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from secrun.network import state
 from secrun.stage1 import cgroups
 from support import faults, hostnet
 from support.hostnet import HostNet, addresses, clean_up, compiled, leases, listening, say, served
@@ -243,3 +244,23 @@ def test_killed_while_a_machine_is_made_gc_leaves_no_interface_lease_or_rule(
     clean_up(machines)
     eventually(lambda: not any(name.startswith("veth") for name in net.links()), "the end of the interface")
     assert (net.rules(), leases(machines)) == ([], [])
+
+
+def test_what_the_networks_answered_is_measured_before_a_guest_starts(machines: Secrun, tmp_path: Path):
+    measured = dataclasses.replace(machines, options=machines.options[1:])
+    roots = ("--root", str(machines.root), "--run-root", str(machines.run_root), *measured.options)
+    words = [*roots, "run", *machines.pod_options, machines.image, "--", "true"]
+    argv = [*machines.prefix, *faults.argv(str(tmp_path / "points"), "before-waiter", words)]
+    subprocess.run(argv, capture_output=True, timeout=120, check=False)
+    try:
+        (pod,) = machines.pods()
+        (folder,) = (machines.root / "pods").glob(f"*/{pod['uuid']}")
+        known = state.read(folder)
+        assert known is not None
+        (started,) = [line for line in measured("attest", "log").out.splitlines() if " PodStart " in line]
+        assert f'"network":"{known.digest}"' in started.replace(" ", "")
+        table = (folder / "lv/network").read_text()
+        assert all(f"\naddress {address}\n" in table for address in known.joined[0].addresses)
+    finally:
+        measured("gc", "--grace-period=0s", "--expire-prepared=0s")
+        measured("attest", "stop", "--force")

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secrun.digest import Digest
+from secrun.network.plan import Attachment, Connection
 from secrun.record import replace
 from secrun.stage1.machine import Accelerator, AcceleratorChoice, MachineRequest
 from secrun.stage1.manifest import Limits, Network
@@ -21,6 +23,12 @@ READY = accel.Facts(
     flags=frozenset({"fpu", "vmx"}),
     modules=frozenset({"kvm_intel"}),
     device=True,
+)
+
+CONNECTION = Connection(
+    attachments=(
+        Attachment(network="n", interface="eth0", source="x", config=Digest.of(b"n"), plugins=("bridge",)),
+    )
 )
 
 
@@ -156,6 +164,7 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "SWTPM", gone)
     monkeypatch.setattr(probe, "MKE2FS", gone)
     monkeypatch.setattr(probe, "VIRTIOFSD", (gone,))
+    monkeypatch.setattr(probe, "TUN", gone)
     monkeypatch.setattr(probe, "binding", lambda: None)
     monkeypatch.setattr(probe, "LIBVIRT_USER", "nobody-has-this-name")
     return gone
@@ -172,6 +181,8 @@ def test_what_is_not_installed_stops_a_pod_before_anything_is_written(bare, tmp_
         assert part in text
     # A helper is needed by who asks for it.
     assert "no --vtpm" not in text
+    assert "no network" not in text
+    assert "no network but --net=none" in refused(replace(pod(network=Network.CNI), connection=CONNECTION))
     asked = MachineRequest(accelerator=AcceleratorChoice.TCG, vtpm=True, storage_bytes=1 << 26)
     volume = Volume(source=str(tmp_path), target="/x", read_only=True)
     text = refused(pod(app(volumes=(volume,))), asked)

@@ -43,5 +43,10 @@ class Digest:
 
         return type(self)(self.algorithm, hashlib.new(self.algorithm, data).hexdigest())
 
+    def check(self, data: bytes, what: str) -> None:
+        """Raise ImageError naming `what` unless `data` has this digest."""
+        if (actual := self.of_same_kind(data)) != self:
+            raise ImageError(f"{what} has digest {actual}, expected {self}", code="image-digest")
+
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"

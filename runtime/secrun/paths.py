@@ -21,6 +21,11 @@ class Layout:
         return self.root / "images"
 
     @property
+    def facts(self) -> Path:
+        """What is known of each image: one record per manifest."""
+        return self.root / "facts"
+
+    @property
     def rootfs(self) -> Path:
         """Rendered rootfs images: `<hex>.erofs` beside `<hex>.json`."""
         return self.root / "rootfs"

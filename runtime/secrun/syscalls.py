@@ -6,6 +6,9 @@ raises OSError with the kernel's errno; none of them logs, retries or falls back
 
 import errno
 import os
+import stat
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ UMOUNT_NOFOLLOW = 0x8
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
+PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
@@ -58,6 +62,7 @@ PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 # capabilities(7); only those that secrun names itself
+CAP_DAC_READ_SEARCH = 2
 CAP_SYS_ADMIN = 21
 
 # Numbers above 423 are the same on every architecture (asm-generic/unistd.h).
@@ -66,6 +71,7 @@ _NR_MOVE_MOUNT = 429
 _NR_PIDFD_GETFD = 438
 _NR_MOUNT_SETATTR = 442
 _NR_LANDLOCK_CREATE_RULESET = 444
+_NR_LANDLOCK_ADD_RULE = 445
 _NR_LANDLOCK_RESTRICT_SELF = 446
 
 # linux/fcntl.h, linux/mount.h
@@ -74,7 +80,14 @@ _OPEN_TREE_CLONE = 1
 _MOUNT_ATTR_IDMAP = 0x00100000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 
+_SECCOMP_MODE_FILTER = 2
+_BPF_INSTRUCTION_BYTES = 8
+
 _LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_RULE_PATH_BENEATH = 1
+_LANDLOCK_READ_FILE = 1 << 2
+_LANDLOCK_READ_DIR = 1 << 3
+_LANDLOCK_BIND_TCP = 1
 # Rights that each Landlock ABI version knows, index = version - 1 (landlock(7); linux/landlock.h).
 _LANDLOCK_FS_BITS = (13, 14, 15, 15, 16)
 _LANDLOCK_NET_BITS = 2
@@ -133,6 +146,15 @@ class Syscalls(Protocol):
 
         Open descriptors keep working. Needs no_new_privs; errno is ENOSYS or EOPNOTSUPP without Landlock.
         """
+
+    def landlock_read_only(self, fds: Sequence[int]) -> int:
+        """Deny all that Landlock knows but to read below `fds` and to connect; return its version.
+
+        Needs no_new_privs; errno is ENOSYS or EOPNOTSUPP without Landlock.
+        """
+
+    def filter_calls(self, program: bytes) -> None:
+        """Load a seccomp filter (BPF, native byte order) into this thread; needs no_new_privs."""
 
     def mount_mapped(self, source_fd: int, target: str, userns_fd: int) -> None:
         """Mount what `source_fd` names at `target` with all below it, owners mapped as in `userns_fd`."""
@@ -254,21 +276,42 @@ class LinuxSyscalls:
 
     def landlock_deny_all(self) -> int:
         """Enforce a ruleset without a rule."""
+        return self._landlock((), (1 << _LANDLOCK_NET_BITS) - 1)
+
+    def landlock_read_only(self, fds: Sequence[int]) -> int:
+        """Enforce a ruleset with a rule for each of `fds`."""
+        return self._landlock(fds, _LANDLOCK_BIND_TCP)
+
+    def _landlock(self, readable: Sequence[int], network: int) -> int:
+        """Enforce a ruleset that handles every file right, `network` and all scopes; return the version."""
         abi = self._syscall(_NR_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
-        filesystem = (1 << _LANDLOCK_FS_BITS[min(abi, len(_LANDLOCK_FS_BITS)) - 1]) - 1
-        words = [filesystem]
+        words = [(1 << _LANDLOCK_FS_BITS[min(abi, len(_LANDLOCK_FS_BITS)) - 1]) - 1]
         if abi >= 4:
-            words.append((1 << _LANDLOCK_NET_BITS) - 1)
+            words.append(network)
         if abi >= 6:
             words.append((1 << _LANDLOCK_SCOPE_BITS) - 1)
-        raw = b"".join(word.to_bytes(8, "little") for word in words)
+        raw = b"".join(word.to_bytes(8, sys.byteorder) for word in words)
         attributes = self._ctypes.create_string_buffer(raw, len(raw))
         ruleset = self._syscall(_NR_LANDLOCK_CREATE_RULESET, attributes, len(raw), 0)
         try:
+            for fd in readable:
+                folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+                rights = _LANDLOCK_READ_FILE | (_LANDLOCK_READ_DIR if folder else 0)
+                rule = rights.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder)
+                beneath = self._ctypes.create_string_buffer(rule, len(rule))
+                self._syscall(_NR_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, beneath, 0)
             self._syscall(_NR_LANDLOCK_RESTRICT_SELF, ruleset, 0)
         finally:
             os.close(ruleset)
         return abi
+
+    def filter_calls(self, program: bytes) -> None:
+        """Hand the kernel a struct sock_fprog: how many instructions, and where they are."""
+        code = self._ctypes.create_string_buffer(program, len(program))
+        count = (len(program) // _BPF_INSTRUCTION_BYTES).to_bytes(2, sys.byteorder) + bytes(6)
+        where = self._ctypes.addressof(code).to_bytes(8, sys.byteorder)
+        header = self._ctypes.create_string_buffer(count + where, 16)
+        self._prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._ctypes.addressof(header))
 
     def mount_mapped(self, source_fd: int, target: str, userns_fd: int) -> None:
         """Clone the tree of mounts, map it, attach it: open_tree(2), mount_setattr(2), move_mount(2)."""

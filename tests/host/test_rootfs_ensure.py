@@ -134,7 +134,7 @@ def open_work(tmp_path: Path) -> Path:
     for parent in (tmp_path, *tmp_path.parents):
         if parent.stat().st_uid == os.geteuid() and parent.name.startswith(("pytest-", "popen-", "test_")):
             parent.chmod(0o755)
-    for package in ("secrun", "secrun_attest"):
+    for package in ("secrun", "secrun_attest", "secrun_policies"):
         source = package_folder(package)
         assert source is not None
         target = tmp_path / "code" / package

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class TestSandbox:
             good = (
                 not any(spaces.values())
                 and fields["NoNewPrivs"] == "1"
+                and fields["Seccomp"] == "2"
                 and all(
                     int(fields[name], 16) == 0 for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
                 )
@@ -133,8 +135,8 @@ class TestSandbox:
         listener = socket.create_server(("127.0.0.1", 0))
 
         def body() -> JsonObject:
-            client = socket.socket()
             try:
+                client = socket.socket()
                 client.connect(listener.getsockname())
             except OSError:
                 return {"refused": True}
@@ -146,7 +148,7 @@ class TestSandbox:
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
     def test_death_names_the_signal(self, number: signal.Signals) -> None:
         def body() -> JsonObject:
-            os.kill(os.getpid(), number)
+            signal.pthread_kill(threading.get_ident(), number)
             return {}
 
         with pytest.raises(ImageError, match=number.name):

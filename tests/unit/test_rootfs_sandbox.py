@@ -51,7 +51,7 @@ def as_user(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recorder, int], None]:
 
 IDENTITY = ["keep_capabilities", "setgroups", "setresgid", "setresuid", "set_capabilities"]
 REST = ["unshare", "drop_bounding_set", "set_capabilities"]
-LAST = ["dumpable", "no_new_privs", "landlock_abi", "landlock_deny_all"]
+LAST = ["dumpable", "no_new_privs", "landlock_abi", "landlock_deny_all", "filter_calls"]
 
 
 def test_root_becomes_nobody_before_it_leaves_the_namespaces(
@@ -59,7 +59,7 @@ def test_root_becomes_nobody_before_it_leaves_the_namespaces(
 ) -> None:
     kernel = Recorder()
     as_user(kernel, 0)
-    give_up_rights(kernel)
+    give_up_rights(kernel, b"program")
     names = [name for name in kernel.names() if name != "limit"]
     assert names == IDENTITY + REST + LAST
     uid = 0x70000000 + os.getpid()
@@ -67,13 +67,25 @@ def test_root_becomes_nobody_before_it_leaves_the_namespaces(
     assert ("setresgid", uid, uid, uid) in kernel.calls
     assert ("setgroups", []) in kernel.calls
     capabilities = [call[1] for call in kernel.calls if call[0] == "set_capabilities"]
-    assert capabilities == [1 << syscalls.CAP_SYS_ADMIN, 0]
+    # One lets the other user make namespaces, one lets it open what root named, and then both are gone.
+    assert capabilities == [1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_DAC_READ_SEARCH, 0]
+    assert kernel.calls[-1] == ("filter_calls", b"program")
+
+
+def test_files_are_opened_by_the_other_user_before_the_last_capability_goes(
+    as_user: Callable[[Recorder, int], None],
+) -> None:
+    kernel = Recorder()
+    as_user(kernel, 0)
+    give_up_rights(kernel, b"", opening=lambda: kernel.calls.append(("opening",)))
+    names = kernel.names()
+    assert names.index("setresuid") < names.index("opening") < names.index("unshare")
 
 
 def test_other_users_keep_their_identity_and_lose_the_rest(as_user: Callable[[Recorder, int], None]) -> None:
     kernel = Recorder()
     as_user(kernel, 1000)
-    give_up_rights(kernel)
+    give_up_rights(kernel, b"program")
     assert [name for name in kernel.names() if name != "limit"] == REST + LAST
     (unshare,) = [call for call in kernel.calls if call[0] == "unshare"]
     for flag in ("NEWUSER", "NEWNET", "NEWNS", "NEWIPC", "NEWUTS", "NEWCGROUP"):
@@ -85,19 +97,20 @@ def test_other_users_keep_their_identity_and_lose_the_rest(as_user: Callable[[Re
 def test_without_landlock_the_rest_still_holds(as_user: Callable[[Recorder, int], None]) -> None:
     kernel = Recorder(abi=0)
     as_user(kernel, 0)
-    give_up_rights(kernel)
+    give_up_rights(kernel, b"program")
     assert "landlock_deny_all" not in kernel.names()
     assert "no_new_privs" in kernel.names()
 
 
 @pytest.mark.parametrize(
-    "step", ["unshare", "drop_bounding_set", "no_new_privs", "landlock_deny_all", "setresuid"]
+    "step",
+    ["unshare", "drop_bounding_set", "no_new_privs", "landlock_deny_all", "filter_calls", "setresuid"],
 )
 def test_no_step_may_fail(as_user: Callable[[Recorder, int], None], step: str) -> None:
     kernel = Recorder(fail=step)
     as_user(kernel, 0)
     with pytest.raises(PermissionError):
-        give_up_rights(kernel)
+        give_up_rights(kernel, b"program")
     assert kernel.names()[-1] == step
 
 

@@ -70,12 +70,12 @@ class Admitter:
             return Verdict(admission=BYPASS)
         if not plan.asks_for_signatures:
             return Verdict(admission=require(plans.unsigned(plan), plan.subject))
+        from secrun.image.finding import signature_bytes
         from secrun.trust import judge
 
-        found = source.signatures(judge.kinds_of(plan), (manifest, root))
-        document = found.to_bytes()
+        document = signature_bytes(source, judge.kinds_of(plan), (manifest, root))
         digest = str(Digest.of(document))
-        admission = self._judge(plan, frozenset((manifest, root)), found, digest)
+        admission = self._judge(plan, frozenset((manifest, root)), document, digest)
         return Verdict(admission=require(admission, plan.subject), signatures=digest, document=document)
 
     def signed(self, plan: Plan | None, image: Digest, found: SignatureSet) -> None:
@@ -85,13 +85,13 @@ class Admitter:
         if not plan.asks_for_signatures or plan.hopeless:
             require(plans.unsigned(plan), plan.subject)
             return
-        digest = str(Digest.of(found.to_bytes()))
-        require(self._judge(plan, frozenset((image,)), found, digest), plan.subject)
+        document = found.to_bytes()
+        require(self._judge(plan, frozenset((image,)), document, str(Digest.of(document))), plan.subject)
 
-    def _judge(self, plan: Plan, digests: frozenset[Digest], found: SignatureSet, digest: str) -> Admission:
-        from secrun.trust import judge
+    def _judge(self, plan: Plan, digests: frozenset[Digest], document: bytes, digest: str) -> Admission:
+        from secrun.image.judging import judged
 
-        return judge.judge(plan, digests, found, signatures_digest=digest, now=time.time())
+        return judged(plan, digests, document, digest, time.time())
 
     def stored(self, entry: Entry, reference: Origin) -> Admission:
         """Decide on a stored image; raises DeniedError.
@@ -116,7 +116,7 @@ class Admitter:
             same = last.inputs == plan.inputs(digests, plan.key_files(), entry.signatures)
             if same and (not last.expires or now < last.expires):
                 return last
-        admission = self._judge(plan, digests, self._store.signatures(entry), entry.signatures)
+        admission = self._judge(plan, digests, self._store.signature_bytes(entry), entry.signatures)
         if admission.decision is Decision.ACCEPT and entry.reference == str(reference):
             self._remember(entry, admission)
         return admission

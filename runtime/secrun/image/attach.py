@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from secrun.digest import Digest
 from secrun.image.artifact import Part, parse_referrers
 from secrun.image.attached import cosign_tag, fallback_tag
-from secrun.image.entries import descriptor_json
-from secrun.image.manifest import Descriptor, MediaType
+from secrun.image.manifest import Descriptor, MediaType, descriptor_document
 from secrun.image.source import Document
-from secrun.image.target import Target, check_artifact
+from secrun.image.target import SignatureTarget, check_artifact
 from secrun.jsonio import JsonObject, JsonValue, canonical
 from secrun.trust import bundle, cosign, notation
 from secrun.trust.signatures import Candidate, SignatureKind
@@ -29,10 +28,10 @@ def _manifest(fields: JsonObject) -> Document:
 
 
 def _layer(part: Part) -> JsonObject:
-    return {**descriptor_json(part.descriptor), "annotations": dict(part.annotations)}
+    return {**descriptor_document(part.descriptor), "annotations": dict(part.annotations)}
 
 
-def add_cosign(target: Target, digest: Digest, candidates: Sequence[Candidate]) -> None:
+def add_cosign(target: SignatureTarget, digest: Digest, candidates: Sequence[Candidate]) -> None:
     """Add signatures to those under cosign's tag of a manifest; the same one is not added twice."""
     tag = cosign_tag(digest)
     before = target.tagged(tag)
@@ -54,10 +53,10 @@ def add_cosign(target: Target, digest: Digest, candidates: Sequence[Candidate]) 
         _CONFIG_TYPE,
     )
     layers: list[JsonValue] = [_layer(part) for part in parts]
-    target.put_manifest(_manifest({"config": descriptor_json(config), "layers": layers}), tag)
+    target.put_manifest(_manifest({"config": descriptor_document(config), "layers": layers}), tag)
 
 
-def add_referrer(target: Target, subject: Descriptor, candidate: Candidate) -> None:
+def add_referrer(target: SignatureTarget, subject: Descriptor, candidate: Candidate) -> None:
     """Write a bundle or an envelope as a referrer of `subject`."""
     artifact_type, media_type = _TYPES[candidate.kind]
     blob = target.put_data(candidate.payload, media_type)
@@ -65,12 +64,12 @@ def add_referrer(target: Target, subject: Descriptor, candidate: Candidate) -> N
     document = _manifest(
         {
             "artifactType": artifact_type,
-            "config": descriptor_json(empty),
-            "layers": [descriptor_json(blob)],
-            "subject": descriptor_json(subject),
+            "config": descriptor_document(empty),
+            "layers": [descriptor_document(blob)],
+            "subject": descriptor_document(subject),
         }
     )
-    if target.put_manifest(document, None):
+    if target.put_manifest(document, None, kind=artifact_type):
         return
     # A registry without the API of referrers: the client keeps their list (distribution-spec 1.1.1).
     tag = fallback_tag(subject.digest)
@@ -78,17 +77,19 @@ def add_referrer(target: Target, subject: Descriptor, candidate: Candidate) -> N
     listed = parse_referrers(before.data, what=f"referrers {tag}") if before else ()
     own = Descriptor(media_type=document.media_type, digest=document.digest, size=len(document.data))
     entries: list[JsonValue] = [
-        {**descriptor_json(item.descriptor), "artifactType": item.artifact_type}
+        {**descriptor_document(item.descriptor), "artifactType": item.artifact_type}
         for item in listed
         if item.descriptor.digest != own.digest
     ]
-    entries.append({**descriptor_json(own), "artifactType": artifact_type})
+    entries.append({**descriptor_document(own), "artifactType": artifact_type})
     kind = str(MediaType.OCI_INDEX)
     index = canonical({"schemaVersion": 2, "mediaType": kind, "manifests": entries})
     target.put_manifest(Document.of(index, kind), tag)
 
 
-def attach(target: Target, subjects: Sequence[Descriptor], candidates: Sequence[Candidate]) -> list[str]:
+def attach(
+    target: SignatureTarget, subjects: Sequence[Descriptor], candidates: Sequence[Candidate]
+) -> list[str]:
     """Write signatures beside what they are about; return in words what could not be written."""
     by_digest = {item.digest: item for item in subjects}
     skipped: list[str] = []

@@ -44,17 +44,21 @@ class BlobWriter:
         """Append bytes; raises ImageError if the blob grows past its size, OSError if the disk fails."""
         if self._cancelled.is_set():
             raise CancelledError("cancelled")
-        if self.offset + len(chunk) > self._descriptor.size:
-            raise ImageError(
-                f"blob {self._descriptor.digest} is longer than the {self._descriptor.size} bytes promised",
-                code="image-size",
-            )
+        self.check_room(len(chunk))
         view = memoryview(chunk)
         while view:
             view = view[os.write(self._fd, view) :]
         self._hash.update(chunk)
         self.offset += len(chunk)
         self._counter.advance(len(chunk))
+
+    def check_room(self, count: int) -> None:
+        """Raise ImageError if `count` more bytes are more than was promised."""
+        if self.offset + count > self._descriptor.size:
+            raise ImageError(
+                f"blob {self._descriptor.digest} is longer than the {self._descriptor.size} bytes promised",
+                code="image-size",
+            )
 
     def restart(self) -> None:
         """Forget what was written."""

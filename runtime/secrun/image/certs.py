@@ -12,6 +12,11 @@ _SYSTEM_DIRS = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
 _HOST_NAMES = {"registry-1.docker.io": "docker.io"}
 
 
+def folder_name(netloc: str) -> str:
+    """Return what the folder of a host is called."""
+    return _HOST_NAMES.get(netloc, netloc)
+
+
 @record
 class Certificates:
     """Files that apply to one registry."""
@@ -33,9 +38,21 @@ class CertificateDirs:
         own = (Path(home) / ".config/containers/certs.d",) if home else ()
         return cls(dirs=(*own, *_SYSTEM_DIRS))
 
+    def hosts(self) -> tuple[str, ...]:
+        """Return every host that has a folder; raises HostError for a folder that cannot be read."""
+        found: set[str] = set()
+        for directory in self.dirs:
+            try:
+                found.update(os.listdir(directory))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise HostError(f"{directory}: {error.strerror}", code="host-certs") from error
+        return tuple(sorted(found))
+
     def find(self, netloc: str) -> Certificates:
         """Return what applies to `netloc`; raises HostError for a certificate without its key."""
-        name = _HOST_NAMES.get(netloc, netloc)
+        name = folder_name(netloc)
         for directory in self.dirs:
             try:
                 names = sorted(os.listdir(directory / name))

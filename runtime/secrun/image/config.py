@@ -71,7 +71,33 @@ def _diff_ids(document: JsonObject, what: str) -> tuple[Digest, ...]:
 
 def parse(data: bytes, *, what: str) -> ImageConfig:
     """Parse an image configuration; raises ImageError naming `what`."""
-    document = parse_object(data, what=what, limit=limits.MAX_CONFIG_BYTES)
+    return of_document(parse_object(data, what=what, limit=limits.MAX_CONFIG_BYTES), what=what)
+
+
+def to_document(config: ImageConfig) -> JsonObject:
+    """Return the least document that `of_document` reads the same from."""
+    return {
+        "architecture": config.architecture,
+        "os": config.os,
+        "variant": config.variant,
+        "created": config.created,
+        "config": {
+            "Entrypoint": [*config.entrypoint],
+            "Cmd": [*config.cmd],
+            "Env": [*config.env],
+            "User": config.user,
+            "WorkingDir": config.working_dir,
+            "StopSignal": config.stop_signal,
+            "Volumes": {name: {} for name in config.volumes},
+            "ExposedPorts": {name: {} for name in config.exposed_ports},
+            "Labels": dict(config.labels),
+        },
+        "rootfs": {"type": "layers", "diff_ids": [str(item) for item in config.diff_ids]},
+    }
+
+
+def of_document(document: JsonObject, *, what: str) -> ImageConfig:
+    """Read an image configuration from parsed JSON; raises ImageError naming `what`."""
     process = fields.mapping(document, "config", what)
     return ImageConfig(
         architecture=fields.word(document, "architecture", what),

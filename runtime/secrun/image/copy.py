@@ -3,19 +3,19 @@
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from secrun.digest import Digest
 from secrun.errors import UsageError
-from secrun.image import manifest as manifests
+from secrun.image import facts, resolve, sources
 from secrun.image import platform as platforms
 from secrun.image import reference as references
-from secrun.image import resolve, sources
-from secrun.image.attach import attach, encoded
+from secrun.image.attach import encoded
 from secrun.image.blobs import BlobWriter
 from secrun.image.files import FolderFiles
+from secrun.image.finding import walked
 from secrun.image.layout import LayoutSource
 from secrun.image.manifest import Descriptor, Index, Manifest
 from secrun.image.options import FetchOptions
@@ -26,7 +26,6 @@ from secrun.image.reference import (
     StoredReference,
     Transport,
 )
-from secrun.image.select import select_manifest
 from secrun.image.source import Document, ImageSource
 from secrun.image.store import ImageStore
 from secrun.image.target import Target, open_target, tag_of
@@ -57,13 +56,12 @@ class _Source:
 
     def members(self) -> list[tuple[Document, Manifest]]:
         """Return every image: the one, or all of the index; raises ImageError."""
-        parsed = manifests.parse(self.root.data, self.root.media_type, what=self._what)
+        (parsed,) = facts.understood([self.root], what=self._what)
         if isinstance(parsed, Manifest):
             return [(self.root, parsed)]
+        documents = [self._source.document(item) for item in parsed.manifests]
         found: list[tuple[Document, Manifest]] = []
-        for item in parsed.manifests:
-            document = self._source.document(item)
-            inner = manifests.parse(document.data, document.media_type, what=f"{self._what}@{item.digest}")
+        for document, inner in zip(documents, facts.understood(documents, what=self._what), strict=True):
             if isinstance(inner, Index):
                 raise UsageError(f"{self._what} is an index of indexes, which is not copied as a whole")
             found.append((document, inner))
@@ -101,14 +99,12 @@ def _copy_images(source: _Source, target: Target, scratch: Path, tag: str | None
     return [source.root, *(document for document, _ in members if document.digest != source.root.digest)]
 
 
-def described(document: Document) -> Descriptor:
-    """Return the descriptor of a document."""
-    return Descriptor(media_type=_media_type(document), digest=document.digest, size=len(document.data))
-
-
-def _media_type(document: Document) -> str:
-    parsed = manifests.parse(document.data, document.media_type, what="the image")
-    return str(parsed.media_type)
+def described(documents: Sequence[Document]) -> list[Descriptor]:
+    """Return the descriptors of documents; raises ImageError."""
+    return [
+        Descriptor(media_type=str(parsed.media_type), digest=item.digest, size=len(item.data))
+        for item, parsed in zip(documents, facts.understood(documents, what="the image"), strict=True)
+    ]
 
 
 @contextmanager
@@ -146,7 +142,8 @@ def copy(layout: Layout, source: str, target: str, options: FetchOptions) -> Cop
         archived = isinstance(place, FileReference) and place.transport is Transport.DOCKER_ARCHIVE
         if options.platform is not None or archived:
             wanted = options.platform or platforms.host_platform()
-            root, _ = select_manifest(opened, root, wanted, what=source)
+            chain, _ = walked(opened, root, wanted, what=source)
+            root = chain[-1]
         documents = _copy_images(_Source(opened, root, source), written, Path(scratch), tag_of(place))
         if archived:
             return Copied(digest=root.digest, notes=())
@@ -155,7 +152,7 @@ def copy(layout: Layout, source: str, target: str, options: FetchOptions) -> Cop
         else:
             kinds = (SignatureKind.COSIGN, SignatureKind.BUNDLE, SignatureKind.NOTATION)
             found = opened.signatures(kinds, [item.digest for item in documents])
-        notes = attach(written, [described(item) for item in documents], found.candidates)
+        notes = written.attach(described(documents), found.candidates)
         return Copied(digest=root.digest, notes=(*found.faults, *notes))
 
 
@@ -184,7 +181,7 @@ def sign(place: Place, key: SigningKey, options: FetchOptions, *, identity: str)
         found = _Source(source, source.root(), str(place))
         documents = {item.digest: item for item in (found.root, *(item for item, _ in found.members()))}
         candidates = [_signed(digest, key, identity or _name(place)) for digest in documents]
-        attach(target, [described(item) for item in documents.values()], candidates)
+        target.attach(described([*documents.values()]), candidates)
         return list(documents)
 
 

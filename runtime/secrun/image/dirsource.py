@@ -7,7 +7,7 @@ from secrun.digest import Digest
 from secrun.errors import ImageError
 from secrun.image import limits
 from secrun.image.blobs import BlobWriter
-from secrun.image.files import FolderFiles
+from secrun.image.files import FolderFiles, HeldFiles
 from secrun.image.manifest import Descriptor
 from secrun.image.source import Document
 from secrun.trust import limits as trust_limits
@@ -23,7 +23,7 @@ _VERSION = b"Directory Transport Version: 1."
 class DirSource:
     """One image in a folder."""
 
-    def __init__(self, files: FolderFiles, *, what: str) -> None:
+    def __init__(self, files: FolderFiles | HeldFiles, *, what: str) -> None:
         self._files = files
         self._what = what
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from secrun.digest import Digest
 from secrun.errors import ImageError, StateError
 from secrun.image import fields, limits
-from secrun.image.manifest import Descriptor, MediaType, parse_descriptor
+from secrun.image.manifest import Descriptor, MediaType, descriptor_document, parse_descriptor
 from secrun.image.platform import Platform
 from secrun.image.reference import layout_name
 from secrun.jsonio import JsonObject, JsonValue, parse_object
@@ -58,24 +58,6 @@ def ref_name(name: str, platform: Platform, host: Platform) -> str:
     )
 
 
-def descriptor_json(descriptor: Descriptor) -> JsonObject:
-    """Return a descriptor as other documents hold it."""
-    result: JsonObject = {
-        "mediaType": descriptor.media_type,
-        "digest": str(descriptor.digest),
-        "size": descriptor.size,
-    }
-    if descriptor.platform is not None:
-        platform: JsonObject = {
-            "architecture": descriptor.platform.architecture,
-            "os": descriptor.platform.os,
-        }
-        if descriptor.platform.variant:
-            platform["variant"] = descriptor.platform.variant
-        result["platform"] = platform
-    return result
-
-
 def to_json(entries: Sequence[Entry]) -> JsonObject:
     """Return the document index.json for `entries`."""
     manifests: list[JsonValue] = []
@@ -91,7 +73,7 @@ def to_json(entries: Sequence[Entry]) -> JsonObject:
             f"{_PREFIX}admission": entry.admission,
             f"{_PREFIX}signatures": entry.signatures,
         }
-        manifests.append({**descriptor_json(entry.descriptor), "annotations": annotations})
+        manifests.append({**descriptor_document(entry.descriptor), "annotations": annotations})
     return {"schemaVersion": 2, "mediaType": str(MediaType.OCI_INDEX), "manifests": manifests}
 
 

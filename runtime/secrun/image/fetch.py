@@ -12,8 +12,6 @@ from secrun.checkpoint import reached
 from secrun.digest import Digest
 from secrun.errors import DeniedError, ImageError, RegistryError
 from secrun.files import file_stamp
-from secrun.image import config as configs
-from secrun.image import manifest as manifests
 from secrun.image import platform as platforms
 from secrun.image import reference as references
 from secrun.image import resolve
@@ -78,11 +76,10 @@ def load(
     store: ImageStore, entry: Entry, admission: Admission, *, reference: str, names: Sequence[str]
 ) -> StoredImage:
     """Read a stored image; raises StateError if a part of it is missing."""
-    what = f"stored image {entry.reference}"
-    data = store.read(entry.descriptor, what=what)
-    manifest = manifests.parse_manifest(data, entry.descriptor.media_type, what=what)
-    config = configs.parse(store.read(manifest.config, what=what), what=what)
-    configs.check_against(config, len(manifest.layers), what=what)
+    # Its bytes are digested, and not parsed.
+    store.read(entry.descriptor, what=f"stored image {entry.reference}")
+    known = store.needed_facts(entry)
+    manifest, config = known.manifest, known.config
     return StoredImage(
         reference=reference,
         manifest_digest=entry.digest,
@@ -113,10 +110,8 @@ def _complete(store: ImageStore, entry: Entry) -> bool:
     """Tell whether every blob of an entry is there; a damaged store heals by fetching again."""
     if not store.has(entry.descriptor):
         return False
-    what = f"stored image {entry.reference}"
-    data = store.read(entry.descriptor, what=what)
-    manifest = manifests.parse_manifest(data, entry.descriptor.media_type, what=what)
-    return all(map(store.has, (manifest.config, *manifest.layers)))
+    known = store.facts(entry.digest)
+    return known is not None and all(map(store.has, (known.manifest.config, *known.manifest.layers)))
 
 
 def _names(entries: Sequence[Entry], digest: Digest) -> list[str]:
@@ -232,22 +227,27 @@ class Fetching:
 
         `origin` is the digest of what it was converted from, None if it was not.
         """
+        from secrun.image import facts
         from secrun.image.download import download
-        from secrun.image.select import select_manifest
+        from secrun.image.finding import walked
 
-        document, manifest = select_manifest(source, root, self.platform, what=str(reference))
         what = f"{reference}"
+        # What the chain names is a claim, until somebody with no network has read the same bytes.
+        chain, manifest = walked(source, root, self.platform, what=what)
+        document = chain[-1]
         # From here on everything goes by digest: a tag that moves meanwhile changes nothing.
         origin = origin or root.digest
         verdict = self.admitter.fetched(plan, source, document.digest, origin)
         reached("fetch-admitted")
         progress = self.options.progress
         download(self.store, source, [manifest.config], what=what, scratch=scratch, progress=progress)
-        config = configs.parse(self.store.read(manifest.config, what=what), what=f"config of {what}")
-        configs.check_against(config, len(manifest.layers), what=f"config of {what}")
+        data = self.store.read(manifest.config, what=what)
+        known = facts.read(chain, data, self.platform, what=what)
+        manifest, config = known.manifest, known.config
         self.check_platform(config, what)
         download(self.store, source, manifest.layers, what=what, scratch=scratch, progress=progress)
         self.store.put(document.data, document.digest, scratch)
+        self.store.remember(document.digest, known)
         if verdict.signatures:
             self.store.put(verdict.document, Digest.parse(verdict.signatures), scratch)
         reached("fetch-manifest-stored")

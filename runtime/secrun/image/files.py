@@ -1,5 +1,6 @@
 """Named files of a folder or of an archive, read the same way."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from secrun.image.tarscan import Member, MemberKind
 
 # An old `docker save` links a layer to the same layer of another image, one step.
 _MAX_LINKS = 8
+# blobs/ALGORITHM/DIGITS: nothing of a layout lies deeper.
+_MAX_FOLDER_DEPTH = 3
 
 
 class Files(Protocol):
@@ -93,6 +96,96 @@ class FolderFiles:
                 writer.write(chunk)
         finally:
             os.close(fd)
+
+
+def hold_folder(folder: Path, what: str) -> "HeldFiles":
+    """Open every file of a layout or a folder of skopeo's, and read none; raises ImageError.
+
+    Links and whatever is no regular file are passed over, as they could be no part of an image.
+    """
+    held: dict[str, int] = {}
+    try:
+        for base, folders, names, base_fd in os.fwalk(folder, onerror=_raise, follow_symlinks=False):
+            relative = os.path.relpath(base, folder)
+            if relative.count("/") >= _MAX_FOLDER_DEPTH - 1:
+                folders.clear()
+            for name in names:
+                fd = _held(name, base_fd)
+                if fd is None:
+                    continue
+                held[os.path.normpath(os.path.join(relative, name))] = fd
+                if len(held) > limits.MAX_ARCHIVE_MEMBERS:
+                    raise _too_many(what, limits.MAX_ARCHIVE_MEMBERS)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise _too_many(what, len(held)) from error
+        raise ImageError(f"{what}: {error.strerror}", code="image-layout") from error
+    return HeldFiles(held, what)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _held(name: str, folder: int) -> int | None:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _too_many(what: str, count: int) -> ImageError:
+    return ImageError(
+        f"{what} has more files than can be open at once ({count})",
+        hint="raise the limit of open files (ulimit -n), or copy the one image out with skopeo",
+        code="image-limit",
+    )
+
+
+class HeldFiles:
+    """Files of a folder that were opened while that was allowed."""
+
+    def __init__(self, held: Mapping[str, int], what: str) -> None:
+        self._held = held
+        self._what = what
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file of this name."""
+        return name in self._held
+
+    def _find(self, name: str) -> int:
+        if name not in self._held:
+            raise _missing(self._what, name)
+        return self._held[name]
+
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes."""
+        return os.fstat(self._find(name)).st_size
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a whole file of at most `limit` bytes."""
+        data = self.head(name, limit + 1)
+        if len(data) > limit:
+            raise _too_large(self._what, name, limit)
+        return data
+
+    def head(self, name: str, count: int) -> bytes:
+        """Return the first bytes of a file."""
+        fd = self._find(name)
+        return os.pread(fd, min(count, os.fstat(fd).st_size), 0)
+
+    def copy(self, name: str, writer: BlobWriter) -> None:
+        """Write a file into `writer`."""
+        fd, position = self._find(name), 0
+        while chunk := os.pread(fd, limits.CHUNK_BYTES, position):
+            writer.write(chunk)
+            position += len(chunk)
 
 
 class ArchiveFiles:

@@ -51,3 +51,5 @@ READ_TIMEOUT = 60.0
 DOWNLOAD_THREADS = 4
 # Bytes per read: large enough to hide the interpreter, small enough to notice a cancellation.
 CHUNK_BYTES = 256 * 1024
+# Between root and its helper: the largest is the document with an image's signatures, 16 MiB in base64.
+MAX_FRAME_BYTES = 32 * 1024 * 1024

@@ -118,14 +118,25 @@ def signature_url(base: str, reference: RegistryReference, digest: Digest, numbe
     return f"{base.rstrip('/')}/{reference.path}@{digest.algorithm}={digest.hex}/signature-{number}"
 
 
-def messages(base: str, reference: RegistryReference, digest: Digest, http: HttpClient) -> Iterator[bytes]:
-    """Yield the signatures of a manifest, in order, until there is none; raises ImageError."""
+def messages(
+    base: str, reference: RegistryReference, digest: Digest, http: HttpClient, *, folder: int | None = None
+) -> Iterator[bytes]:
+    """Yield the signatures of a manifest, in order, until there is none; raises ImageError.
+
+    `folder` is the open folder that a `base` of files names: the path to it may be closed to this process.
+    """
     if not base:
         return
     for number in range(1, limits.MAX_MESSAGES + 1):
         url = signature_url(base, reference, digest, number)
         parts = urlsplit(url)
-        data = _of_file(Path(url2pathname(parts.path))) if parts.scheme == "file" else _of_server(url, http)
+        if parts.scheme != "file":
+            data = _of_server(url, http)
+        elif folder is None:
+            data = _of_file(Path(url2pathname(parts.path)), None)
+        else:
+            below = signature_url("", reference, digest, number).lstrip("/")
+            data = _of_file(Path(url2pathname(below)), folder)
         if data is None:
             return
         yield data
@@ -135,9 +146,10 @@ def _too_large(where: str) -> ImageError:
     return ImageError(f"{where} is larger than {trust_limits.MAX_MESSAGE_BYTES} bytes", code="image-limit")
 
 
-def _of_file(path: Path) -> bytes | None:
+def _of_file(path: Path, folder: int | None) -> bytes | None:
     try:
-        with path.open("rb") as stream:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(fd, "rb") as stream:
             data = stream.read(trust_limits.MAX_MESSAGE_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None

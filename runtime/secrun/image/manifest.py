@@ -6,7 +6,7 @@ from secrun.digest import Digest
 from secrun.errors import ImageError
 from secrun.image import fields, limits
 from secrun.image.platform import Platform
-from secrun.jsonio import JsonObject, parse_object
+from secrun.jsonio import JsonObject, JsonValue, parse_object
 from secrun.record import record
 
 
@@ -91,6 +91,33 @@ def parse_descriptor(source: JsonObject, what: str, *, limit: int) -> Descriptor
     )
 
 
+def descriptor_document(descriptor: Descriptor) -> JsonObject:
+    """Return a descriptor as documents hold it."""
+    result: JsonObject = {
+        "mediaType": descriptor.media_type,
+        "digest": str(descriptor.digest),
+        "size": descriptor.size,
+    }
+    if descriptor.platform is not None:
+        platform: JsonObject = {
+            "architecture": descriptor.platform.architecture,
+            "os": descriptor.platform.os,
+        }
+        if descriptor.platform.variant:
+            platform["variant"] = descriptor.platform.variant
+        result["platform"] = platform
+    return result
+
+
+def to_document(parsed: Manifest | Index) -> JsonObject:
+    """Return the least document that `of_document` reads the same from."""
+    head: JsonObject = {"schemaVersion": 2, "mediaType": str(parsed.media_type)}
+    if isinstance(parsed, Index):
+        return {**head, "manifests": [descriptor_document(item) for item in parsed.manifests]}
+    layers: list[JsonValue] = [descriptor_document(item) for item in parsed.layers]
+    return {**head, "config": descriptor_document(parsed.config), "layers": layers}
+
+
 def _check_layer(layer: Descriptor, what: str) -> None:
     kind = layer.media_type
     if kind in set(LayerType):
@@ -133,7 +160,11 @@ def _kind(document: JsonObject, media_type: str, what: str) -> str:
 
 def parse(data: bytes, media_type: str, *, what: str) -> Manifest | Index:
     """Parse a manifest or index that came as `media_type` or as ""; raises ImageError naming `what`."""
-    document = parse_object(data, what=what, limit=limits.MAX_MANIFEST_BYTES)
+    return of_document(parse_object(data, what=what, limit=limits.MAX_MANIFEST_BYTES), media_type, what=what)
+
+
+def of_document(document: JsonObject, media_type: str, *, what: str) -> Manifest | Index:
+    """Read a manifest or index from parsed JSON; raises ImageError naming `what`."""
     kind = _kind(document, media_type, what)
     if kind in INDEX_TYPES:
         return _parse_index(document, MediaType(kind), what)

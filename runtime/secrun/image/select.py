@@ -1,11 +1,12 @@
 """From what a reference names to the one manifest of a platform, through indexes."""
 
-from secrun.digest import Digest
+from typing import Protocol
+
 from secrun.errors import ImageError
 from secrun.image import limits, manifest
 from secrun.image.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Index, Manifest
 from secrun.image.platform import Platform, choose
-from secrun.image.source import Document, ImageSource
+from secrun.image.source import Document
 
 
 def _member(index: Index, wanted: Platform, what: str) -> Descriptor:
@@ -18,23 +19,38 @@ def _member(index: Index, wanted: Platform, what: str) -> Descriptor:
     return candidates[choose(wanted, [item.platform for item in candidates], what=what)]
 
 
-def select_manifest(
-    source: ImageSource, root: Document, wanted: Platform, *, what: str
-) -> tuple[Document, Manifest]:
-    """Return the manifest for `wanted`; raises ImageError for loops, deep nesting and missing platforms."""
-    document = root
-    seen: set[Digest] = set()
+class Documents(Protocol):
+    """Where members of an index are."""
+
+    def document(self, descriptor: Descriptor) -> Document:
+        """Return a manifest by its descriptor; size and digest are checked."""
+
+
+def walk(
+    source: Documents, root: Document, wanted: Platform, *, what: str
+) -> tuple[tuple[Document, ...], Manifest]:
+    """Return all documents from `root` to the manifest for `wanted`, and that manifest.
+
+    Raises ImageError for loops, deep nesting and missing platforms.
+    """
+    chain = [root]
     for _ in range(limits.MAX_INDEX_DEPTH + 1):
-        if document.digest in seen:
-            raise ImageError(f"{what}: index {document.digest} contains itself", code="image-index-loop")
-        seen.add(document.digest)
+        document = chain[-1]
         parsed = manifest.parse(document.data, document.media_type, what=f"{what} ({document.digest})")
         if isinstance(parsed, Manifest):
-            return document, parsed
+            return tuple(chain), parsed
         member = _member(parsed, wanted, what)
-        if member.digest in seen:
+        if member.digest in {item.digest for item in chain}:
             raise ImageError(f"{what}: index {document.digest} contains itself", code="image-index-loop")
-        document = source.document(member)
+        chain.append(source.document(member))
     raise ImageError(
         f"{what}: indexes nest deeper than {limits.MAX_INDEX_DEPTH} levels", code="image-index-depth"
     )
+
+
+def select_manifest(
+    source: Documents, root: Document, wanted: Platform, *, what: str
+) -> tuple[Document, Manifest]:
+    """Return the manifest for `wanted`; raises ImageError for loops, deep nesting and missing platforms."""
+    chain, found = walk(source, root, wanted, what=what)
+    return chain[-1], found

@@ -15,9 +15,11 @@ from secrun.digest import Digest
 from secrun.errors import HostError, StateError
 from secrun.files import fsync_dir, write_atomic
 from secrun.image import entries as entries_module
+from secrun.image import facts as facts_module
 from secrun.image import limits
 from secrun.image.entries import Entry
-from secrun.image.manifest import Descriptor, parse_manifest
+from secrun.image.facts import ImageFacts
+from secrun.image.manifest import Descriptor
 from secrun.jsonio import canonical
 from secrun.paths import Layout
 from secrun.record import record
@@ -33,6 +35,7 @@ _SCRATCH_PREFIX = "fetch-"
 # (locks.held), and two blobs of one file only wait for each other.
 _SHARD_DIGITS = 3
 _LOCK_POLL_SECONDS = 0.05
+_SHOWN_DIGITS = 12
 # Asked again and again while a blob is awaited; it raises to end the wait.
 GiveUp: TypeAlias = Callable[[], None]
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -117,24 +120,79 @@ class ImageStore:
 
     def signatures(self, entry: Entry) -> "SignatureSet":
         """Return the signatures that were stored with an image; raises StateError if they changed."""
-        from secrun.trust import limits as trust_limits
         from secrun.trust.signatures import SignatureSet
 
+        return SignatureSet.from_bytes(self.signature_bytes(entry))
+
+    def signature_bytes(self, entry: Entry) -> bytes:
+        """Return them as the document that they are kept as; raises StateError if it changed."""
+        from secrun.trust import limits as trust_limits
+
         if not entry.signatures:
-            return SignatureSet(faults=("none were fetched with the image: secrun fetch looks for them",))
-        data = self.read_digest(
+            from secrun.trust.signatures import SignatureSet
+
+            fault = "none were fetched with the image: secrun fetch looks for them"
+            return SignatureSet(faults=(fault,)).to_bytes()
+        return self.read_digest(
             Digest.parse(entry.signatures),
             what=f"signatures of {entry.reference}",
             limit=2 * trust_limits.MAX_SIGNATURES_BYTES,
         )
-        return SignatureSet.from_bytes(data)
+
+    def facts(self, manifest: Digest) -> ImageFacts | None:
+        """Return what is known of a stored image, None if its manifest or config is gone.
+
+        The record is made anew, by a process without rights, if an older version of secrun stored the image.
+        Raises StateError or ImageError if the image is damaged.
+        """
+        what = f"image {manifest.hex[:_SHOWN_DIGITS]}"
+        try:
+            data = self._facts_path(manifest).read_bytes()
+        except FileNotFoundError:
+            return self._read_again(manifest, what)
+        return facts_module.of_bytes(data, what)
+
+    def needed_facts(self, entry: Entry) -> ImageFacts:
+        """Return what is known of a stored image; raises StateError or ImageError if it is damaged."""
+        found = self.facts(entry.digest)
+        if found is None:
+            raise _damaged(f"stored image {entry.reference}", entry.digest, "is gone")
+        return found
+
+    def _facts_path(self, manifest: Digest) -> Path:
+        return self.layout.facts / manifest.algorithm / f"{manifest.hex}.json"
+
+    def _read_again(self, manifest: Digest, what: str) -> ImageFacts | None:
+        from secrun.image.source import Document
+
+        def blob(digest: Digest, limit: int) -> bytes:
+            return self.read_digest(digest, what=what, limit=limit)
+
+        try:
+            document = Document.of(blob(manifest, limits.MAX_MANIFEST_BYTES), "")
+            found = facts_module.again(
+                document, lambda item: blob(item.digest, limits.MAX_CONFIG_BYTES), what=what
+            )
+        except StateError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        if os.access(self.layout.root, os.W_OK):
+            self.remember(manifest, found)
+        return found
+
+    def remember(self, manifest: Digest, found: ImageFacts) -> None:
+        """Store the record of an image."""
+        path = self._facts_path(manifest)
+        _make_dir(self.layout.facts, 0o755)
+        _make_dir(path.parent, 0o755)
+        write_atomic(path, found.to_bytes())
 
     def image_size(self, entry: Entry) -> int:
         """Return the bytes of an image, blobs together; raises StateError or ImageError if it is damaged."""
-        what = f"stored image {entry.reference}"
-        data = self.read(entry.descriptor, what=what)
-        manifest = parse_manifest(data, entry.descriptor.media_type, what=what)
-        return len(data) + manifest.config.size + sum(layer.size for layer in manifest.layers)
+        manifest = self.needed_facts(entry).manifest
+        blobs = (manifest.config, *manifest.layers)
+        return entry.descriptor.size + sum(item.size for item in blobs)
 
     # Writing.
 
@@ -278,15 +336,15 @@ class ImageStore:
 
         with locks.held(self._lock("images-sweep"), blocking=False):
             self.purge_stale()
-            keep = reachable(self.entries(), in_use, self._manifest_bytes)
-            return self._sweep_blobs(keep) + self._sweep_rootfs(keep)
+            keep = reachable(self.entries(), in_use, self.facts)
+            freed = self._sweep_blobs(keep) + self._sweep_rootfs(keep)
+            self._sweep_facts(keep)
+            return freed
 
-    def _manifest_bytes(self, digest: Digest) -> bytes | None:
-        try:
-            with self.blob_path(digest).open("rb") as stream:
-                return stream.read(limits.MAX_CONFIG_BYTES + 1)
-        except FileNotFoundError:
-            return None
+    def _sweep_facts(self, keep: "Reachable") -> None:
+        for path in self.layout.facts.glob("*/*.json"):
+            if f"{path.parent.name}:{path.stem}" not in keep.blobs:
+                path.unlink(missing_ok=True)
 
     def _sweep_blobs(self, keep: "Reachable") -> int:
         freed = 0

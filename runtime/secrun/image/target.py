@@ -4,26 +4,28 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from secrun.digest import Digest
 from secrun.errors import ImageError, StateError, UsageError
 from secrun.files import write_atomic
-from secrun.image import artifact, limits, sources
-from secrun.image.entries import descriptor_json
+from secrun.image import apart, artifact, facts, limits, sources
 from secrun.image.files import FolderFiles
 from secrun.image.layout import LayoutSource
-from secrun.image.manifest import Descriptor, Manifest, MediaType
-from secrun.image.manifest import parse as parse_manifest
+from secrun.image.manifest import Descriptor, Manifest, MediaType, descriptor_document
 from secrun.image.options import FetchOptions
 from secrun.image.reference import FileReference, RegistryReference, Transport
 from secrun.image.registry import RegistryClient
 from secrun.image.source import Document
+from secrun.image.wire import Upload
 from secrun.jsonio import JsonObject, JsonValue, parse_object
 from secrun.record import record
+
+if TYPE_CHECKING:
+    from secrun.trust.signatures import Candidate
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 
@@ -66,14 +68,32 @@ class Target(Protocol):
     def put_blob(self, descriptor: Descriptor, path: Path) -> None:
         """Write a blob whose size and digest were checked."""
 
+    def put_manifest(self, document: Document, tag: str | None, *, kind: str = "") -> bool:
+        """Write a manifest, under a tag if one is given; tell whether it is listed by its subject.
+
+        `kind` is what an artifact says it is; empty for an image.
+        """
+
+    def attach(self, subjects: "Sequence[Descriptor]", candidates: "Sequence[Candidate]") -> list[str]:
+        """Write signatures beside what they are about; return in words what could not be written."""
+
+
+class SignatureTarget(Target, Protocol):
+    """Where signatures can be put beside images."""
+
     def put_data(self, data: bytes, media_type: str) -> Descriptor:
         """Write a small blob; return its descriptor."""
 
-    def put_manifest(self, document: Document, tag: str | None) -> bool:
-        """Write a manifest, under a tag if one is given; tell whether it is listed by its subject."""
-
     def tagged(self, tag: str) -> Document | None:
         """Return the manifest of a tag, None if there is none."""
+
+
+def _attach(
+    target: SignatureTarget, subjects: "Sequence[Descriptor]", candidates: "Sequence[Candidate]"
+) -> list[str]:
+    from secrun.image.attach import attach
+
+    return attach(target, subjects, candidates)
 
 
 class RegistryTarget:
@@ -84,7 +104,15 @@ class RegistryTarget:
 
     def put_blob(self, descriptor: Descriptor, path: Path) -> None:
         """Upload a blob."""
-        self._client.put_blob(descriptor.digest, FileUpload(path=path))
+        self.upload(descriptor.digest, FileUpload(path=path))
+
+    def upload(self, digest: Digest, upload: Upload) -> None:
+        """Upload a blob unless the repository has it."""
+        self._client.put_blob(digest, upload)
+
+    def attach(self, subjects: "Sequence[Descriptor]", candidates: "Sequence[Candidate]") -> list[str]:
+        """Upload signatures."""
+        return _attach(self, subjects, candidates)
 
     def put_data(self, data: bytes, media_type: str) -> Descriptor:
         """Upload a small blob; return its descriptor."""
@@ -92,8 +120,9 @@ class RegistryTarget:
         self._client.put_blob(digest, BytesUpload(data=data))
         return Descriptor(media_type=media_type, digest=digest, size=len(data))
 
-    def put_manifest(self, document: Document, tag: str | None) -> bool:
+    def put_manifest(self, document: Document, tag: str | None, *, kind: str = "") -> bool:
         """Upload a manifest."""
+        del kind
         name = tag or str(document.digest)
         media_type = document.media_type.partition(";")[0].strip()
         return self._client.put_manifest(name, media_type, BytesUpload(data=document.data))
@@ -135,19 +164,21 @@ class LayoutTarget:
         write_atomic(self._blob(digest), data)
         return Descriptor(media_type=media_type, digest=digest, size=len(data))
 
-    def put_manifest(self, document: Document, tag: str | None) -> bool:
+    def put_manifest(self, document: Document, tag: str | None, *, kind: str = "") -> bool:
         """Write a manifest; without tag only artifacts are listed, which says whose referrers they are."""
         media_type = document.media_type.partition(";")[0].strip()
-        entry = descriptor_json(self.put_data(document.data, media_type))
-        parsed = parse_object(document.data, what="manifest", limit=limits.MAX_MANIFEST_BYTES)
-        kind = parsed.get("artifactType")
-        if isinstance(kind, str):
+        entry = descriptor_document(self.put_data(document.data, media_type))
+        if kind:
             entry["artifactType"] = kind
         if tag is not None:
             entry["annotations"] = {_REF_NAME: tag}
-        if tag is not None or isinstance(kind, str):
+        if tag is not None or kind:
             self._list(entry, tag)
         return True
+
+    def attach(self, subjects: "Sequence[Descriptor]", candidates: "Sequence[Candidate]") -> list[str]:
+        """Write signatures."""
+        return _attach(self, subjects, candidates)
 
     def _list(self, entry: JsonObject, tag: str | None) -> None:
         path = self._folder / "index.json"
@@ -200,18 +231,10 @@ class ArchiveTarget:
         info.size, info.mode = size, 0o644
         self._tar.addfile(info, stream)
 
-    def put_data(self, data: bytes, media_type: str) -> Descriptor:
-        """Raise UsageError: an archive of this kind has no place for signatures."""
-        del data
-        raise UsageError(
-            f"a docker-archive cannot hold {media_type}",
-            hint="write to oci:DIR instead",
-            code="usage-target",
-        )
-
-    def put_manifest(self, document: Document, tag: str | None) -> bool:
+    def put_manifest(self, document: Document, tag: str | None, *, kind: str = "") -> bool:
         """Write manifest.json for an image; raises UsageError for an index."""
-        parsed = parse_manifest(document.data, document.media_type, what="the image")
+        del kind
+        (parsed,) = facts.understood([document], what="the image")
         if not isinstance(parsed, Manifest):
             raise UsageError("a docker-archive holds one platform", hint="choose it with --platform")
         listed: list[JsonValue] = [
@@ -225,10 +248,12 @@ class ArchiveTarget:
         self._add("manifest.json", io.BytesIO(data), len(data))
         return False
 
-    def tagged(self, tag: str) -> Document | None:
-        """Return nothing."""
-        del tag
-        return None
+    def attach(self, subjects: "Sequence[Descriptor]", candidates: "Sequence[Candidate]") -> list[str]:
+        """Raise UsageError: an archive of this kind has no place for signatures."""
+        del subjects, candidates
+        raise UsageError(
+            "a docker-archive cannot hold signatures", hint="write to oci:DIR instead", code="usage-target"
+        )
 
 
 def _member(descriptor: Descriptor) -> str:
@@ -241,8 +266,13 @@ def _member(descriptor: Descriptor) -> str:
 @contextmanager
 def open_target(reference: RegistryReference | FileReference, options: FetchOptions) -> Iterator[Target]:
     """Yield a target; a file is there, whole, when the block ends without an error, or not at all."""
-    if isinstance(reference, RegistryReference):
-        yield RegistryTarget(sources.registry(reference, options))
+    if isinstance(reference, RegistryReference) and apart.separated():
+        from secrun.image.remote import remote_target
+
+        with remote_target(reference, options) as remote:
+            yield remote
+    elif isinstance(reference, RegistryReference):
+        yield RegistryTarget(sources.reach(reference, options).client)
     elif reference.transport is Transport.OCI:
         yield LayoutTarget(Path(reference.path))
     elif reference.transport is Transport.DOCKER_ARCHIVE:

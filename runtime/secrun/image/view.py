@@ -3,8 +3,6 @@
 import json
 from collections.abc import Sequence
 
-from secrun.image import config as configs
-from secrun.image import manifest as manifests
 from secrun.image.config import ImageConfig
 from secrun.image.entries import Entry
 from secrun.image.fetch import StoredImage
@@ -96,11 +94,8 @@ def _reference_json(entry: Entry) -> JsonObject:
 def inspect_json(store: ImageStore, entries: Sequence[Entry]) -> JsonObject:
     """Return all that is known of one image with the references `entries`; raises StateError, ImageError."""
     first = entries[0]
-    what = f"stored image {first.reference}"
-    data = store.read(first.descriptor, what=what)
-    manifest = manifests.parse_manifest(data, first.descriptor.media_type, what=what)
-    config = configs.parse(store.read(manifest.config, what=what), what=what)
-    configs.check_against(config, len(manifest.layers), what=what)
+    known = store.needed_facts(first)
+    manifest, config = known.manifest, known.config
     return {
         "id": str(first.digest),
         "media_type": first.descriptor.media_type,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from secrun import __version__
 from secrun.image import limits
-from secrun.image.certs import CertificateDirs
+from secrun.image.certs import CertificateDirs, Certificates, folder_name
 from secrun.image.proxy import ProxySettings
 from secrun.record import row
 
@@ -163,6 +163,7 @@ class UrllibClient:
         self._certificates = certificates
         self._proxies = proxies
         self._pools: dict[tuple[str, str], PoolManager] = {}
+        self._contexts: dict[str, ssl.SSLContext] | None = None
 
     def request(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
         """Send one request; raises ConnectionLostError."""
@@ -212,7 +213,19 @@ class UrllibClient:
         secret = make_headers(proxy_basic_auth=proxy.credentials) if proxy.credentials else None
         return ProxyManager(proxy.url, num_pools=2, maxsize=size, ssl_context=context, proxy_headers=secret)
 
+    def preload(self) -> None:
+        """Read every certificate now: later no file with one may be readable."""
+        hosts = self._certificates.hosts()
+        contexts = {host: self._new_context(self._certificates.find(host)) for host in hosts}
+        self._contexts = {**contexts, "": self._new_context(Certificates())}
+
     def _context(self, netloc: str) -> ssl.SSLContext:
+        if self._contexts is None:
+            return self._new_context(self._certificates.find(netloc))
+        name = folder_name(netloc)
+        return self._contexts[name if name in self._contexts else ""]
+
+    def _new_context(self, found: Certificates) -> ssl.SSLContext:
         import ssl
 
         if self._tls_verify:
@@ -221,7 +234,6 @@ class UrllibClient:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        found = self._certificates.find(netloc)
         for authority in found.authorities:
             context.load_verify_locations(cafile=authority)
         for certificate, key in found.clients:

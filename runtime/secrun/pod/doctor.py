@@ -7,6 +7,7 @@ from pathlib import Path
 
 from secrun import selinux
 from secrun.errors import HostError, NetworkError, SecrunError
+from secrun.image import account
 from secrun.launch import BASE_ENVIRONMENT
 from secrun.measure import identity, software
 from secrun.measure.settings import AUTO, DEVICE, SOFTWARE, AttestSettings, Mode
@@ -18,6 +19,7 @@ from secrun.selinux import Mode as SelinuxMode
 from secrun.stage1 import cgroups, devicemapper, flavours, labels
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Problem
+from secrun.syscalls import LinuxSyscalls
 from secrun_attest.tpm import TpmKind
 from secrun_policies.labels import LabelKind, LabelRequest
 
@@ -131,6 +133,22 @@ def _verity() -> list[Problem]:
     return [Problem(subject=str(devicemapper.CONTROL), text=text, hint="modprobe dm-verity", fatal=False)]
 
 
+def _fetching() -> list[Problem]:
+    """Tell what keeps root from fetching: it lets a process without rights do it, or does not do it."""
+    problems = []
+    try:
+        account.fetching()
+    except HostError as error:
+        problems.append(
+            Problem(subject="user secrun", text=error.message, hint=error.hint, fatal=False),
+        )
+    if not LinuxSyscalls().landlock_abi():
+        text = "is missing: root fetches nothing from registries"
+        hint = "boot with landlock in lsm= (CONFIG_SECURITY_LANDLOCK)"
+        problems.append(Problem(subject="Landlock", text=text, hint=hint, fatal=False))
+    return problems
+
+
 def _existing(path: Path) -> Path:
     """Return `path`, or the nearest folder above it that exists: what is missing will be made."""
     return next(item for item in (path, *path.parents) if item.exists())
@@ -165,6 +183,7 @@ def examine(layout: Layout, settings: AttestSettings, places: Places, flavour: s
         *_selinux(),
         *_verity(),
         *_trust(),
+        *_fetching(),
         *_networks(places),
         *_tpm(layout, settings),
     )

@@ -191,21 +191,19 @@ def labels_of(policy: PolicySet, manifest: PodManifest, layout: "Layout") -> dic
     """
     if not rules.uses_labels(policy):
         return {}
-    from secrun.image import config as configs
     from secrun.image.store import ImageStore
 
     store = ImageStore(layout)
     result: dict[str, Labels] = {}
     for app in manifest.apps:
-        try:
-            data = store.blob_path(app.image.config).read_bytes()
-        except FileNotFoundError as error:
+        known = store.facts(app.image.manifest)
+        if known is None:
             raise StateError(
                 f"the configuration of {app.image.reference} is gone, and a rule asks for its labels",
                 hint="fetch the image again",
                 code="image-missing",
-            ) from error
-        result[app.name] = configs.parse(data, what=app.image.reference).labels
+            )
+        result[app.name] = known.config.labels
     return result
 
 

@@ -8,7 +8,7 @@ from secrun.record import record, replace
 from secrun.trust import bundle, cosign, detached, notation, openpgp, trustedroot
 from secrun.trust.admission import Admission, Decision
 from secrun.trust.faults import SignatureFaultError
-from secrun.trust.plan import Plan
+from secrun.trust.plan import Opened, Plan
 from secrun.trust.requirement import Material, Requirement, RequirementType
 from secrun.trust.ring import is_openpgp
 from secrun.trust.rules import Demand, DemandType
@@ -157,11 +157,12 @@ def _aged(outcome: Outcome, max_age: int, now: float) -> Outcome:
     return replace(outcome, verified=replace(found, expires=min(end, found.expires or end)))
 
 
-def outcomes(plan: Plan, case: Case, signatures: SignatureSet) -> tuple[Outcome, ...]:
+def outcomes(
+    plan: Plan, case: Case, signatures: SignatureSet, stores: Mapping[str, tuple[Material, ...]]
+) -> tuple[Outcome, ...]:
     """Return what came of each demand that only a signature can meet."""
     found = [_meet(item, signatures, case) for item in plan.requirements if item.signed]
     if plan.rule:
-        stores = plan.stores()
         found += [_satisfy(demand, signatures, case, stores) for demand in plan.rule.demands]
         found = [_aged(item, plan.rule.max_age, case.now) for item in found]
     return tuple(found)
@@ -185,16 +186,24 @@ def _printable(reason: str) -> str:
 
 
 def judge(
-    plan: Plan, digests: frozenset[Digest], signatures: SignatureSet, *, signatures_digest: str, now: float
+    plan: Plan,
+    digests: frozenset[Digest],
+    signatures: SignatureSet,
+    *,
+    signatures_digest: str,
+    now: float,
+    opened: Opened | None = None,
 ) -> Admission:
     """Return the decision on the image of these digests (manifest, and the index it is from).
 
-    Raises DeniedError if a key of the policy cannot be used, HostError if a library is missing.
+    With `opened` no file is read. Raises DeniedError if a key of the policy cannot be used, HostError if a
+    library is missing.
     """
-    keys = plan.key_files()
+    opened = opened or plan.opened()
+    keys = opened.keys
     by_digest = bool(plan.rule and plan.rule.bundle_by_digest)
     case = Case(name=plan.subject.docker, digests=digests, keys=keys, now=now, by_digest=by_digest)
-    found = () if plan.hopeless else outcomes(plan, case, signatures)
+    found = () if plan.hopeless else outcomes(plan, case, signatures, opened.stores)
     objections = ["the policy rejects every image there"] if plan.hopeless else []
     objections += [_objection(item, signatures) for item in found if item.verified is None]
     verified = tuple(item.verified for item in found if item.verified is not None)

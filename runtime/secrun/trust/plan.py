@@ -69,6 +69,14 @@ def _read(path: Path, limit: int) -> bytes | None:
 
 
 @record
+class Opened:
+    """The bytes of all files that a plan names, and the certificate files of its trust stores."""
+
+    keys: Mapping[Material, bytes]
+    stores: Mapping[str, tuple[Material, ...]]
+
+
+@record
 class Plan:
     """The requirements for one image, all of which must hold, and the keys that they name."""
 
@@ -87,6 +95,15 @@ class Plan:
     def asks_for_signatures(self) -> bool:
         """Whether an image's signatures decide."""
         return any(item.signed for item in self.requirements) or bool(self.rule and self.rule.demands)
+
+    @property
+    def demanded(self) -> int:
+        """How many demands only a signature can meet."""
+        return sum(item.signed for item in self.requirements) + (len(self.rule.demands) if self.rule else 0)
+
+    def opened(self) -> Opened:
+        """Read all files that are named; raises DeniedError for one that cannot be read."""
+        return Opened(keys=self.key_files(), stores=self.stores())
 
     @property
     def labels(self) -> tuple[str, ...]:

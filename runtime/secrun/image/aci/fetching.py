@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from secrun.errors import StateError
-from secrun.image import config as configs
 from secrun.image import reference as references
 from secrun.image.aci import oci
 from secrun.image.aci.bring import Chain, check_identity, make, matches
 from secrun.image.aci.staging import AciReference, Staged, staged
 from secrun.image.aci.unpack import Unpacked, unpack
-from secrun.image.manifest import parse_manifest
 from secrun.image.reference import AppcReference, FileReference, Origin, StoredReference, UrlReference
 from secrun.trust.signatures import SignatureKind, SignatureSet
 
@@ -33,10 +31,7 @@ def _checked(reference: Origin) -> AciReference:
 
 def manifest_of(work: Fetching, entry: Entry) -> AciManifest | None:
     """Return the manifest that a stored image was converted from, None if from none."""
-    what = f"stored image {entry.reference}"
-    data = work.store.read(entry.descriptor, what=what)
-    described = parse_manifest(data, entry.descriptor.media_type, what=what)
-    return oci.embedded(configs.parse(work.store.read(described.config, what=what), what=what), what)
+    return oci.embedded(work.store.needed_facts(entry).config, f"stored image {entry.reference}")
 
 
 class AciFetch:
@@ -89,18 +84,9 @@ class AciFetch:
         """Find out who signed a file."""
         if plan is None or not plan.asks_for_signatures or not file.signature:
             return SignatureSet(searched=(SignatureKind.APPC,))
-        from secrun.trust import detached
-        from secrun.trust.faults import SignatureFaultError
+        from secrun.image.judging import weighed
 
-        try:
-            found = detached.weigh(
-                f"/proc/self/fd/{file.fd}", file.signature, unpacked.image_id, plan.key_files(), time.time()
-            )
-        except SignatureFaultError as error:
-            return SignatureSet(
-                faults=(f"the detached signature: {error.reason}",), searched=(SignatureKind.APPC,)
-            )
-        return SignatureSet(candidates=(found,), searched=(SignatureKind.APPC,))
+        return weighed(file.fd, file.signature, unpacked.image_id, plan.key_files(), time.time())
 
     # What an image depends on.
 

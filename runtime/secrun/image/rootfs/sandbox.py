@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from secrun import syscalls
 from secrun.errors import HostError, ImageError, SecrunError
+from secrun.image import callfilter
+from secrun.image.reported import error_of, fields_of
 from secrun.image.rootfs import limits
 from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.syscalls import Syscalls
@@ -52,13 +54,27 @@ class Confined:
     body: Callable[[], JsonObject]
     prepare: Callable[[], None]
     keep_fds: Sequence[int]
+    readable: Sequence[int] = ()
+    """Of these, what may be opened once more by way of /proc."""
 
 
-def give_up_rights(calls: Syscalls) -> None:
+def _nothing() -> None:
+    pass
+
+
+def give_up_rights(
+    calls: Syscalls,
+    program: bytes,
+    *,
+    opening: Callable[[], None] = _nothing,
+    readable: Sequence[int] = (),
+) -> None:
     """Leave this process with its open descriptors and nothing else; raises OSError if a step fails.
 
     As root: another user, no groups. Always: own user, mount, network, IPC, UTS and cgroup namespaces, no id
-    mapping, no capability, no_new_privs, lowered limits, and every path denied where Landlock exists.
+    mapping, no capability, no_new_privs, lowered limits, every path denied where Landlock exists, and no
+    system call that `program` (callfilter) does not let through. `opening` runs as the other user, who may
+    still open what root may read, and nothing more. The files at `readable` may be opened again for reading.
     """
     if os.geteuid() == 0:
         user = _FIRST_UID + os.getpid()
@@ -68,7 +84,8 @@ def give_up_rights(calls: Syscalls) -> None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-        calls.set_capabilities(1 << syscalls.CAP_SYS_ADMIN)
+        calls.set_capabilities(1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_DAC_READ_SEARCH)
+    opening()
     calls.unshare(_NAMESPACES)
     calls.drop_bounding_set()
     calls.set_capabilities(0)
@@ -77,7 +94,11 @@ def give_up_rights(calls: Syscalls) -> None:
     calls.dumpable(on=False)
     calls.no_new_privs()
     if calls.landlock_abi():
-        calls.landlock_deny_all()
+        if readable:
+            calls.landlock_read_only(readable)
+        else:
+            calls.landlock_deny_all()
+    calls.filter_calls(program)
 
 
 def lower_limit(kind: int, value: int) -> None:
@@ -87,7 +108,7 @@ def lower_limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (wanted, wanted))
 
 
-def _close_others(keep: Sequence[int]) -> None:
+def close_others(keep: Sequence[int]) -> None:
     """Close every descriptor but `keep`, and make the standard ones lead nowhere."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -98,43 +119,30 @@ def _close_others(keep: Sequence[int]) -> None:
         previous = fd
 
 
-def _describe(error: BaseException) -> JsonObject:
-    """Turn an exception into the fields of an answer."""
-    if isinstance(error, SecrunError):
-        return {
-            "family": "host" if isinstance(error, HostError) else "image",
-            "code": error.code,
-            "message": error.message,
-            "hint": error.hint,
-        }
-    if isinstance(error, OSError):
-        return {"family": "os", "code": "", "message": str(error), "hint": "", "errno": error.errno or 0}
-    return {
-        "family": "image",
-        "code": "image-limit",
-        "message": f"rendering the image needs more than {limits.WORKER_ADDRESS_SPACE} bytes of memory",
-        "hint": "",
-    }
-
-
 def _answer(what: Confined, calls: Syscalls, parent: int) -> JsonObject:
     try:
         what.prepare()
+        program = callfilter.program(network=False)
         try:
-            give_up_rights(calls)
+            give_up_rights(calls, program, readable=what.readable)
         except OSError as error:
-            raise HostError(
-                f"the sandbox for untrusted image data cannot be made: {error.strerror}",
-                hint="user namespaces must be allowed: see user.max_user_namespaces and secrun doctor",
-                code="host-sandbox",
-            ) from error
+            raise impossible(error) from error
         # Set last: every change of credentials clears it.
         calls.parent_death_signal(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(_CRASHED)
         return {"result": what.body()}
     except (SecrunError, OSError, MemoryError) as error:
-        return {"error": _describe(error)}
+        return {"error": fields_of(error)}
+
+
+def impossible(error: OSError) -> HostError:
+    """Return the error for a host on which a process cannot give up its rights."""
+    return HostError(
+        f"the sandbox for untrusted image data cannot be made: {error.strerror}",
+        hint="user namespaces must be allowed: see user.max_user_namespaces and secrun doctor",
+        code="host-sandbox",
+    )
 
 
 def _child(what: Confined, calls: Syscalls, parent: int, answer_fd: int) -> None:
@@ -144,7 +152,7 @@ def _child(what: Confined, calls: Syscalls, parent: int, answer_fd: int) -> None
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        _close_others([*what.keep_fds, answer_fd])
+        close_others([*what.keep_fds, answer_fd])
         data = canonical(_answer(what, calls, parent))
         with os.fdopen(answer_fd, "wb") as stream:
             stream.write(data)
@@ -204,21 +212,7 @@ def _parse(data: bytes, exit_code: int) -> JsonObject:
     if isinstance(result, dict):
         return result
     error = answer.get("error")
-    _raise(error if isinstance(error, dict) else {})
-    raise AssertionError("unreachable")
-
-
-def _raise(error: JsonObject) -> None:
-    message, hint, code = (str(error.get(key, "")) for key in ("message", "hint", "code"))
-    family = error.get("family")
-    number = error.get("errno")
-    if family == "host":
-        raise HostError(message, hint=hint, code=code)
-    if family == "os" and isinstance(number, int):
-        raise OSError(number, os.strerror(number))
-    if family == "image":
-        raise ImageError(message, hint=hint, code=code)
-    raise ImageError(f"the process that renders the image failed:\n{message}", code="image-worker")
+    raise error_of(error if isinstance(error, dict) else {}, "the process that renders the image")
 
 
 def run_confined(what: Confined, calls: Syscalls) -> JsonObject:

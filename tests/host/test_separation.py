@@ -1,0 +1,289 @@
+"""Root touches neither the network nor an archive: system calls are watched, and the helper is tried out."""
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from secrun.image import account, serving
+from secrun.image.frames import Channel
+from secrun.image.helper import Helper, Work, start
+from secrun.jsonio import JsonObject
+from support import registry
+from support.images import busybox_image
+from support.registry import Registry
+from support.roots import made
+from support.secrun import Secrun
+
+_CALLS = "%net,read,readv,pread64,preadv,mmap,open,openat,openat2,splice,sendfile,copy_file_range"
+_BIRTHS = "clone,clone3,fork,vfork,setuid,setreuid,setresuid"
+_LINE = re.compile(r"(\d+) +(\w+)\((.*)")
+_RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)")
+# Not socket and bind alone: urllib3 looks while it is loaded whether there is IPv6.
+_NETWORK = re.compile(
+    r"(?:connect|listen|accept4?|(?:recv|send)(?:from|to|m?msg)|p?(?:read|write)v?|p(?:read|write)64|splice|"
+    r"sendfile)\(.*?(?:<(?:TCP|UDP|RAW)(?:v6)?:\[|sa_family=AF_INET)"
+)
+
+
+@dataclass
+class Watched:
+    """What strace saw, call by call, each with the effective user id of who made it."""
+
+    calls: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def by(self, *, root: bool) -> list[str]:
+        return [f"{name}({rest}" for uid, name, rest in self.calls if (uid == 0) == root]
+
+
+def watch(
+    secrun: Secrun, trace: Path, *words: str | os.PathLike[str], options: tuple[str, ...] = ()
+) -> Watched:
+    """Run a command under strace."""
+    which = ("-e", f"trace={_CALLS},{_BIRTHS}")
+    strace = ("strace", "-f", *options, "-yy", "-s", "256", "-o", str(trace), *which)
+    watched = Secrun(
+        root=secrun.root,
+        run_root=secrun.run_root,
+        # A software TPM that is started stays, and strace would wait for it.
+        options=("--attest=off",),
+        prefix=strace,
+    )
+    watched(*words)
+    return read_trace(trace.read_text(errors="replace"))
+
+
+def read_trace(text: str) -> Watched:
+    """Follow who is whose child and who became whom."""
+    uids: dict[str, int] = {}
+    begun: dict[str, tuple[str, str]] = {}
+    found = Watched()
+    for line in text.splitlines():
+        if (match := _RESUMED.match(line)) is not None:
+            pid, name, rest = match.groups()
+            rest = begun.pop(pid, (name, ""))[1] + rest
+        elif (match := _LINE.match(line)) is not None:
+            pid, name, rest = match.groups()
+            if "<unfinished ...>" in rest:
+                begun[pid] = (name, rest)
+                # It has begun, whatever comes of it.
+                found.calls.append((uids.setdefault(pid, 0), name, rest))
+                continue
+        else:
+            continue
+        uid = uids.setdefault(pid, 0)
+        found.calls.append((uid, name, rest))
+        result = rest.rpartition(" = ")[2].split(" ")[0]
+        if name in ("clone", "clone3", "fork", "vfork") and result.isdecimal() and int(result) > 0:
+            uids[result] = uid
+        elif name.startswith("set") and result == "0" and name != "setsockopt":
+            numbers = [int(word) for word in re.findall(r"-?\d+", rest.partition(")")[0])]
+            uids[pid] = numbers[1 if name == "setresuid" else -1]
+    return found
+
+
+@pytest.fixture
+def root(secrun: Secrun, tmp_path: Path) -> Iterator[Secrun]:
+    with made(secrun, tmp_path) as other:
+        yield other
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Registry]:
+    busybox_image(tmp_path / "layout")
+    with registry.running_registry(tmp_path / "registry", tls=True) as running:
+        running.push(f"oci:{tmp_path}/layout:busybox", "team/app:1")
+        yield running
+
+
+def layer_of(secrun: Secrun) -> str:
+    inspected = secrun("image", "inspect", "--format=json", secrun("image", "list", "-q").out.split()[0]).out
+    return re.findall(r'"digest": "sha256:([0-9a-f]{64})"', inspected)[-1]
+
+
+def test_root_reads_no_socket_and_no_layer_while_it_runs_an_image_from_a_registry(
+    root: Secrun, served: Registry, tmp_path: Path
+):
+    image = served.reference("team/app:1")
+    relaxed = ("--tls-verify=false",)
+    root("trust", "generate-key", tmp_path / "team")
+    root("trust", "add", "--prefix", served.address, "--skip-fingerprint-review", tmp_path / "team.pub")
+    root("sign", *relaxed, "--key", tmp_path / "team.key", image)
+    words = ("--net=none", "--pull=always", *relaxed, image, "--", "true")
+    prepared = watch(root, tmp_path / "trace-prepare", "prepare", *words)
+    # A pod under ptrace does not come to an end: other programs are let go when they begin.
+    run = watch(root, tmp_path / "trace-run", "run", "--rm", *words, options=("-b", "execve"))
+    seen = Watched([*prepared.calls, *run.calls])
+    for one in (prepared, run):
+        assert any("connect(" in call and _NETWORK.search(call) for call in one.by(root=False))
+    network = [call for call in seen.by(root=True) if _NETWORK.search(call)]
+    assert network == []
+    others = [call for call in seen.by(root=False) if _NETWORK.search(call)]
+    assert any(call.startswith(("read(", "recvfrom(")) and f":{served.port}]" in call for call in others)
+    layer = layer_of(root)
+    reading = re.compile(
+        rf"(?:read|readv|pread64|preadv|mmap|splice|sendfile|copy_file_range)\([^,]*{layer}"
+    )
+    assert [call for call in seen.by(root=True) if reading.match(call)] == []
+    assert any(reading.match(call) for call in seen.by(root=False))
+
+
+@pytest.mark.parametrize("transport", ["oci-archive", "docker-archive"])
+def test_root_opens_no_archive(root: Secrun, tmp_path: Path, transport: str):
+    busybox_image(tmp_path / "layout")
+    archive = tmp_path / "image.tar"
+    tag = ":team/app:1" if transport == "docker-archive" else ""
+    registry.skopeo("copy", f"oci:{tmp_path}/layout:busybox", f"{transport}:{archive}{tag}")
+    # Nobody but root may read it, and yet it is not root who does.
+    archive.chmod(0o600)
+    words = ("fetch", "--insecure-options=image", f"{transport}:{archive}")
+    seen = watch(root, tmp_path / "trace", *words)
+    opened = re.compile(r'open(?:at2?)?\(.*image\.tar"|\w+\([^,]*/image\.tar>')
+    assert [call for call in seen.by(root=True) if opened.match(call)] == []
+    assert any(opened.match(call) for call in seen.by(root=False))
+
+
+def test_signing_and_copying_leave_the_network_to_others_too(root: Secrun, served: Registry, tmp_path: Path):
+    image, relaxed = served.reference("team/app:1"), ("--tls-verify=false",)
+    root("trust", "generate-key", tmp_path / "team")
+    commands = (
+        ("sign", *relaxed, "--key", tmp_path / "team.key", image),
+        ("image", "copy", *relaxed, image, served.reference("team/copy:1")),
+        ("image", "copy", *relaxed, image, f"oci:{tmp_path}/copied:1"),
+    )
+    for words in commands:
+        seen = watch(root, tmp_path / "trace", *words)
+        assert [call for call in seen.by(root=True) if _NETWORK.search(call)] == []
+        assert any(_NETWORK.search(call) for call in seen.by(root=False))
+
+
+# What the helper may do.
+
+
+def tried(attempts: dict[str, object]) -> dict[str, str]:
+    """Run each attempt in a process with the rights of one that talks to registries."""
+
+    def attempt(_request: JsonObject, _channel: Channel) -> JsonObject:
+        found: JsonObject = {}
+        for name, action in attempts.items():
+            try:
+                result = action()
+            except OSError as error:
+                found[name] = os.strerror(error.errno or 0)
+            else:
+                found[name] = f"done: {result}"
+        return found
+
+    user = account.fetching()
+    work = Work(
+        prepare=lambda: None,
+        drop=lambda calls: serving.drop_to(user, calls),
+        handlers=lambda: {"try": attempt},
+    )
+    helper: Helper = start(work)
+    try:
+        return {name: str(text) for name, text in helper.call("try", {}).items()}
+    finally:
+        helper.close()
+
+
+def test_the_fetcher_is_an_ordinary_user_without_capabilities():
+    # The facts are taken by the process itself: nothing else may look into it.
+    found = tried(
+        {
+            "uid": os.getresuid,
+            "gid": os.getresgid,
+            "groups": os.getgroups,
+            "status": lambda: Path("/usr/../proc/self/status").read_text(),
+        }
+    )
+    user = account.fetching()
+    assert found["uid"] == f"done: {(user.uid,) * 3}"
+    assert found["gid"] == f"done: {(user.gid,) * 3}"
+    assert found["groups"] == "done: []"
+    assert found["status"] == "Permission denied"
+
+
+def test_the_fetcher_can_do_nothing_but_fetch(tmp_path: Path):
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    readable = tmp_path / "readable"
+    readable.write_text("secret")
+    readable.chmod(0o666)
+    tmp_path.chmod(0o777)
+    server = socket.create_server(("127.0.0.1", 0))
+    address = server.getsockname()
+    denied = {
+        "file": readable.read_text,
+        "write": lambda: readable.write_text("x"),
+        "new": (tmp_path / "new").touch,
+        "folder": lambda: os.mkdir(tmp_path / "folder"),
+        "passwd": Path("/etc/passwd").read_text,
+        "store": lambda: os.listdir("/var/lib"),
+        "exec": lambda: os.execv("/bin/true", ["true"]),
+        "fork": lambda: os.fork() or os._exit(0),
+        "kill": lambda: os.kill(os.getppid(), 0),
+        "unix": lambda: socket.socket(socket.AF_UNIX),
+        "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
+        "packet": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+        "root": lambda: os.setresuid(0, 0, 0),
+        "listen": lambda: socket.socket().bind(("127.0.0.1", 0)),
+    }
+    allowed = {
+        "resolver": lambda: Path("/etc/hosts").exists() and len(Path("/etc/hosts").read_text()) > 0,
+        "connect": lambda: socket.create_connection(address).close(),
+    }
+    with server:
+        found = tried({**denied, **allowed})
+    words = ("Permission denied", "Operation not permitted", "Function not implemented")
+    assert {name: text for name, text in found.items() if text not in words} == {
+        "resolver": "done: True",
+        "connect": "done: None",
+    }
+    assert readable.read_text() == "secret"
+
+
+def test_without_landlock_root_fetches_nothing(monkeypatch: pytest.MonkeyPatch):
+    from secrun.errors import HostError
+    from secrun.syscalls import LinuxSyscalls
+
+    monkeypatch.setattr(LinuxSyscalls, "landlock_abi", lambda self: 0)
+    with pytest.raises(HostError) as caught:
+        tried({})
+    assert caught.value.code == "host-landlock"
+
+
+# A host on which nobody has set anything.
+
+
+@pytest.fixture
+def fresh(root: Secrun) -> Secrun:
+    """The same root on a host without a policy."""
+    hidden = " ".join(
+        f"mount -t tmpfs tmpfs {folder};"
+        for folder in ("/etc/containers", "/usr/share/containers")
+        if os.path.isdir(folder)
+    )
+    prefix = ("unshare", "--mount", "sh", "-c", f'{hidden} exec "$@"', "sh")
+    return Secrun(root=root.root, run_root=root.run_root, options=root.options, prefix=prefix)
+
+
+def test_a_fresh_host_refuses_what_is_unsigned_and_runs_what_is_signed(
+    fresh: Secrun, served: Registry, tmp_path: Path
+):
+    image, relaxed = served.reference("team/app:1"), ("--tls-verify=false",)
+    words = ("run", "--rm", "--net=none", *relaxed, image, "--", "echo", "ran")
+    refused = fresh(*words, code=120)
+    assert "there is no trust policy, and no trusted key covers it" in refused.err
+    assert "secrun trust add --prefix" in refused.err
+    assert image in refused.err
+    fresh("trust", "generate-key", tmp_path / "team")
+    fresh("sign", *relaxed, "--key", tmp_path / "team.key", image)
+    assert "no trusted key covers it" in fresh(*words, code=120).err
+    fresh("trust", "add", "--prefix", served.address, "--skip-fingerprint-review", tmp_path / "team.pub")
+    assert fresh(*words).out == "ran\n"

@@ -16,14 +16,13 @@ def run(
 ) -> JsonObject:
     """Return what `body` returns, for root from a process with no rights, no network and no files.
 
-    But for those open at `readable`, which it may open once more. `preload` imports what `body` will need. Forks: the process must have no other threads. Raises what
-    `body` raises.
+    But for those open at `readable`, which it may open once more. `preload` imports what `body` will need.
+    Forks: the process must have no other threads. Raises what `body` raises.
     """
     if not separated():
         return body()
     from secrun.image.rootfs.sandbox import Confined, run_confined
     from secrun.syscalls import LinuxSyscalls
 
-    return run_confined(
-        Confined(body=body, prepare=preload, keep_fds=readable, readable=readable), LinuxSyscalls()
-    )
+    job = Confined(body=body, prepare=preload, keep_fds=readable, readable=readable)
+    return run_confined(job, LinuxSyscalls())

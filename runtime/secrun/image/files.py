@@ -14,8 +14,8 @@ from secrun.image.tarscan import Member, MemberKind
 
 # An old `docker save` links a layer to the same layer of another image, one step.
 _MAX_LINKS = 8
-# blobs/ALGORITHM/DIGITS: nothing of a layout lies deeper.
-_MAX_FOLDER_DEPTH = 3
+# blobs/ALGORITHM: nothing of a layout lies deeper.
+_MAX_FOLDER_DEPTH = 2
 
 
 class Files(Protocol):

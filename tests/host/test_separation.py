@@ -1,5 +1,6 @@
 """Root touches neither the network nor an archive: system calls are watched, and the helper is tried out."""
 
+import json
 import os
 import re
 import socket
@@ -12,9 +13,10 @@ import pytest
 from secrun.image import account, serving
 from secrun.image.frames import Channel
 from secrun.image.helper import Helper, Work, start
+from secrun.image.platform import host_platform
 from secrun.jsonio import JsonObject
 from support import registry
-from support.images import busybox_image
+from support.images import Entry, LayoutWriter, busybox_image, busybox_layer, tar_layer
 from support.registry import Registry
 from support.roots import made
 from support.secrun import Secrun
@@ -94,15 +96,20 @@ def root(secrun: Secrun, tmp_path: Path) -> Iterator[Secrun]:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Registry]:
-    busybox_image(tmp_path / "layout")
+    # Not the image that every root of this tier has already.
+    layers = [busybox_layer(), tar_layer([Entry(name="etc/own", data=b"own")])]
+    config = {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"], "WorkingDir": "/"}
+    LayoutWriter(tmp_path / "layout").add_image(
+        "busybox", layers, architecture=host_platform().architecture, config=config
+    )
     with registry.running_registry(tmp_path / "registry", tls=True) as running:
         running.push(f"oci:{tmp_path}/layout:busybox", "team/app:1")
         yield running
 
 
-def layer_of(secrun: Secrun) -> str:
-    inspected = secrun("image", "inspect", "--format=json", secrun("image", "list", "-q").out.split()[0]).out
-    return re.findall(r'"digest": "sha256:([0-9a-f]{64})"', inspected)[-1]
+def layer_of(secrun: Secrun, image: str) -> str:
+    inspected = json.loads(secrun("image", "inspect", "--format=json", image).out)
+    return str(inspected["images"][0]["layers"][-1]["digest"]).partition(":")[2]
 
 
 def test_root_reads_no_socket_and_no_layer_while_it_runs_an_image_from_a_registry(
@@ -124,7 +131,7 @@ def test_root_reads_no_socket_and_no_layer_while_it_runs_an_image_from_a_registr
     assert network == []
     others = [call for call in seen.by(root=False) if _NETWORK.search(call)]
     assert any(call.startswith(("read(", "recvfrom(")) and f":{served.port}]" in call for call in others)
-    layer = layer_of(root)
+    layer = layer_of(root, image)
     reading = re.compile(
         rf"(?:read|readv|pread64|preadv|mmap|splice|sendfile|copy_file_range)\([^,]*{layer}"
     )

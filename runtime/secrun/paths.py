@@ -14,11 +14,23 @@ class Layout:
 
     root: Path = DEFAULT_ROOT
     run_root: Path = DEFAULT_RUN_ROOT
+    keys: Path | None = None
+    """The key ring, if it is not this root's own."""
 
     @property
     def images(self) -> Path:
         """OCI image layout that holds every fetched blob."""
         return self.root / "images"
+
+    @property
+    def members(self) -> Path:
+        """Stores of ordinary users, a folder named by its number for each."""
+        return self.root / "members"
+
+    def of_member(self, uid: int) -> "Layout":
+        """Return the paths of an ordinary user's own store; which keys count is still the host's to say."""
+        own = self.members / str(uid)
+        return Layout(root=own, run_root=own / "run", keys=self.trust)
 
     @property
     def facts(self) -> Path:
@@ -48,7 +60,7 @@ class Layout:
     @property
     def trust(self) -> Path:
         """Keys by prefix."""
-        return self.root / "trust"
+        return self.keys or self.root / "trust"
 
     @property
     def measure(self) -> Path:

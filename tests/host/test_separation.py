@@ -1,11 +1,14 @@
 """Root touches neither the network nor an archive: system calls are watched, and the helper is tried out."""
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,18 @@ _NETWORK = re.compile(
     r"(?:connect|listen|accept4?|(?:recv|send)(?:from|to|m?msg)|p?(?:read|write)v?|p(?:read|write)64|splice|"
     r"sendfile)\(.*?(?:<(?:TCP|UDP|RAW)(?:v6)?:\[|sa_family=AF_INET)"
 )
+
+
+NOBODY = 65534
+
+
+class Configured(Secrun):
+    """The command line without --root: a settings file names it."""
+
+    def argv(self, *words: str | os.PathLike[str]) -> list[str]:
+        found = super().argv(*words)
+        place = found.index("--root")
+        return [*found[:place], *found[place + 4 :]]
 
 
 @dataclass
@@ -294,3 +309,93 @@ def test_a_fresh_host_refuses_what_is_unsigned_and_runs_what_is_signed(
     assert "no trusted key covers it" in fresh(*words, code=120).err
     fresh("trust", "add", "--prefix", served.address, "--skip-fingerprint-review", tmp_path / "team.pub")
     assert fresh(*words).out == "ran\n"
+
+
+# Members of the group.
+
+
+@pytest.fixture
+def host_of_members(tmp_path: Path) -> Iterator[tuple[Secrun, Secrun]]:
+    """Root's command and a member's, of a host whose settings name the root folder."""
+    base = Path(tempfile.mkdtemp(prefix="secrun-members-", dir="/var/tmp"))
+    base.chmod(0o755)
+    settings = base / "config.toml"
+    settings.write_text(f'root = "{base}/root"\nrun_root = "{base}/run"\n')
+    (base / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    group = str(account.fetching().gid)
+    member = (
+        "setpriv",
+        f"--reuid={NOBODY}",
+        f"--regid={NOBODY}",
+        f"--groups={group}",
+        "env",
+        "HOME=/nonexistent",
+    )
+    words = ("--config", str(settings), "--attest=off")
+    asked = Configured(root=base / "root", run_root=base / "run", options=words)
+    yield asked, replace(asked, prefix=member)
+    shutil.rmtree(base)
+
+
+def test_a_member_fetches_without_root_and_spares_root_the_download(
+    host_of_members: tuple[Secrun, Secrun], served: Registry, tmp_path: Path
+):
+    root, member = host_of_members
+    image = served.reference("team/app:1")
+    policy = root.root.parent / "policy.json"
+    words = ("fetch", "--tls-verify=false", "--policy", policy, image)
+    refused = member(*words, code=None)
+    assert refused.code == 125  # until root has made the folder
+    busybox_image(tmp_path / "other")
+    root("fetch", "--policy", policy, f"oci:{tmp_path}/other:busybox")
+    digest = member(*words).out
+    store = root.root / "members" / str(NOBODY)
+    assert store.stat().st_uid == NOBODY
+    assert image in member("image", "list").out
+    assert image not in root("image", "list").out
+    before = served.requests("GET", "/blobs/")
+    assert root(*words).out == digest
+    assert served.requests("GET", "/blobs/") == before
+
+
+def test_what_a_member_changes_does_not_reach_root(
+    host_of_members: tuple[Secrun, Secrun], served: Registry, tmp_path: Path
+):
+    root, member = host_of_members
+    image = served.reference("team/app:1")
+    policy = root.root.parent / "policy.json"
+    words = ("fetch", "--tls-verify=false", "--policy", policy, image)
+    busybox_image(tmp_path / "other")
+    root("fetch", "--policy", policy, f"oci:{tmp_path}/other:busybox")
+    digest = member(*words).out
+    blobs = root.root / "members" / str(NOBODY) / "images/blobs/sha256"
+    for path in blobs.iterdir():
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    assert root(*words).out == digest
+    inside = root.root / "images/blobs/sha256"
+    for path in inside.iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+    # And nothing of root's store is the member's to change.
+    for path in (
+        inside,
+        *inside.iterdir(),
+        root.root / "images/index.json",
+        root.root / "facts",
+        root.root / "members",
+    ):
+        assert path.stat().st_uid == 0
+        assert not path.stat().st_mode & 0o002
+
+
+def test_a_member_is_refused_like_everybody(
+    host_of_members: tuple[Secrun, Secrun], served: Registry, tmp_path: Path
+):
+    root, member = host_of_members
+    policy = root.root.parent / "policy.json"
+    busybox_image(tmp_path / "other")
+    root("fetch", "--policy", policy, f"oci:{tmp_path}/other:busybox")
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    words = ("fetch", "--tls-verify=false", "--policy", policy, served.reference("team/app:1"))
+    assert "rejects every image" in member(*words, code=120).err

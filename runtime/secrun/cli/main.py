@@ -14,6 +14,10 @@ from secrun.config import Setting
 from secrun.errors import HostError, UsageError
 from secrun.paths import Layout
 
+_ROOT_FLAG = "--root"
+# What members of the group secrun do without root, each in a store of their own.
+_OF_MEMBERS = ("fetch", "image")
+
 
 def _take_globals(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Split the options before the verb from the rest; they are few and must not cost a parser."""
@@ -89,6 +93,17 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
+def _layout(settings: Mapping[str, Setting], verb: Verb) -> Layout:
+    """Return where everything is; members of the group have stores of their own, unless --root is given."""
+    layout = Layout(
+        root=Path(settings["root"].value).absolute(), run_root=Path(settings["run_root"].value).absolute()
+    )
+    own = verb.words[0] in _OF_MEMBERS and settings["root"].origin != _ROOT_FLAG and os.geteuid() != 0
+    if own and os.access(layout.members, os.W_OK | os.X_OK):
+        return layout.of_member(os.geteuid())
+    return layout
+
+
 def _dispatch(argv: Sequence[str]) -> int:
     found, words = _take_globals(argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -111,9 +126,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if verb.needs_root and os.geteuid() != 0:
         raise HostError(f"{prog} needs root", code="host-root")
     settings = _settings(found)
-    layout = Layout(
-        root=Path(settings["root"].value).absolute(), run_root=Path(settings["run_root"].value).absolute()
-    )
+    layout = _layout(settings, verb)
     context = Context(
         layout=layout, out=sys.stdout, err=sys.stderr, settings=settings, debug="debug" in found
     )

@@ -40,6 +40,11 @@ class BlobWriter:
         """Whether every promised byte is there."""
         return self.offset == self._descriptor.size
 
+    @property
+    def good(self) -> bool:
+        """Whether every promised byte is there, and they have the digest."""
+        return self.complete and self._hash.hexdigest() == self._descriptor.digest.hex
+
     def write(self, chunk: bytes) -> None:
         """Append bytes; raises ImageError if the blob grows past its size, OSError if the disk fails."""
         if self._cancelled.is_set():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secrun.checkpoint import reached
-from secrun.image import limits
+from secrun.image import apart, limits, members
 from secrun.image.blobs import BlobWriter, CancelledError
 from secrun.image.manifest import Descriptor
 from secrun.image.progress import Progress
@@ -38,7 +38,8 @@ def _bring(
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 writer = BlobWriter(fd, descriptor, counter=progress, cancelled=cancelled)
-                source.copy_blob(descriptor, writer)
+                if not (apart.separated() and members.take(store.layout, descriptor, writer)):
+                    source.copy_blob(descriptor, writer)
                 writer.finish()
             finally:
                 os.close(fd)

@@ -14,9 +14,9 @@ from secrun import locks
 from secrun.digest import Digest
 from secrun.errors import HostError, StateError
 from secrun.files import fsync_dir, write_atomic
+from secrun.image import apart, limits
 from secrun.image import entries as entries_module
 from secrun.image import facts as facts_module
-from secrun.image import limits
 from secrun.image.entries import Entry
 from secrun.image.facts import ImageFacts
 from secrun.image.manifest import Descriptor
@@ -202,6 +202,10 @@ class ImageStore:
             for directory in (self._images, self._images / "blobs", self._images / "blobs/sha256"):
                 _make_dir(directory, 0o755)
             _make_dir(self.layout.scratch, 0o700)
+            if apart.separated():
+                from secrun.image import members
+
+                members.prepare(self.layout)
             for name, data in (
                 ("oci-layout", _LAYOUT_VERSION),
                 ("index.json", canonical(entries_module.to_json(()))),

@@ -86,12 +86,14 @@ class PodFacts(NamedTuple):
     """What the pod's apps share, and the apps.
 
     `reference` is what filters are compared with: one that lets no more through is no relaxation. Without it
-    every profile that is not called `default` is one.
+    every profile that is not called `default` is one. With a kernel of its own a pod may do to its network
+    what it likes.
     """
 
     network: NetworkMode
     apps: tuple[AppFacts, ...]
     reference: SeccompProfile | None = None
+    own_kernel: bool = False
 
 
 class HostFacts(NamedTuple):
@@ -253,7 +255,7 @@ def compile_app(pod: PodFacts, app: AppFacts, host: HostFacts) -> Confinement:
     if app not in pod.apps:
         raise PolicyError(f"app {app.name} is not part of the pod", code="policy-app")
     known = capabilities.of_host(host.last_capability)
-    withheld = outer.WITHHELD[pod.network]
+    withheld = frozenset[str]() if pod.own_kernel else outer.WITHHELD[pod.network]
     granted = capabilities.grant(app.cap_add, app.cap_drop, uid=app.uid, known=known, withheld=withheld)
     seccomp = _filter(app, granted, host)
     rlimits = _rlimits(app)
@@ -261,7 +263,7 @@ def compile_app(pod: PodFacts, app: AppFacts, host: HostFacts) -> Confinement:
     widened = _widened(pod, app, seccomp, granted, host)
     relaxations = _relaxations(app, granted, hidden.opened, widened=widened)
     score = _oom_score(app)
-    settings = sysctls.check(app.sysctls, own_network=pod.network is NetworkMode.NONE)
+    settings = sysctls.check(app.sysctls, own_network=pod.network is not NetworkMode.HOST)
     fields: JsonObject = {
         "app": app.name,
         "process": process_fields(

@@ -199,6 +199,16 @@ def test_several_networks_and_an_address_that_was_another_pods_before(pods: Secr
     assert re.search(r"^10\.99\.0\.0/16 via 10\.77\.0\.1 dev eth0", said, re.MULTILINE)
 
 
+def test_a_guest_may_be_given_power_over_the_network_of_its_own_kernel(machines: Secrun):
+    """What leaves it is still what has its addresses: the host sees to that."""
+    script = (
+        "busybox ip address add 10.1.1.1/24 dev eth0 && busybox ip -4 -o address show eth0 | wc -l"
+        "; cat /proc/sys/net/ipv4/conf/all/accept_local"
+    )
+    options = ("--cap-add=net_admin", "--sysctl=net.ipv4.conf.all.accept_local=1")
+    assert machines.run("sh", "-c", script, options=options).out == "2\n1\n"
+
+
 def emulator(uuid: str) -> int:
     """The process of a pod's machine."""
     group = cgroups.host().pod(uuid)

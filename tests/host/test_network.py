@@ -68,11 +68,20 @@ def test_an_address_in_use_is_refused_and_nothing_stays(net: HostNet, pods: Secr
     assert [pod["uuid"] for pod in pods.pods()] == [first]
 
 
-def test_what_a_pod_may_do_to_its_network(pods: Secrun):
-    """It may use it, low ports included, and change nothing of it."""
+def test_what_a_pod_may_do_to_its_network(net: HostNet, pods: Secrun):
+    """It may use it, low ports included, and change nothing of it; the operator may set it up."""
     change = "busybox ip address add 10.1.1.1/24 dev eth0 2>/dev/null && echo changed"
     script = f"{change}; timeout 1 busybox nc -l -p 1 -s 0.0.0.0; id -u"
     assert pods.run("sh", "-c", script).out == "0\n"
+    setting = "--sysctl=net.ipv4.conf.eth0.accept_local=1"
+    script = "cat /proc/sys/net/ipv4/conf/eth0/accept_local /proc/sys/net/ipv4/conf/all/accept_local"
+    assert pods.run("sh", "-c", script).out == "0\n0\n"
+    assert pods.run("sh", "-c", script, options=(setting,)).out == "1\n0\n"
+    for name in ("net.core.rmem_max", "net.ipv4.no_such_thing", "net.netfilter.nf_conntrack_max"):
+        known = net.run("sysctl", "-n", name, check=False)
+        said = pods("run", "--rm", f"--sysctl={name}=5", *RELAXED, pods.image, "--", "true", code=125).err
+        assert f"sysctl {name}=5" in said
+        assert net.run("sysctl", "-n", name, check=False) == known
     refused = pods("run", "--cap-add=net_admin", *RELAXED, pods.image, "--", "true", code=2)
     assert "cannot be had in this pod's network" in refused.err
 

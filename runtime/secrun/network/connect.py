@@ -149,6 +149,13 @@ class _Joining:
                 code="network-answer",
             ) from error
 
+    def set_up(self) -> None:
+        """Set what was asked for, now that every interface is there."""
+        if self._target.connection.settings:
+            from secrun.network import settings
+
+            settings.write(self._call, self._fd, self._target.connection.settings)
+
     def write_files(self) -> None:
         """Write the files of /etc that depend on the answers, and their digests into the record."""
         connection = self._target.connection
@@ -228,6 +235,7 @@ def _join_all(joining: _Joining, target: Target) -> None:
             _prepare_bridge(target.layout)
         for index, attachment in enumerate(target.connection.attachments):
             joining.join(index, attachment)
+    joining.set_up()
     joining.write_files()
     checkpoint.reached("network-connected")
 

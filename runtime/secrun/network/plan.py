@@ -196,6 +196,8 @@ class Connection:
     hosts: tuple[HostEntry, ...] = ()
     host_hosts: bool = False
     """The host's /etc/hosts is part of the pod's."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Names and values of sysctl(8) that are set in the pod's namespace when its networks are joined."""
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -205,6 +207,7 @@ class Connection:
             "dns": self.dns.to_json(),
             "hosts": [" ".join((item.address, *item.names)) for item in self.hosts],
             "host_hosts": self.host_hosts,
+            "settings": [f"{name}={value}" for name, value in self.settings],
         }
 
     @classmethod
@@ -216,6 +219,7 @@ class Connection:
             dns=Dns.from_fields(fields.object("dns")),
             hosts=tuple(_entry(text) for text in fields.texts("hosts")),
             host_hosts=fields.flag("host_hosts"),
+            settings=tuple(_pair(text) for text in fields.texts("settings")),
         )
         fields.end()
         return found

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from secrun.digest import Digest
 from secrun.errors import UsageError
-from secrun.jsonio import JsonValue, canonical
+from secrun.jsonio import JsonObject, JsonValue, canonical
 from secrun.pod.request import AppRequest
 from secrun.record import record
 from secrun.stage1 import places
@@ -31,7 +31,7 @@ class ConfinedApp:
     """What the compiler decided for one app, in the words of the OCI runtime configuration."""
 
     process: Mapping[str, JsonValue]
-    linux: Mapping[str, JsonValue]
+    linux: JsonObject
     capabilities: tuple[str, ...]
     relaxations: tuple[str, ...]
     security: AppSecurity
@@ -126,13 +126,19 @@ def pod(
     try:
         facts = {name: _facts(name, request, process) for name, request, process in apps}
         asked = PodFacts(
-            network=NetworkMode(network.value), apps=tuple(facts.values()), reference=default_profile()
+            network=NetworkMode(network.value),
+            apps=tuple(facts.values()),
+            reference=default_profile(),
+            own_kernel=guest_kernel is not None,
         )
         compiled = compile_pod(asked, _enforcer(guest_kernel))
         outer = compiled.outer_filter if guest_kernel is None else None
         outer_filter = compile_bpf(outer) if outer else None
         requests = {name: request for name, request, _ in apps}
         confined = {app.app: _confined(app, facts[app.app], requests[app.app]) for app in compiled.apps}
+        for app in confined.values() if network is Network.CNI and guest_kernel is None else ():
+            # Its namespace is the host's: it is set from there (secrun.network.settings).
+            app.linux.pop("sysctl", None)
     except PolicyError as error:
         raise UsageError(error.message, hint=error.hint, code=error.code) from error
     return ConfinedPod(

@@ -207,6 +207,9 @@ def _decide(
     connection = _connection(layout, pod, apps)
     stage1 = flavour.ensure_image(layout)
     strict, unread = _read_back(known, apps, guest=stage1.kernel is not None)
+    if pod.net.mode is Network.CNI and stage1.kernel is None:
+        asked_for = {item for app in apps for item in app.request.security.sysctls}
+        connection = replace(connection, settings=tuple(sorted(asked_for)))
     confined = confine.pod(
         pod.net.mode, [(app.name, app.request, processes[app.name]) for app in apps], stage1.kernel
     )

@@ -65,6 +65,7 @@ container prune = gc
     *rows(
         Verdict.BETTER,
         """
+events : from the measured log: whoever changes it is found out
 image sign = sign : signatures are checked before every run, by default
 image scp = image copy : with the image's signatures
 copy = image copy
@@ -110,7 +111,6 @@ untag = : an image is known by its digest
         """
 attach =
 healthcheck =
-events =
 export =
 diff =
 history =

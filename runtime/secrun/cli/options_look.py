@@ -1,5 +1,6 @@
 """Verbs that look closely at pods."""
 
+from secrun.cli.options_audit import SPAN
 from secrun.cli.options_common import FORMAT, NO_LEGEND, UUID, UUIDS
 from secrun.cli.table import Kind, Option, Positional, Verb
 
@@ -34,5 +35,19 @@ LOOK_VERBS = (
             NO_LEGEND,
         ),
         needs_root=True,
+    ),
+    Verb(
+        words=("events",),
+        summary="Tell what happened to pods and images, as it was measured",
+        handler="secrun.cli.happenings:events",
+        description="One line for each record of the event logs; what ran with --attest=off is there as far "
+        "as it was measured later. A whole UUID may be of a pod that is gone.",
+        positionals=(Positional(name="uuid", help="of this pod only", count="?"),),
+        options=(
+            Option(flags=("-f", "--follow"), kind=Kind.FLAG, help="go on with what happens"),
+            *SPAN,
+            FORMAT,
+        ),
+        examples=("secrun events --since 1h", "secrun events -f --format json"),
     ),
 )

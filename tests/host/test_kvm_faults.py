@@ -226,6 +226,52 @@ def test_what_a_host_lacks_for_machines_is_named_before_anything_starts(
     other("attest", "stop", "--force", code=None)
 
 
+# A host whose /dev has all that programs need, and no kvm.
+WITHOUT_KVM = """
+mkdir -p "$0" && mount --rbind /dev "$0" && mount -t tmpfs -o mode=755 none /dev || exit 99
+for name in null zero full random urandom tty ptmx; do
+  touch /dev/$name && mount --bind "$0/$name" /dev/$name || exit 99
+done
+mkdir /dev/shm /dev/pts && ln -s /proc/self/fd /dev/fd && test ! -e /dev/kvm || exit 99
+exec "$@"
+"""
+
+
+# A host whose processor has what KVM needs, and no module for it.
+WITH_VMX = """
+sed 's/^flags[^:]*:/& vmx/' /proc/cpuinfo > "$0" && mount --bind "$0" /proc/cpuinfo || exit 99
+mount -t tmpfs none /sys/module || exit 99
+exec "$@"
+"""
+WITH_MODULE = ("sh", "-c", 'mkdir -p /sys/module/kvm_intel && exec "$@"', "sh")
+
+
+def test_what_is_missing_of_kvm_is_named_and_emulation_needs_none_of_it(guests: Secrun, tmp_path: Path):
+    no_device = ("unshare", "-m", "sh", "-c", WITHOUT_KVM, str(tmp_path / "dev"))
+    vmx = ("unshare", "-m", "sh", "-c", WITH_VMX, str(tmp_path / "cpuinfo"))
+    before = guests.pods()
+    words = ("--pull=never", "--insecure-options=image", "--stage1=kvm", guests.image, "--", "true")
+    for prefix, said in (
+        (vmx, "kvm_intel is not loaded"),
+        ((*no_device, *vmx, *WITH_MODULE), "/dev/kvm cannot be opened"),
+    ):
+        assert said in dataclasses.replace(guests, prefix=prefix)("run", *words, code=125).err
+    there = dataclasses.replace(guests, prefix=no_device)
+    assert there.run("echo", "emulated").out == "emulated\n"
+    assert guests.pods() == before
+
+
+def test_more_apps_than_one_event_holds_are_refused_before_anything_starts(guests: Secrun):
+    words = [
+        word for n in range(64) for word in ("---", f"--name=application-{n}", guests.image, "--", "true")
+    ]
+    before = guests.pods()
+    err = guests("prepare", *guests.pod_options, *words[1:], code=125).err
+    assert re.search(r"its 64 apps has \d+ bytes, one event holds \d+", err)
+    assert "fewer apps" in err
+    assert guests.pods() == before
+
+
 def test_a_device_without_hardware_virtualisation_is_no_accelerator(guests: Secrun):
     if {"vmx", "svm"} & set(Path("/proc/cpuinfo").read_text().split()):
         pytest.fail("this test is for hosts without hardware virtualisation")

@@ -4,6 +4,8 @@ What both flavours share is in the suite that runs over both; here one running p
 """
 
 import dataclasses
+import itertools
+import json
 import os
 import re
 import stat
@@ -75,6 +77,34 @@ def test_qemu_has_no_right_on_the_host(running: Running):
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
+
+
+def test_qemu_is_given_nothing_that_was_not_asked_for(running: Running):
+    words = Path(f"/proc/{running.pids()['qemu-system-x86_64']}/cmdline").read_text().split("\0")
+    pairs = list(itertools.pairwise(words))
+    (sandbox,) = (value for word, value in pairs if word == "-sandbox")
+    assert sandbox == "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    assert {"-nodefaults", "-no-user-config"} <= set(words)
+    assert ("-display", "none") in pairs
+    given = [value for word, value in pairs if word == "-device"]
+    devices = [json.loads(text)["driver"] if text[0] == "{" else text.split(",")[0] for text in given]
+    # Stage1, the pod, the app, the scratch disk, three shares, the link, the console, entropy, the TPM.
+    assert set(devices) <= {
+        *("virtio-blk-pci", "vhost-user-fs-pci", "virtio-serial-pci", "virtserialport", "isa-serial"),
+        *("virtio-rng-pci", "tpm-crb"),
+    }
+    assert [devices.count(name) for name in ("vhost-user-fs-pci", "virtserialport", "tpm-crb")] == [3, 1, 1]
+
+
+def test_qemu_has_mounts_and_a_control_group_of_its_own(running: Running):
+    proc = Path(f"/proc/{running.pids()['qemu-system-x86_64']}")
+    waiter = running.secrun.status(running.uuid)["pid"]
+    namespaces = [
+        os.readlink(path / "ns/mnt") for path in (Path("/proc/self"), Path(f"/proc/{waiter}"), proc)
+    ]
+    assert len(set(namespaces)) == 3
+    (group,) = (line for line in (proc / "cgroup").read_text().splitlines() if line.startswith("0::"))
+    assert group.endswith(f"/secrun/{running.uuid}")
 
 
 def test_every_process_of_a_machine_has_its_own_user_and_the_pods_control_group(running: Running):

@@ -41,10 +41,12 @@ POINTS = (
     "measured-PodExit",
 )
 
-MACHINE = ("--stage1=kvm", "--accel=tcg")
-# What a machine adds, and what is made otherwise for it.
+# What a machine has made in place of mounted images.
 MACHINE_POINTS = ("machine-folder", "images-mounted", "machine-written")
-MACHINE_FAULTS = ("mount-namespace", *MACHINE_POINTS, "before-waiter", "cleaned-up")
+_PLACE = POINTS.index("images-mounted")
+OPTIONS = {"nspawn": (), "kvm": ("--stage1=kvm", "--accel=tcg")}
+INSTANTS = {"nspawn": POINTS, "kvm": (*POINTS[:_PLACE], *MACHINE_POINTS, *POINTS[_PLACE + 1 :])}
+EVERY = [(flavour, point) for flavour, points in INSTANTS.items() for point in points]
 
 
 def run_with_fault(secrun: Secrun, tmp_path: Path, point: str, *options: str) -> tuple[int, list[str]]:
@@ -71,38 +73,19 @@ def assert_nothing_is_left(secrun: Secrun, before, uuids) -> None:
     assert list(secrun.root.glob("scratch/*")) == []
 
 
-def test_the_list_of_instants_is_complete(secrun: Secrun, tmp_path):
-    code, passed = run_with_fault(secrun, tmp_path, "")
+@pytest.mark.parametrize("flavour", INSTANTS)
+def test_the_list_of_instants_is_complete(secrun: Secrun, tmp_path, flavour):
+    code, passed = run_with_fault(secrun, tmp_path, "", *OPTIONS[flavour])
     assert code == 0
-    assert tuple(passed) == POINTS
+    assert tuple(passed) == INSTANTS[flavour]
     clean_up(secrun)
 
 
-def test_the_instants_of_a_machine_are_those_of_any_pod_and_its_own(secrun: Secrun, tmp_path):
-    code, passed = run_with_fault(secrun, tmp_path, "", *MACHINE)
-    assert code == 0
-    place = POINTS.index("images-mounted")
-    assert tuple(passed) == (*POINTS[:place], *MACHINE_POINTS, *POINTS[place + 1 :])
-    clean_up(secrun)
-
-
-@pytest.mark.parametrize("point", MACHINE_FAULTS)
-def test_a_machine_killed_at_any_instant_leaves_a_clean_host_after_gc(secrun: Secrun, tmp_path, point):
+@pytest.mark.parametrize(("flavour", "point"), EVERY)
+def test_killed_at_any_instant_gc_leaves_a_clean_host(secrun: Secrun, tmp_path, flavour, point):
     clean_up(secrun)
     before = footprint(str(secrun.root))
-    code, passed = run_with_fault(secrun, tmp_path, point, *MACHINE)
-    assert code == -signal.SIGKILL
-    assert point in passed
-    uuids = [pod["uuid"] for pod in secrun.pods()]
-    clean_up(secrun)
-    assert_nothing_is_left(secrun, before, uuids)
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at_any_instant_gc_leaves_a_clean_host(secrun: Secrun, tmp_path, point):
-    clean_up(secrun)
-    before = footprint(str(secrun.root))
-    code, passed = run_with_fault(secrun, tmp_path, point)
+    code, passed = run_with_fault(secrun, tmp_path, point, *OPTIONS[flavour])
     # Whoever kills the finishing program after one of its writes finds that the waiter ran another.
     assert code == (0 if point in ("exit-written", "measured-PodExit") else -signal.SIGKILL)
     assert point in passed

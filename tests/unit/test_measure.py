@@ -6,7 +6,7 @@ import os
 import pytest
 
 from secrun.digest import Digest
-from secrun.errors import StateError
+from secrun.errors import HostError, StateError
 from secrun.measure import accounts, actor, events, journal, marker
 from secrun.measure.identity import HostIdentity, load, required, store
 from secrun.measure.marker import Marker
@@ -148,6 +148,23 @@ def test_neither_words_nor_variables_of_an_app_are_in_its_events():
 def test_a_pod_of_sixty_four_apps_fits_into_one_event():
     fields = events.pod_prepare(pod(*(f"app-{number}" for number in range(64))), DIGEST)
     measured(Operation.POD_PREPARE, fields, 3)
+
+
+def test_a_pod_that_does_not_fit_into_one_event_is_refused_with_both_sizes():
+    names = [f"application-{number}" for number in range(64)]
+    events.check_size(pod(*names[:40]))
+    events.check_size(replace(pod(*names[:40]), machine=MACHINE))
+    with pytest.raises(HostError, match=r"its 64 apps has \d{5} bytes, one event holds 16128"):
+        events.check_size(replace(pod(*names), machine=MACHINE))
+    # Whatever is let through can be measured.
+    for count in range(40, 65):
+        manifest = replace(pod(*names[:count]), machine=MACHINE)
+        try:
+            events.check_size(manifest)
+        except HostError:
+            break
+        measured(Operation.POD_PREPARE, events.pod_prepare(manifest, DIGEST), 999_999)
+    assert count > 45
 
 
 def test_a_commands_digest_depends_on_every_word_and_on_its_salt():

@@ -3,11 +3,17 @@
 import hashlib
 
 from secrun.digest import Digest
+from secrun.errors import HostError
 from secrun.jsonio import canonical
 from secrun.stage1.machine import Machine
 from secrun.stage1.manifest import AppManifest, ImageIdentity, PodManifest
+from secrun_attest import jcs
 from secrun_attest.jcs import JsonObject, JsonValue
+from secrun_attest.limits import MAX_EVENT_DATA
 from secrun_attest.record import Operation
+
+# What an event has around the fields: its version, sequence number, operation and time.
+_ENVELOPE_BYTES = 256
 
 
 def image_admit(image: ImageIdentity) -> JsonObject:
@@ -63,6 +69,22 @@ def pod_prepare(manifest: PodManifest, digest: Digest) -> JsonObject:
         "apps": apps,
         **({} if manifest.machine is None else {"machine": _machine(manifest.machine)}),
     }
+
+
+def check_size(manifest: PodManifest) -> None:
+    """Raise HostError unless what is measured of a pod fits into one event.
+
+    64 apps on the host's kernel do, with short names; a machine's root hashes take more.
+    """
+    size = len(jcs.encode(pod_prepare(manifest, Digest.of(b""))))
+    limit = MAX_EVENT_DATA - _ENVELOPE_BYTES
+    if size > limit:
+        raise HostError(
+            f"pod {manifest.uuid} cannot be measured: what is said of its {len(manifest.apps)} apps has"
+            f" {size} bytes, one event holds {limit}",
+            hint="fewer apps in one pod, shorter names, or fewer relaxations",
+            code="host-measure-size",
+        )
 
 
 def _enforced(manifest: PodManifest, app: AppManifest) -> JsonObject:

@@ -86,6 +86,7 @@ class Measuring:
         if self._settings.mode is Mode.OFF:
             return
         try:
+            events.check_size(manifest)
             with self._open(
                 f"pod {manifest.uuid} is not prepared, since it cannot be measured", attentive=True
             ) as log:

@@ -283,11 +283,11 @@ def _context(layout: Layout, policy: Path | None) -> Context:
 
 
 def _file_digest(path: Path) -> str:
-    """Return the digest of a file; empty if there is none."""
+    """Return the digest of a file; empty if there is none, or none that can be read: it admits nothing."""
     try:
         with path.open("rb") as stream:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from secrun.errors import DeniedError, ImageError, StateError
+from secrun.errors import DeniedError, ImageError, RegistryError
 from secrun.image import config as configs
-from secrun.image import rootfs
+from secrun.image import rootfs, sources
 from secrun.image.aci import limits, oci
 from secrun.image.aci.bring import Chain
+from secrun.image.aci.web import Web
 from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.progress import NullProgress
+from secrun.image.retry import SystemClock
 from secrun.image.store import ImageStore
+from secrun.image.wire import ConnectionLostError, LossKind
 from secrun.paths import Layout
 from secrun.record import replace
 from secrun.trust.ring import KeyRing
@@ -33,6 +36,20 @@ class Notes(NullProgress):
 @pytest.fixture
 def layout(tmp_path):
     return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
+
+
+class NoNetwork:
+    """A client of a host without a network."""
+
+    def request(self, method, url, headers):
+        raise ConnectionLostError(LossKind.REFUSED, "it does not accept connections")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    monkeypatch.setattr(
+        sources, "web", lambda options: Web(NoNetwork(), SystemClock(), http=options.insecure_http)
+    )
 
 
 @pytest.fixture
@@ -168,10 +185,10 @@ def test_a_dependency_of_a_dependency_comes_along(layout, options, file):
 def test_a_dependency_that_is_not_there_is_an_error_that_names_it(layout, options, file, wanted):
     ensure_image(layout, str(file("example.com/base")), options)
     path = file(dependencies=[wanted])
-    with pytest.raises(StateError) as caught:
+    with pytest.raises(RegistryError) as caught:
         ensure_image(layout, str(path), options)
-    assert wanted["imageName"] in caught.value.message
-    assert caught.value.code == "state-image-missing"
+    assert f"depends on appc://{wanted['imageName']}" in caught.value.message
+    assert "secrun fetch" in caught.value.hint
 
 
 def test_a_dependency_by_the_beginning_of_its_id(layout, options, file):

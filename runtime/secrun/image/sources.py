@@ -28,6 +28,7 @@ from secrun.image.tarscan import Member, from_json, scan, to_json
 from secrun.record import record
 
 if TYPE_CHECKING:
+    from secrun.image.aci.web import Web
     from secrun.image.lookaside import Section
 
 
@@ -68,6 +69,18 @@ class _Beside:
         except (FileNotFoundError, NotADirectoryError):
             return ()
         return (self._folder,)
+
+
+def web(options: FetchOptions) -> "Web":
+    """Return what reads addresses of app container images."""
+    from secrun.image.aci.web import Web
+
+    client = wire.UrllibClient(
+        tls_verify=options.tls_verify,
+        certificates=CertificateDirs.of_user(os.environ),
+        proxies=ProxySettings.of_environment(os.environ),
+    )
+    return Web(client, retry.SystemClock(), http=options.insecure_http)
 
 
 class _Login:

@@ -9,6 +9,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pysequoia
+
 from support.images import Entry, busybox_layer, directory, tar_layer
 
 NAME = "example.com/app"
@@ -91,6 +93,24 @@ def busybox_files():
                 Entry(name=info.name, kind=info.type, mode=info.mode, data=data, link=info.linkname)
             )
     return found
+
+
+class LibrarySigner:
+    """A key of the library that secrun verifies with: no program has to be there."""
+
+    def __init__(self, name="Tester <tester@example.com>", **options):
+        self.key = pysequoia.Tsk.generate(name, **options)
+
+    @property
+    def public(self):
+        return bytes(self.key.extract_certificate())
+
+    def sign(self, path):
+        """Write PATH.asc, a detached signature in armor."""
+        target = Path(f"{path}.asc")
+        mode = pysequoia.SignatureMode.DETACHED
+        target.write_bytes(bytes(pysequoia.sign(self.key.signer(), Path(path).read_bytes(), mode=mode)))
+        return target
 
 
 class Signer:

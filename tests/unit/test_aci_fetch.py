@@ -2,10 +2,12 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from secrun.digest import Digest
 from secrun.errors import DeniedError, ImageError, RegistryError
 from secrun.image import config as configs
 from secrun.image import rootfs, sources
@@ -15,12 +17,17 @@ from secrun.image.aci.web import Web
 from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.progress import NullProgress
 from secrun.image.retry import SystemClock
+from secrun.image.rootfs.model import FileKind
 from secrun.image.store import ImageStore
 from secrun.image.wire import ConnectionLostError, LossKind
 from secrun.paths import Layout
 from secrun.record import replace
+from secrun.trust import detached
+from secrun.trust.faults import SignatureFaultError
+from secrun.trust.requirement import Material, Requirement, RequirementType
 from secrun.trust.ring import KeyRing
-from support import aci
+from secrun.trust.verdict import Case
+from support import aci, layers
 from support.images import Entry, directory
 from support.stored import accepting
 
@@ -78,14 +85,12 @@ def file(tmp_path):
 
 
 def names_in(layout, image):
-    """Return the files of a rendered image."""
-    import subprocess
-
-    rendered = rootfs.ensure(layout, image.layers)
-    said = subprocess.run(
-        ["dump.erofs", "--ls", "--path=/etc", rendered.path], capture_output=True, text=True, check=True
-    ).stdout
-    return {line.split()[-1] for line in said.splitlines() if line.split()[1:2] == ["1"]}
+    """Return the files in /etc of an image."""
+    rootfs.ensure(layout, image.layers)
+    tree = layers.merge(*(layer.path.read_bytes() for layer in image.layers))
+    return {
+        path.decode().removeprefix("etc/") for path, entry in tree.items() if entry.kind is FileKind.FILE
+    }
 
 
 def entry_of(layout, path):
@@ -222,17 +227,13 @@ def test_a_whitelist_holds_for_dependencies_and_says_what_nobody_has(layout, opt
 
 
 @pytest.fixture(scope="module")
-def signer(tmp_path_factory):
-    found = aci.Signer(tmp_path_factory.mktemp("gpg") / "home")
-    yield found
-    found.close()
+def signer():
+    return aci.LibrarySigner(validity_seconds=3600)
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    found = aci.Signer(tmp_path_factory.mktemp("gpg") / "home", "Stranger <s@example.org>")
-    yield found
-    found.close()
+def stranger():
+    return aci.LibrarySigner("Stranger <s@example.org>")
 
 
 def trust(layout, signer, prefix):
@@ -268,6 +269,26 @@ def test_a_signed_image_is_admitted_by_a_key_of_its_name(layout, rejecting, file
     assert ensure_image(layout, str(path), never).admission == image.admission
     key.unlink()
     refusal(layout, path, never)
+
+
+def test_a_key_that_has_expired_does_not_count_any_more(tmp_path, signer):
+    (tmp_path / "file").write_bytes(b"bytes")
+    image = Digest("sha512", "0f" * 64)
+    material = Material(path="/key", data=signer.public)
+    keys, now = {material: signer.public}, time.time()
+    signature = signer.sign(tmp_path / "file").read_bytes()
+    found = detached.weigh(str(tmp_path / "file"), signature, image, keys, now)
+    requirement = Requirement(type=RequirementType.KEY_RING, keys=(material,))
+
+    def verified(when, known=keys):
+        case = Case(name=None, digests=frozenset((image,)), keys=known, now=when)
+        return detached.verify(found, requirement, case)
+
+    assert now < verified(now).expires <= now + 3700
+    with pytest.raises(SignatureFaultError, match="is expired"):
+        verified(now + 3700)
+    with pytest.raises(SignatureFaultError, match="is expired"):
+        detached.weigh(str(tmp_path / "file"), signature, image, keys, now + 3700)
 
 
 def test_keys_of_other_names_other_keys_and_bad_signatures_do_not_count(

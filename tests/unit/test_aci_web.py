@@ -302,13 +302,10 @@ def test_an_image_is_not_downloaded_again_while_its_tag_is_the_same(layout, opti
 
 
 def test_the_signature_is_beside_the_address_and_counts_by_the_name(layout, options, server, tmp_path):
-    signer = aci.Signer(tmp_path / "gpg")
-    try:
-        (tmp_path / "app.aci").write_bytes(packed())
-        signature = signer.sign(tmp_path / "app.aci").read_bytes()
-        public = signer.public
-    finally:
-        signer.close()
+    signer = aci.LibrarySigner()
+    (tmp_path / "app.aci").write_bytes(packed())
+    signature = signer.sign(tmp_path / "app.aci").read_bytes()
+    public = signer.public
     policy = tmp_path / "reject.json"
     policy.write_text(json.dumps({"default": [{"type": "reject"}]}))
     rejecting = replace(options, policy=policy)

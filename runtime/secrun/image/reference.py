@@ -299,7 +299,8 @@ def parse(text: str) -> ImageReference:
     if colon and (scheme in _FOREIGN or (scheme == Transport.DOCKER and not rest.isdecimal())):
         raise _bad(text, f"{scheme!r} is no transport of secrun")
     if _is_aci_path(text):
-        return _file(Transport.ACI, text, text)
+        # Two slashes in front would read as an address.
+        return _file(Transport.ACI, f"/{text.lstrip('/')}" if text.startswith("/") else text, text)
     if not text or len(text) > dockername.MAX_NAME_CHARS * 2 or not text.isprintable() or " " in text:
         raise _bad(text, "it is empty, too long or has blanks")
     first, slash, _ = text.partition("/")

@@ -18,6 +18,7 @@ from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.progress import NullProgress
 from secrun.image.retry import SystemClock
 from secrun.image.rootfs.model import FileKind
+from secrun.image.sources import ReachedWeb
 from secrun.image.store import ImageStore
 from secrun.image.wire import ConnectionLostError, LossKind
 from secrun.paths import Layout
@@ -55,7 +56,11 @@ class NoNetwork:
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     monkeypatch.setattr(
-        sources, "web", lambda options: Web(NoNetwork(), SystemClock(), http=options.insecure_http)
+        sources,
+        "reach_web",
+        lambda options: ReachedWeb(
+            web=Web(NoNetwork(), SystemClock(), http=options.insecure_http), prepare=tuple
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from secrun.image.aci.discovery import Tag
 from secrun.image.aci.web import Web
 from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.reference import AppcReference, UrlReference
+from secrun.image.sources import ReachedWeb
 from secrun.image.store import ImageStore
 from secrun.image.wire import ConnectionLostError, LossKind
 from secrun.paths import Layout
@@ -242,7 +243,11 @@ def options(tmp_path):
 @pytest.fixture
 def server(monkeypatch):
     made = Server()
-    monkeypatch.setattr(sources, "web", lambda options: Web(made, Clock(), http=options.insecure_http))
+    monkeypatch.setattr(
+        sources,
+        "reach_web",
+        lambda options: ReachedWeb(web=Web(made, Clock(), http=options.insecure_http), prepare=tuple),
+    )
     return made
 
 
@@ -460,7 +465,7 @@ def test_nothing_is_asked_for_where_nothing_may_be(layout, options, server):
 def test_a_real_client_reads_an_address_and_notices_a_cut(options):
     found = []
     with hostile_server() as real:
-        web = sources.web(replace(options, insecure_http=True))
+        web = sources.reach_web(replace(options, insecure_http=True)).web
         real.replies["/app.aci"] = [Reply(body=b"whole", headers={"ETag": "x"})]
         address = f"http://{real.address}"
         assert web.download(f"{address}/app.aci", found.append, limit=5) == "x"

@@ -14,9 +14,9 @@ from secrun.image.aci.describe import describe
 from secrun.image.aci.flatten import job
 from secrun.image.aci.tarwriter import END, header, padding
 from secrun.image.aci.unpack import hashed
-from secrun.image.entries import Entry, descriptor_json
+from secrun.image.entries import Entry
 from secrun.image.fetch import StoredImage, load
-from secrun.image.manifest import Descriptor, parse_manifest
+from secrun.image.manifest import Descriptor, descriptor_document
 from secrun.image.reference import RegistryReference
 from secrun.image.reference import parse as parse_reference
 from secrun.image.rootfs.model import FileKind, Xattrs
@@ -128,10 +128,8 @@ def oci(layout: Layout, entry: Entry, path: Path, *, overwrite: bool = False) ->
     Raises StateError for a file that exists or an image that is damaged.
     """
     store = ImageStore(layout)
-    what = f"stored image {entry.reference}"
-    data = store.read(entry.descriptor, what=what)
-    manifest = parse_manifest(data, entry.descriptor.media_type, what=what)
-    index: JsonObject = {"schemaVersion": 2, "manifests": [descriptor_json(entry.descriptor)]}
+    manifest = store.needed_facts(entry).manifest
+    index: JsonObject = {"schemaVersion": 2, "manifests": [descriptor_document(entry.descriptor)]}
     blobs = {item.digest: item for item in (entry.descriptor, manifest.config, *manifest.layers)}
     algorithms = sorted({digest.algorithm for digest in blobs})
     with _whole(path, overwrite=overwrite) as out:
@@ -150,6 +148,6 @@ def documents(layout: Layout, entry: Entry) -> tuple[bytes, bytes, StoredImage]:
     store = ImageStore(layout)
     what = f"stored image {entry.reference}"
     data = store.read(entry.descriptor, what=what)
-    manifest = parse_manifest(data, entry.descriptor.media_type, what=what)
+    manifest = store.needed_facts(entry).manifest
     image = load(store, entry, BYPASS, reference=entry.reference, names=())
     return data, store.read(manifest.config, what=what), image

@@ -71,7 +71,15 @@ class _Beside:
         return (self._folder,)
 
 
-def web(options: FetchOptions) -> "Web":
+@record
+class ReachedWeb:
+    """What reads addresses of app container images, and what must be done while files can still be read."""
+
+    web: "Web"
+    prepare: Callable[[], tuple[int, ...]]
+
+
+def reach_web(options: FetchOptions) -> ReachedWeb:
     """Return what reads addresses of app container images."""
     from secrun.image.aci.web import Web
 
@@ -80,7 +88,12 @@ def web(options: FetchOptions) -> "Web":
         certificates=CertificateDirs.of_user(os.environ),
         proxies=ProxySettings.of_environment(os.environ),
     )
-    return Web(client, retry.SystemClock(), http=options.insecure_http)
+
+    def prepare() -> tuple[int, ...]:
+        client.preload()
+        return ()
+
+    return ReachedWeb(web=Web(client, retry.SystemClock(), http=options.insecure_http), prepare=prepare)
 
 
 class _Login:

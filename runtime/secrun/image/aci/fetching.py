@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from secrun.errors import DeniedError, RegistryError, StateError
 from secrun.image import reference as references
-from secrun.image import resolve, sources
+from secrun.image import resolve
 from secrun.image.aci import oci
 from secrun.image.aci.bring import Chain, check_dependency, check_identity, make, matches, wanted
-from secrun.image.aci.staging import AciReference, Asked, Staged, staged
+from secrun.image.aci.staging import AciReference, Staged, staged
 from secrun.image.aci.unpack import Unpacked, unpack
+from secrun.image.aci.webfetch import Asked
 from secrun.image.options import PullPolicy
 from secrun.image.reference import AppcReference, FileReference, Origin, StoredReference, UrlReference
 from secrun.trust.signatures import SignatureKind, SignatureSet
@@ -53,11 +54,10 @@ class AciFetch:
         if isinstance(asked, AppcReference):
             # The name is known, so that what nothing could admit is not even looked for.
             work.admitter.before(asked)
-        web = sources.web(work.options)
         stamp = known.stamp if known is not None and not isinstance(asked, FileReference) else ""
         held = Asked(size=size, stamp=stamp, platform=work.platform)
         with work.store.importing() as scratch:
-            with staged(asked, web, scratch, held) as file:
+            with staged(asked, work.options, scratch, held) as file:
                 if file is None:
                     return self._unchanged(asked, known)
                 unpacked = unpack(file.fd, scratch, what=str(asked))

@@ -4,24 +4,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from secrun.errors import ImageError, RegistryError
+from secrun.errors import ImageError
 from secrun.files import file_stamp
 from secrun.image import limits as image_limits
-from secrun.image.aci import discovery, limits, oci
+from secrun.image.aci import limits, remote
+from secrun.image.aci.webfetch import SIGNATURE_SUFFIX, Asked
 from secrun.image.files import open_regular
-from secrun.image.platform import Platform
+from secrun.image.options import FetchOptions
 from secrun.image.reference import AppcReference, FileReference, UrlReference
 from secrun.image.rootfs.inflate import write_all
 from secrun.record import record
 from secrun.trust import limits as trust_limits
 
-if TYPE_CHECKING:
-    from secrun.image.aci.web import Web
-
 AciReference = FileReference | UrlReference | AppcReference
-_SIGNATURE_SUFFIX = ".asc"
 
 
 @record
@@ -32,18 +28,6 @@ class Staged:
     path: Path
     signature: bytes
     stamp: str
-
-
-@record
-class Asked:
-    """What a download may be held against: its size in bytes, the stamp of what is stored, a platform."""
-
-    size: int | None = None
-    stamp: str = ""
-    platform: Platform | None = None
-
-
-ANYTHING = Asked()
 
 
 def too_large(what: str, limit: int) -> ImageError:
@@ -62,7 +46,7 @@ def _copy(source: int, target: int, what: str) -> None:
 
 def _signature(path: Path) -> bytes:
     """Return the signature beside a file, empty if there is none."""
-    beside = path.with_name(path.name + _SIGNATURE_SUFFIX)
+    beside = path.with_name(path.name + SIGNATURE_SUFFIX)
     if not beside.exists():
         return b""
     fd = open_regular(beside, str(beside), follow=True)
@@ -75,7 +59,7 @@ def _signature(path: Path) -> bytes:
 
 @contextmanager
 def staged(
-    reference: AciReference, web: "Web", scratch: Path, asked: Asked = ANYTHING
+    reference: AciReference, options: FetchOptions, scratch: Path, asked: Asked
 ) -> Iterator[Staged | None]:
     """Yield the file that a reference means, None if it is still what its stamp tells.
 
@@ -87,74 +71,30 @@ def staged(
         if isinstance(reference, FileReference):
             yield _of_file(reference, fd, path)
         else:
-            yield _of_web(reference, web, fd, path, asked)
+            yield _of_web(reference, options, fd, path, asked)
     finally:
         os.close(fd)
         path.unlink()
 
 
 def _of_web(
-    reference: UrlReference | AppcReference, web: "Web", fd: int, path: Path, asked: Asked
+    reference: UrlReference | AppcReference, options: FetchOptions, fd: int, path: Path, asked: Asked
 ) -> Staged | None:
-    """Download an image, and then its signature: servers may make the one while they send the other."""
-    found = _endpoint(reference, web, asked.platform)
-    limit = limits.MAX_ACI_BYTES if asked.size is None else asked.size
-    tag = web.download(found.image, lambda chunk: write_all(fd, chunk), limit=limit, known=asked.stamp)
-    if tag is None:
+    total = 0
+
+    def sink(chunk: bytes) -> None:
+        nonlocal total
+        total += len(chunk)
+        if total > asked.limit:
+            raise too_large(str(reference), asked.limit)
+        write_all(fd, chunk)
+
+    found = remote.fetched(reference, options, asked, sink)
+    if found is None:
         return None
-    if asked.size is not None and os.fstat(fd).st_size != asked.size:
-        raise ImageError(
-            f"{reference} has {os.fstat(fd).st_size} bytes, {asked.size} were announced", code="image-size"
-        )
-    signature = web.small(found.signature, trust_limits.MAX_MESSAGE_BYTES) or b""
-    return Staged(fd=fd, path=path, signature=signature, stamp=tag)
-
-
-def _endpoint(
-    reference: UrlReference | AppcReference, web: "Web", platform: Platform | None
-) -> discovery.Endpoint:
-    if isinstance(reference, UrlReference):
-        web.check(reference.url)
-        address, query, rest = reference.url.partition("?")
-        return discovery.Endpoint(
-            image=reference.url, signature=f"{address}{_SIGNATURE_SUFFIX}{query}{rest}"
-        )
-    return discover(reference, web, platform)[0]
-
-
-def _labels(reference: AppcReference, platform: Platform | None) -> dict[str, str]:
-    """Return the labels to look for: those asked for, and this host's system and architecture."""
-    own = {} if platform is None else {"os": platform.os, "arch": oci.label_of(platform)}
-    return {**own, **dict(reference.labels)}
-
-
-def looked_at(name: str, web: "Web") -> Iterator[discovery.Page]:
-    """Yield the pages of a name and its parents that have tags."""
-    for scheme in web.schemes:
-        for page in discovery.pages(name):
-            try:
-                data = web.page(discovery.page_address(scheme, page))
-            except RegistryError:
-                if scheme == web.schemes[-1]:
-                    raise
-                break
-            found = discovery.parse(data or b"")
-            if found.images or found.keys:
-                yield found
-
-
-def discover(reference: AppcReference, web: "Web", platform: Platform | None) -> list[discovery.Endpoint]:
-    """Return where an image is, at least one place; raises RegistryError."""
-    http = "http" in web.schemes
-    labels = _labels(reference, platform)
-    for page in looked_at(reference.image, web):
-        if not page.images:
-            continue
-        # The first page with tags speaks for the name; its parents are not asked beside it.
-        if found := discovery.endpoints(page.images, reference.image, labels, http=http):
-            return found
-        raise discovery.nothing_found(str(reference), "no template that fits")
-    raise discovery.nothing_found(str(reference), "nothing")
+    if asked.size is not None and total != asked.size:
+        raise ImageError(f"{reference} has {total} bytes, {asked.size} were announced", code="image-size")
+    return Staged(fd=fd, path=path, signature=found.signature, stamp=found.stamp)
 
 
 def _of_file(reference: FileReference, fd: int, path: Path) -> Staged:

@@ -12,6 +12,7 @@ import pytest
 from support import aci, hostnet
 from support.images import Entry, directory
 from support.secrun import Secrun, eventually
+from support.watching import NETWORK, watch
 
 PASSWD = b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home:/bin/sh\n"
 SAY = 'id; pwd; echo "$COLOR $AC_APP_NAME"; cat /data/given; ls -ld /scratch; grep CapBnd /proc/self/status'
@@ -179,29 +180,10 @@ def test_an_image_is_discovered_by_tls_and_read_by_nobody_with_rights(secrun: Se
                 inside("trust", "add", *trust)
                 # Without the authority nothing is believed.
                 assert "TLS" in inside(*words, code=125, environment={"HOME": str(tmp_path)}).err
-                traced = dataclasses.replace(
-                    inside,
-                    prefix=(*net.prefix, "strace", "-f", "-qq", *TRACED, "-o", str(tmp_path / "trace")),
-                )
-                traced(*words, environment=environment)
+                seen = watch(inside, tmp_path / "trace", *words, environment=environment)
             finally:
                 server.kill()
     outside = dataclasses.replace(inside, prefix=())
     assert "localhost/app" in outside("image", "cat-manifest", "app:1.0.0").out
-    assert connected_as(tmp_path / "trace") == {pwd.getpwnam("secrun").pw_uid}
-
-
-TRACED = ("-e", "trace=connect,setresuid")
-
-
-def connected_as(path: Path) -> set[int]:
-    """Return the users whose processes connected to a server, by what strace saw of each process."""
-    users: dict[str, int] = {}
-    found: set[int] = set()
-    for line in path.read_text().splitlines():
-        process, call = line.split(maxsplit=1)
-        if call.startswith("setresuid("):
-            users[process] = int(call.partition("(")[2].partition(",")[0])
-        elif "AF_INET" in call:
-            found.add(users.get(process, 0))
-    return found
+    talked = {uid for uid, name, rest in seen.calls if NETWORK.search(f"{name}({rest}")}
+    assert talked == {pwd.getpwnam("secrun").pw_uid}

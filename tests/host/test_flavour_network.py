@@ -241,6 +241,33 @@ def test_the_emulator_has_no_network_and_a_killed_one_leaves_nothing_of_it(net: 
     assert net.rules() == []
 
 
+# Leaves the interface with a queue of its own, as a plugin that shapes traffic may.
+BUSY = """#!/bin/sh
+input=$(cat)
+case $CNI_COMMAND in
+ADD)
+  nsenter --net="$CNI_NETNS" tc qdisc add dev "$CNI_IFNAME" ingress
+  echo "$input" | sed 's/.*"prevResult":\\({.*}\\),"type".*/\\1/';;
+esac
+"""
+
+
+def test_an_interface_that_cannot_be_connected_is_named(net: HostNet, machines: Secrun, tmp_path: Path):
+    (tmp_path / "busy").write_text(BUSY)
+    (tmp_path / "busy").chmod(0o755)
+    ipam = {"type": "host-local", "dataDir": str(tmp_path / "l"), "ranges": [[{"subnet": "10.78.0.0/24"}]]}
+    plugins = [{"type": "bridge", "bridge": "testbusy", "ipam": ipam}, {"type": "busy"}]
+    document = {"cniVersion": "1.0.0", "name": "busy", "plugins": plugins}
+    (tmp_path / "busy.conflist").write_text(json.dumps(document))
+    options = ("--attest=off", f"--net-config={tmp_path}", f"--cni-path={tmp_path}:/usr/lib/cni")
+    lab = dataclasses.replace(machines, options=options)
+    err = lab.run("true", options=("--net=busy",), code=125).err
+    assert "a machine's interface cannot be connected: eth0: File exists" in err
+    assert "use --stage1=nspawn for this network" in err
+    assert [name for name in net.links() if name.startswith("veth")] == []
+    net.run("ip", "link", "delete", "testbusy")
+
+
 @pytest.mark.parametrize("point", ["machine-written", "before-waiter"])
 def test_killed_while_a_machine_is_made_gc_leaves_no_interface_lease_or_rule(
     net: HostNet, machines: Secrun, tmp_path: Path, point: str

@@ -177,6 +177,6 @@ def test_the_group_is_the_users_own_where_none_is_named(layout, stored, tmp_path
             "rootfs": {"type": "layers", "diff_ids": []},
         }
         config = parse_config(json.dumps(document).encode(), what="config")
-        made = json.loads(describe.describe(config, known, name="a", version="1", what="it"))
+        made = json.loads(describe.describe(config, known, own=None, name="a", version="1", what="it"))
         assert (made["app"]["user"], made["app"]["group"]) == expected
         assert {"name": "version", "value": "1"} in made["labels"]

@@ -6,7 +6,7 @@ import pytest
 
 from secrun.errors import ImageError
 from secrun.image.aci import limits
-from secrun.image.aci.manifest import parse
+from secrun.image.aci.manifest import document_of, parse, read
 from support import aci
 
 
@@ -160,3 +160,12 @@ def test_duplicate_keys_depth_and_size_are_refused():
     assert "limit" in refused(b" " * (limits.MAX_MANIFEST_BYTES + 1)).message
     for data in (b"", b"[]", b"{", b"\xff"):
         refused(data)
+
+
+def test_fractions_where_the_specification_has_none_do_not_matter():
+    document = aci.manifest(app={"isolators": [{"name": "own", "value": [1.5]}]}, other=0.25)
+    plain = document_of(aci.encoded(document), what="it")
+    assert plain["other"] == "0.25"
+    assert read(plain, what="it") == parsed(document)
+    with pytest.raises(ImageError):
+        document_of(aci.encoded(isolator("resource/cpu", {"limit": 1.5})), what="it")

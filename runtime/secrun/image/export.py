@@ -10,6 +10,7 @@ from typing import BinaryIO
 from secrun.digest import Digest
 from secrun.errors import ImageError, StateError
 from secrun.image import limits, rootfs
+from secrun.image.aci import embedded
 from secrun.image.aci.describe import describe
 from secrun.image.aci.flatten import job
 from secrun.image.aci.tarwriter import END, header, padding
@@ -87,7 +88,8 @@ def aci(layout: Layout, entry: Entry, path: Path, *, overwrite: bool = False) ->
     image = load(store, entry, BYPASS, reference=entry.reference, names=())
     rendered = rootfs.ensure(layout, image.layers)
     name, version = _named(entry)
-    data = describe(image.config, rendered, name=name, version=version, what=entry.reference)
+    own = embedded.document_of(image.config, entry.reference)
+    data = describe(image.config, rendered, own=own, name=name, version=version, what=entry.reference)
     with ExitStack() as stack:
         out = stack.enter_context(_whole(path, overwrite=overwrite))
         folder = stack.enter_context(scratch_folder(layout))

@@ -7,7 +7,7 @@ option. Whatever the operator says of the same thing replaces what the image say
 from collections.abc import Sequence
 
 from secrun.errors import UsageError
-from secrun.image.aci import oci
+from secrun.image.aci import embedded
 from secrun.image.aci.isolators import Isolators
 from secrun.image.aci.manifest import AciManifest, App, MountPoint, NamedPort
 from secrun.image.config import ImageConfig
@@ -229,11 +229,6 @@ def apply(layout: Layout, name: str, image: AciManifest, given: AppRequest, aske
     )
 
 
-def manifest_of(config: ImageConfig, what: str) -> AciManifest | None:
-    """Return the manifest of an image that was an app container image, None for all others."""
-    return oci.embedded(config, what)
-
-
 def _port(port: NamedPort) -> ImagePort | None:
     if port.protocol not in tuple(Protocol):
         return None
@@ -242,7 +237,7 @@ def _port(port: NamedPort) -> ImagePort | None:
 
 def ports_of(config: ImageConfig, what: str) -> tuple[ImagePort, ...]:
     """Return the ports that an image gives names."""
-    image = manifest_of(config, what)
+    image = embedded.manifest_of(config, what)
     if image is None or image.app is None:
         return ()
     return tuple(found for port in image.app.ports if (found := _port(port)) is not None)

@@ -1,6 +1,5 @@
 """The image manifest (appc spec 0.8) of a stored image; pure, the same bytes for the same image."""
 
-import json
 import re
 
 from secrun.errors import ImageError
@@ -85,9 +84,8 @@ def _app(config: ImageConfig, rootfs: RootfsImage) -> JsonObject | None:
     }
 
 
-def _flattened(text: str) -> JsonObject:
+def _flattened(document: JsonObject) -> JsonObject:
     """Return the manifest that an image was converted from, without what is in its files now."""
-    document: JsonObject = json.loads(text)
     return {key: value for key, value in document.items() if key not in ("dependencies", "pathWhitelist")}
 
 
@@ -110,13 +108,20 @@ def _new(config: ImageConfig, rootfs: RootfsImage, name: str, version: str) -> J
     return document if app is None else {**document, "app": app}
 
 
-def describe(config: ImageConfig, rootfs: RootfsImage, *, name: str, version: str, what: str) -> bytes:
+def describe(
+    config: ImageConfig,
+    rootfs: RootfsImage,
+    *,
+    own: JsonObject | None,
+    name: str,
+    version: str,
+    what: str,
+) -> bytes:
     """Return the manifest of an image with all files in one rootfs; raises ImageError.
 
-    An image that was an app container image keeps its own, but for dependencies and whitelist.
+    `own` is the manifest that it was converted from, which it keeps but for dependencies and whitelist.
     """
-    text = oci.text_of(config)
-    document = _flattened(text) if text else _new(config, rootfs, name, version)
+    document = _new(config, rootfs, name, version) if own is None else _flattened(own)
     data = canonical(document)
     try:
         manifests.parse(data, what=f"image manifest of {what}")

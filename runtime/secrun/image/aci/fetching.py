@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from secrun.errors import DeniedError, RegistryError, StateError
 from secrun.image import reference as references
 from secrun.image import resolve
-from secrun.image.aci import oci
+from secrun.image.aci import embedded
 from secrun.image.aci.bring import Chain, check_dependency, check_identity, make, matches, wanted
 from secrun.image.aci.staging import AciReference, Staged, staged
 from secrun.image.aci.unpack import Unpacked, unpack
@@ -34,7 +34,7 @@ def _checked(reference: Origin) -> AciReference:
 
 def manifest_of(work: Fetching, entry: Entry) -> AciManifest | None:
     """Return the manifest that a stored image was converted from, None if from none."""
-    return oci.embedded(work.store.needed_facts(entry).config, f"stored image {entry.reference}")
+    return embedded.manifest_of(work.store.needed_facts(entry).config, f"stored image {entry.reference}")
 
 
 class AciFetch:

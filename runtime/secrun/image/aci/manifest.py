@@ -294,6 +294,11 @@ def document_of(data: bytes, *, what: str) -> JsonObject:
     """
     document = parse_object(data, what=what, limit=limits.MAX_MANIFEST_BYTES)
     read(document, what=what)
+    return plain(document)
+
+
+def plain(document: JsonObject) -> JsonObject:
+    """Return a document with words instead of fractions, which canonical JSON has none of."""
     return {key: _plain(value) for key, value in document.items()}
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from support import lab
+from support import lab, qmp
 from support.images import busybox_image
 from support.swtpm import Swtpm
 
@@ -28,7 +28,9 @@ PACKAGES = (
     *("systemd", "systemd-container", "crun", "libseccomp2", "python3-seccomp", "python3-selinux"),
     *("iproute2", "mount", "uidmap", "ca-certificates"),
     *("libtss2-esys-3.0.2-0", "libtss2-rc0", "libtss2-tctildr0"),
-    *("libtss2-tcti-device0", "libtss2-tcti-swtpm0", "swtpm"),
+    *("libtss2-tcti-device0", "libtss2-tcti-swtpm0", "swtpm", "swtpm-tools"),
+    # Pods in virtual machines.
+    *("qemu-system-x86", "libvirt-daemon-driver-qemu", "python3-libvirt"),
     # The judge of what is measured.
     "tpm2-tools",
     *("systemd-sysv", "udev", "dbus", "kmod", "linux-image-cloud-amd64"),
@@ -94,6 +96,7 @@ FILES = {
 # The host's policy, secrun's module, and what lets a test act as a pod that has got out of all else.
 MODULES = ("policies/selinux/secrun.cil", "tests/vmhost/intruder.cil")
 POLICY = "etc/selinux/default"
+LIBVIRT_USER = "libvirt-qemu"
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "systemd-networkd.service")
 
 
@@ -141,7 +144,7 @@ def build(checkout: Path) -> Machine:
     """Return the machine, made once per recipe, the policy's modules included, outside the checkout."""
     debian, modules = _debian(), [checkout / name for name in MODULES]
     texts = [path.read_text() for path in modules]
-    recipe = [debian.parent.name, *MASKED, str(DISK_BYTES), json.dumps(FILES), *texts]
+    recipe = [debian.parent.name, LIBVIRT_USER, *MASKED, str(DISK_BYTES), json.dumps(FILES), *texts]
     folder = lab.cache_folder() / _digest(recipe)
     machine = Machine(disk=folder / "disk.ext4", kernel=folder / "vmlinuz", initrd=folder / "initrd.img")
     seal = folder / "vm.seal"
@@ -184,6 +187,8 @@ def _furnish(tree: Path) -> None:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text)
     (tree / "usr/local/bin/secrun").chmod(0o755)
+    # What libvirt's daemon, which is not there, would bring.
+    lab.tool("chroot", tree, "useradd", "--system", "--user-group", "--no-create-home", LIBVIRT_USER)
     units = tree / "etc/systemd/system"
     for name in MASKED:
         (units / name).unlink(missing_ok=True)
@@ -256,10 +261,16 @@ def boot(machine: Machine, given: Boot, folder: Path) -> list[dict[str, object]]
     console, results = folder / "console.log", folder / "results.jsonl"
     argv = _command(machine, given, f"file:{console}", f"file:{results}")
     given.tpm.start_as_chip()
+    watched = qmp.Watched(folder / "qmp.sock")
     try:
-        done = subprocess.run(
-            argv, timeout=DEADLINE_SECONDS, check=False, stdin=subprocess.DEVNULL, capture_output=True
-        )
+        with watched:
+            done = subprocess.run(
+                [*argv, *watched.words],
+                timeout=DEADLINE_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+            )
         end = f"exit status {done.returncode}: {done.stderr.decode(errors='replace')}"
     except subprocess.TimeoutExpired:
         end = f"stopped after {DEADLINE_SECONDS} s"
@@ -269,7 +280,9 @@ def boot(machine: Machine, given: Boot, folder: Path) -> list[dict[str, object]]
     reports = [json.loads(line) for line in lines if line.startswith("{")]
     if not reports or reports[-1].get("name") != "end":
         said = console.read_text(errors="replace")[-6000:] if console.exists() else ""
-        raise RuntimeError(f"the machine did not finish ({end}); its console:\n{said}")
+        raise RuntimeError(
+            f"the machine did not finish ({end}); QEMU told of {watched.events}; its console:\n{said}"
+        )
     return reports[:-1]
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from pathlib import Path
 
 from vmhost.kit import (
     IDLE,
@@ -19,6 +20,7 @@ from vmhost.kit import (
     host_is_as_it_was,
     life,
     nothing_remains,
+    run,
     secrun,
     status,
     tool,
@@ -34,6 +36,17 @@ def logs() -> dict[str, str]:
 def before() -> dict:
     """What the first boot saw last. It went through the test: an fsync would save more than this note."""
     return json.loads(base64.b64decode(from_outside("note")))
+
+
+@check
+def a_sleep_is_told_to_the_log_that_goes_on() -> str:
+    """Whoever started the machine wakes it when it is asleep: an alarm may ring before, and wakes nobody."""
+    before = attest_status()["epoch"]
+    Path("/sys/power/state").write_text("mem")
+    assert run("echo", "awake") == "awake\n"
+    names = [operation for operation, _ in events()]
+    assert names.count("LogOpen") == names.count("Resume") == 1
+    return f"{before} {attest_status()['epoch']}"
 
 
 @check

@@ -71,7 +71,7 @@ first = pytest.mark.timeout(vm.BUILD_SECONDS + 2 * vm.DEADLINE_SECONDS)
 
 
 @first
-@pytest.mark.parametrize("name", [*kit.FIRST, *kit.SECOND])
+@pytest.mark.parametrize("name", [*guest.FIRST, *guest.SECOND])
 def test_on_debian(story: Story, name: str):
     row = story.rows[name]
     print(f"{row['seconds']} s\n{row['said']}")

@@ -19,7 +19,7 @@ _LEVEL = r"s\d{1,2}(:c\d{1,4}(,c\d{1,4}){0,7})?\Z"
 _CONTEXT = r"([A-Za-z0-9_.-]+):([A-Za-z0-9_.-]+):([A-Za-z0-9_.-]+):(s[0-9a-z:,.-]+)\Z"
 _ASSIGNMENT = r'\s*([a-z_]+)\s*=\s*"?([^"\s]+)"?\s*\Z'
 _KINDS = ("disable", "level", "type")
-# lxc_contexts(5) and virtual_domain_context(5) have a handful of lines.
+# lxc_contexts(5) has a handful of lines.
 MAX_CONTEXT_FILE_BYTES = 64 * 1024
 # What refpolicy builds by default, and no policy in use has less.
 CATEGORIES = 1024
@@ -29,6 +29,10 @@ OWN_RUNTIME = "system_u:system_r:secrun_t:s0"
 OWN_PROCESS = "system_u:system_r:secrun_pod_t:s0"
 OWN_OPEN = "system_u:system_r:secrun_open_t:s0"
 OWN_FILE = "system_u:object_r:secrun_file_t:s0"
+OWN_MACHINE = "system_u:system_r:secrun_vm_t:s0"
+OWN_MACHINE_FILE = "system_u:object_r:secrun_vm_file_t:s0"
+OWN_SHARE = "system_u:system_r:secrun_share_t:s0"
+OWN_BRIDGE = "system_u:system_r:secrun_bridge_t:s0"
 OWN_STORE = "system_u:object_r:secrun_var_t:s0"
 OWN_RUN = "system_u:object_r:secrun_run_t:s0"
 
@@ -112,12 +116,6 @@ def parse_assignments(text: str) -> dict[str, str]:
     return {match[1]: match[2] for match in matches if match}
 
 
-def parse_lines(text: str) -> tuple[str, ...]:
-    """Read virtual_domain_context(5) or virtual_image_context(5): a context a line, the default first."""
-    words = (line.split("#")[0].strip() for line in text.splitlines())
-    return tuple(word for word in words if word)
-
-
 def with_level(context: str, level: str) -> str:
     """Return a context at another level; raises PolicyError if it has none."""
     match = re.match(_CONTEXT, context)
@@ -148,33 +146,34 @@ class HostContexts(NamedTuple):
     """What the host's policy names, unread files being empty, and which contexts it defines."""
 
     lxc: str
-    virtual_domain: str
-    virtual_image: str
     defined: Callable[[str], bool]
 
 
-def _named(kind: LabelKind, host: HostContexts) -> Contexts | None:
-    """Return what the host's own files name for this kind, if they name both."""
-    if kind is LabelKind.CONTAINER:
-        names = parse_assignments(host.lxc)
-        process, file = names.get("process", ""), names.get("file", "")
-    else:
-        domains, images = parse_lines(host.virtual_domain), parse_lines(host.virtual_image)
-        process, file = (domains or ("",))[0], (images or ("",))[0]
-    return Contexts(process=process, file=file) if process and file else None
+def _candidates(kind: LabelKind, host: HostContexts) -> list[Contexts]:
+    """Return what a pod of this kind may get, the best first.
+
+    Types of the host for machines (virtual_domain_context(5)) fit a libvirtd, which starts its helpers and
+    labels its images by itself; only the module's know what secrun's starter, bridge and daemons need.
+    """
+    if kind is LabelKind.MACHINE:
+        return [Contexts(process=OWN_MACHINE, file=OWN_FILE)]
+    names = parse_assignments(host.lxc)
+    named = Contexts(process=names.get("process", ""), file=names.get("file", ""))
+    return [named, Contexts(process=OWN_PROCESS, file=OWN_FILE)]
 
 
 def choose(kind: LabelKind, asked: LabelRequest, host: HostContexts) -> Contexts | None:
     """Return the contexts of a pod: the host's if its policy defines them, else secrun's module's.
 
-    None if the policy has neither. Raises PolicyError if it does not define what was asked for.
+    None if the policy has neither. Raises PolicyError if it does not define what was asked for. Nothing
+    inside a machine has a label, so label=disable leaves its emulator the one it has.
     """
     runtime = OWN_RUNTIME if host.defined(OWN_RUNTIME) else ""
-    own = Contexts(process=OWN_PROCESS, file=OWN_FILE) if kind is LabelKind.CONTAINER else None
-    for found in (_named(kind, host), own):
-        if found is not None and host.defined(found.process) and host.defined(found.file):
-            of_secrun = runtime if kind is LabelKind.CONTAINER else ""
-            return _asked_for(asked, found._replace(runtime=of_secrun), host)
+    if kind is LabelKind.MACHINE:
+        asked = asked._replace(disable=False)
+    for found in _candidates(kind, host):
+        if found.process and found.file and host.defined(found.process) and host.defined(found.file):
+            return _asked_for(asked, found._replace(runtime=runtime), host)
     return None
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,8 +74,6 @@ def contexts() -> HostContexts:
 
     return HostContexts(
         lxc=_read(library.selinux_lxc_contexts_path()),
-        virtual_domain=_read(library.selinux_virtual_domain_context_path()),
-        virtual_image=_read(library.selinux_virtual_image_context_path()),
         defined=defined,
     )
 
@@ -95,6 +94,44 @@ def execute_as(context: str) -> None:
             hint="secrun policy install selinux; the denial is in the audit log",
             code="host-selinux",
         ) from error
+
+
+@contextmanager
+def executing_as(context: str) -> Iterator[None]:
+    """Execute what this thread starts meanwhile as a context; empty: as the policy says for its program."""
+    if not context:
+        yield
+        return
+    execute_as(context)
+    try:
+        yield
+    finally:
+        _binding().setexeccon_raw(None)
+
+
+@contextmanager
+def files_as(context: str) -> Iterator[None]:
+    """Label the files that this thread makes meanwhile (setfscreatecon(3)); empty: as the policy says."""
+    if not context:
+        yield
+        return
+    library = _binding()
+    library.setfscreatecon_raw(context)
+    try:
+        yield
+    finally:
+        library.setfscreatecon_raw(None)
+
+
+def context_of(pid: int) -> str:
+    """Return the context of a process; raises FileNotFoundError if it has ended."""
+    return Path(f"/proc/{pid}/attr/current").read_text().rstrip("\0\n")
+
+
+def binding_folder() -> Path | None:
+    """Return the folder of libselinux's binding, None if it is not installed."""
+    found = PathFinder.find_spec("selinux")
+    return None if found is None or found.origin is None else Path(found.origin).parents[1]
 
 
 @contextmanager

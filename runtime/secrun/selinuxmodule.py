@@ -17,7 +17,7 @@ from secrun_policies.profiles import selinux_module_path
 NAME = "secrun"
 _VERSION = re.compile(r"; The SELinux module of secrun, version (\d+)")
 # As in the module: labelled by their pod's start, not by the host's relabelling.
-_OF_PODS = "/[^/]+/[^/]+/(config|host|rw|stage1.log)(/.*)?"
+_OF_PODS = "/[^/]+/[^/]+/(config|host|rw|lv|pod.img|scratch.img|stage1.log)(/.*)?"
 # Written by hand it has some 20 KiB.
 _MAX_BYTES = 1 << 20
 # Rebuilding a policy of a hundred thousand rules takes seconds, an emulated machine minutes.

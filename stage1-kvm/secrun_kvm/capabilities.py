@@ -5,13 +5,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
 
+from secrun import selinux
 from secrun.errors import HostError, SecrunError
+from secrun.record import row
+from secrun.stage1 import labels
 from secrun.stage1.machine import Accelerator
 from secrun.stage1.uidrange import acquire
 from secrun.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC, LinuxSyscalls
 from secrun_kvm import lvroot, virt
+from secrun_kvm.contexts import Contexts, of_emulator
 from secrun_kvm.place import CACHE, Root
 from secrun_kvm.spec import Architecture
+from secrun_policies.labels import OWN_RUN, LabelKind, LabelRequest
 
 _MAX_TEXT = 4096
 
@@ -32,21 +37,40 @@ def build(
     for old in folder.parent.iterdir():
         if old.name not in keep:
             shutil.rmtree(old)
+    label = labels.decide(LabelKind.MACHINE, LabelRequest())
+    contexts = Contexts() if label is None else of_emulator(label.process)
     ids = acquire("vm-capabilities")
-    with ids.guard, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with (
+        ids.guard,
+        selinux.files_as(contexts.files),
+        tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
+    ):
         root = Root(Path(scratch) / lvroot.FOLDER_NAME)
         group = lvroot.kvm_group() if accelerator is Accelerator.KVM else ids.base
         lvroot.make(root, lvroot.settings(ids.base, group))
-        _ask_in_child(root, architecture, accelerator)
+        _ask_in_child(_Question(root, architecture, accelerator, contexts.emulator))
+        if contexts.files:
+            # No machine ever gets at these, but at copies of its own.
+            labels.label_tree(root.path / CACHE, OWN_RUN)
         (root.path / CACHE).rename(folder)
 
 
-def _ask_in_child(root: Root, architecture: Architecture, accelerator: Accelerator) -> None:
+@row
+class _Question:
+    """What is asked, and as what QEMU answers."""
+
+    root: Root
+    architecture: Architecture
+    accelerator: Accelerator
+    context: str
+
+
+def _ask_in_child(question: _Question) -> None:
     """Ask in a process of its own: it changes its mounts, and libvirt's threads must not stay."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
-        _reap(write_fd, root, architecture, accelerator)
+        _reap(write_fd, question)
     os.close(write_fd)
     with os.fdopen(read_fd, "rb") as stream:
         said = stream.read(_MAX_TEXT).decode("utf-8", "replace")
@@ -59,7 +83,7 @@ def _ask_in_child(root: Root, architecture: Architecture, accelerator: Accelerat
         )
 
 
-def _reap(write_fd: int, root: Root, architecture: Architecture, accelerator: Accelerator) -> NoReturn:
+def _reap(write_fd: int, question: _Question) -> NoReturn:
     """Be the parent of every QEMU that is asked: libvirt waits until each has vanished.
 
     The host's PID 1 may take its time over that. Never returns into the caller's code.
@@ -69,7 +93,7 @@ def _reap(write_fd: int, root: Root, architecture: Architecture, accelerator: Ac
         LinuxSyscalls().child_subreaper()
         asking = os.fork()
         if asking == 0:
-            _ask(write_fd, root, architecture, accelerator)
+            _ask(write_fd, question)
         while True:
             pid, status = os.wait()
             if pid == asking:
@@ -79,15 +103,17 @@ def _reap(write_fd: int, root: Root, architecture: Architecture, accelerator: Ac
         os._exit(0 if code == 0 else 1)
 
 
-def _ask(write_fd: int, root: Root, architecture: Architecture, accelerator: Accelerator) -> NoReturn:
+def _ask(write_fd: int, question: _Question) -> NoReturn:
     code = 1
     try:
         call = LinuxSyscalls()
         call.unshare(CLONE_NEWNS)
         call.mount("", "/", "", MS_REC | MS_PRIVATE)
-        place = lvroot.enter(call, root, accelerator)
-        kind = "kvm" if accelerator is Accelerator.KVM else "qemu"
-        virt.examine(place, lvroot.EMULATORS[architecture], architecture=architecture, kind=kind)
+        place = lvroot.enter(call, question.root, question.accelerator)
+        kind = "kvm" if question.accelerator is Accelerator.KVM else "qemu"
+        emulator = lvroot.EMULATORS[question.architecture]
+        with selinux.executing_as(question.context):
+            virt.examine(place, emulator, architecture=question.architecture, kind=kind)
         code = 0
     except (SecrunError, OSError) as error:
         os.write(write_fd, str(error).encode()[:_MAX_TEXT])

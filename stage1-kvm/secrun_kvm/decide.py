@@ -2,18 +2,17 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from secrun.errors import HostError
 from secrun.record import replace
-from secrun.stage1 import hostside
+from secrun.stage1 import hostside, labels
 from secrun.stage1.contract import Decided, Draft, Problem
 from secrun.stage1.machine import Accelerator, Machine, MachineRequest
 from secrun.stage1.manifest import Network, PodManifest
 from secrun_kvm import accel, machines, nics, podimage, probe
 from secrun_kvm.guestimage import load_guest
+from secrun_policies.labels import LabelKind
 
-ENFORCE = Path("/sys/fs/selinux/enforce")
 # A socket or a device of the host has no meaning in a guest.
 _SHAREABLE = "a folder or a regular file"
 
@@ -35,17 +34,6 @@ def _volumes(manifest: PodManifest) -> list[Problem]:
     ]
 
 
-def _labels(enforce: Path) -> list[Problem]:
-    """Refuse to start a machine without a label where the kernel enforces labels."""
-    try:
-        enforced = enforce.read_text().strip() != "0"
-    except FileNotFoundError:
-        return []
-    text = "enforces labels, and machines have none yet"
-    hint = "use --stage1=nspawn"
-    return [Problem(subject="SELinux", text=text, hint=hint)] if enforced else []
-
-
 def _programs(manifest: PodManifest, asked: MachineRequest) -> list[Problem]:
     """Return what this pod would miss of QEMU, libvirt and their helpers."""
     where = accel.architecture()
@@ -62,7 +50,7 @@ def _programs(manifest: PodManifest, asked: MachineRequest) -> list[Problem]:
 
 def refusals(manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
     """Return which parts of a request cannot be honoured, each with what to do instead."""
-    found = [*_volumes(manifest), *_labels(ENFORCE), *_programs(manifest, asked)]
+    found = [*_volumes(manifest), *_programs(manifest, asked)]
     if manifest.network is Network.HOST:
         text = "cannot be given to a pod in a virtual machine: its network is its own"
         found.append(Problem(subject="--net=host", text=text, hint="leave it out, or use --stage1=nspawn"))
@@ -106,4 +94,5 @@ def decided(draft: Draft) -> Decided:
         pod_root=image.root,
         pod_blocks=image.blocks,
     )
-    return Decided(machine=machine, files={podimage.FILE_NAME: image.data})
+    label = labels.decide(LabelKind.MACHINE, draft.label)
+    return Decided(machine=machine, label=label, files={podimage.FILE_NAME: image.data})

@@ -186,14 +186,10 @@ def _features(spec: VmSpec) -> str:
     return element("features", None, *parts)
 
 
-def _labels(spec: VmSpec) -> list[str]:
-    """Return whose rights QEMU has; `relabel=no`: shared images keep the owner and label they have."""
+def _identity(spec: VmSpec) -> str:
+    """Return whose rights QEMU has; `relabel=no`: shared images keep the owner they have."""
     identity = _text("label", f"+{spec.uid}:+{spec.gid}")
-    parts = [element("seclabel", {"type": "static", "model": "dac", "relabel": "no"}, identity)]
-    if spec.label is not None:
-        label = _text("label", spec.label)
-        parts.append(element("seclabel", {"type": "static", "model": "selinux", "relabel": "no"}, label))
-    return parts
+    return element("seclabel", {"type": "static", "model": "dac", "relabel": "no"}, identity)
 
 
 def _overrides(spec: VmSpec) -> list[str]:
@@ -264,6 +260,6 @@ def domain_xml(spec: VmSpec) -> str:
         element("clock", {"offset": "utc"}),
         *(_text(event, "destroy") for event in ("on_poweroff", "on_reboot", "on_crash")),
         _devices(spec),
-        *_labels(spec),
+        _identity(spec),
         *_overrides(spec),
     )

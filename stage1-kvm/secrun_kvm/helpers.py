@@ -10,6 +10,8 @@ from secrun.launch import leave_running
 from secrun_kvm.place import Root
 
 SWTPM = Path("/usr/bin/swtpm")
+# libvirt believes in a software TPM only where all three are, whoever starts it.
+SWTPM_PARTS = (SWTPM, Path("/usr/bin/swtpm_setup"), Path("/usr/bin/swtpm_ioctl"))
 # In the order of preference: Debian 12 (part of QEMU), then the Rust program of Debian 13 and others.
 VIRTIOFSD_OF_QEMU = Path("/usr/lib/qemu/virtiofsd")
 VIRTIOFSD = (VIRTIOFSD_OF_QEMU, Path("/usr/libexec/virtiofsd"), Path("/usr/lib/virtiofsd"))

@@ -5,16 +5,17 @@ however it dies, no mount is left.
 """
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from secrun import checkpoint
+from secrun import checkpoint, selinux
 from secrun.errors import HostError, StateError
 from secrun.interpreter import command as interpreter_command
 from secrun.launch import run
 from secrun.record import replace
-from secrun.stage1 import cgroups, hostside
+from secrun.stage1 import cgroups, hostside, labels
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.hostside import HostSide
@@ -22,8 +23,18 @@ from secrun.stage1.machine import Accelerator, Machine
 from secrun.stage1.manifest import Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.units import LOG_MAX_BYTES
-from secrun.syscalls import MS_BIND, MS_REC, Syscalls
+from secrun.syscalls import (
+    MNT_DETACH,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REC,
+    Syscalls,
+)
 from secrun_kvm import accel, machines, nics, podimage, probe
+from secrun_kvm.contexts import Contexts, of
 from secrun_kvm.domain import domain_xml
 from secrun_kvm.guestimage import GuestImage, load_guest, verify_guest
 from secrun_kvm.helpers import SWTPM
@@ -43,8 +54,9 @@ from secrun_kvm.spec import Architecture, Disk, Model, Share, VmSpec
 from secrun_kvm.starter import Plan
 
 _SCRATCH = "scratch.img"
-# An emulated guest needs 3 s on a quiet core and ten times that on a crowded host.
-_READY_MILLIS = {Accelerator.KVM: 30_000, Accelerator.TCG: 120_000}
+# An emulated guest needs 3 s on a quiet core and ten times that on a crowded host; so does one of a host
+# that is emulated itself.
+_READY_MILLIS = {Accelerator.KVM: 120_000, Accelerator.TCG: 120_000}
 
 
 def pod_word(machine: Machine) -> str:
@@ -70,6 +82,7 @@ def bridge_command(
     uid: int,
     kill: Path,
     starter: Sequence[str],
+    label: str = "",
 ) -> tuple[str, ...]:
     """Return the command of the machine's supervisor; pure."""
     machine = machine_of(manifest)
@@ -80,6 +93,7 @@ def bridge_command(
     words += ["--link", str(root.link), "--console", str(root.console)]
     # QEMU's, the pod's first; the supervisor takes the next, so neither can do anything to the other.
     words += ["--uid", str(uid), "--gid", str(uid)]
+    words += ["--label", label] if label else []
     words += ["--ready-timeout", str(_READY_MILLIS[machine.accelerator])]
     words += ["--log-max", str(LOG_MAX_BYTES), "--cgroup-kill", str(kill)]
     words += ["--timing", str(files.timing)]
@@ -104,23 +118,26 @@ class KvmLauncher:
         files = PodFiles(pod.path)
         manifest = pod.manifest
         machine = machine_of(manifest)
-        host = hostside.take(files, manifest, _controllers(), undo)
+        label = hostside.assign_label(pod, undo)
+        contexts = of(label)
+        host = hostside.take(files, manifest, _controllers(), undo, label)
         _limit(host, machine)
-        attach = hostside.writable(files, manifest, host.uid_base + 1, undo)
+        attach = hostside.writable(files, manifest, host.uid_base + 1, undo, label)
         hostside.private_mounts(self._syscalls, host.hierarchy)
         checkpoint.reached("mount-namespace")
         undo.callback(leave)
-        root = self._make_root(pod, host, machine)
+        root = self._make_root(pod, host, machine, contexts)
         checkpoint.reached("machine-folder")
-        spec, shared = self._fill(pod, host, root)
-        checkpoint.reached("images-mounted")
-        # The plugins have been at work beside all this.
-        joined = nics.joined(pod)
-        spec = replace(spec, nics=tuple(item.nic for item in joined))
-        nics.write(root, joined)
-        root.domain.write_text(domain_xml(spec))
+        with selinux.files_as(contexts.files):
+            spec, shared = self._fill(pod, host, root, contexts)
+            checkpoint.reached("images-mounted")
+            # The plugins have been at work beside all this.
+            joined = nics.joined(pod)
+            spec = replace(spec, nics=tuple(item.nic for item in joined))
+            nics.write(root, joined)
+            root.domain.write_text(domain_xml(spec))
         checkpoint.reached("machine-written")
-        plan = self._plan(machine, host.uid_base, root, shared)
+        plan = replace(self._plan(machine, host.uid_base, root, shared), label=contexts.emulator)
         if pod.network is not None:
             plan = replace(plan, namespace=pod.network.path, interfaces=tuple(item.name for item in joined))
         return Launch(
@@ -132,12 +149,20 @@ class KvmLauncher:
                 uid=host.uid_base,
                 # As this mount namespace sees it.
                 kill=cgroups.host().pod(manifest.uuid) / "cgroup.kill",
-                starter=[*starter_command(), *plan.words()],
+                starter=[*starter_command(labelled=label is not None), *plan.words()],
+                label=contexts.bridge,
             ),
             attach_fd=attach,
             cgroup_procs_fd=host.procs_fd,
             cgroup_kill_fd=host.kill_fd,
-            held_fds=(host.guard_fd, *(() if pod.network is None else pod.network.held_fds)),
+            held_fds=(
+                host.guard_fd,
+                *(() if label is None else (label.guard_fd,)),
+                *(() if pod.network is None else pod.network.held_fds),
+            ),
+            label="" if label is None else label.process,
+            file_label="" if label is None else label.file,
+            runtime_label="" if label is None else label.runtime,
         )
 
     def _plan(self, machine: Machine, uid: int, root: Root, shares: Sequence[podimage.Shared]) -> Plan:
@@ -156,20 +181,27 @@ class KvmLauncher:
             shares=tuple((share.tag, share.source) for share in shares),
         )
 
-    def _make_root(self, pod: PodOnDisk, host: HostSide, machine: Machine) -> Root:
+    def _make_root(self, pod: PodOnDisk, host: HostSide, machine: Machine, contexts: Contexts) -> Root:
         group = kvm_group() if machine.accelerator is Accelerator.KVM else host.uid_base
         root = Root(pod.path / FOLDER_NAME)
         make(root, settings(host.uid_base, group))
         seed(pod.layout, self._architecture, machine.accelerator, root)
+        if contexts.files:
+            labels.label_tree(root.path, contexts.files)
         return enter(self._syscalls, root, machine.accelerator)
 
-    def _fill(self, pod: PodOnDisk, host: HostSide, root: Root) -> tuple[VmSpec, Sequence[podimage.Shared]]:
+    def _fill(
+        self, pod: PodOnDisk, host: HostSide, root: Root, contexts: Contexts
+    ) -> tuple[VmSpec, Sequence[podimage.Shared]]:
         """Bind what QEMU opens below `root`; return the machine, and its shared folders."""
         machine = machine_of(pod.manifest)
         guest = _checked_guest(pod, machine)
-        bind_file(self._syscalls, guest.kernel, root.kernel)
-        bind_file(self._syscalls, guest.initrd, root.initrd)
-        disks = self._disks(pod, root)
+        with self._shown(pod, guest, root, contexts) as shown:
+            bind_file(self._syscalls, shown(guest.kernel), root.kernel)
+            bind_file(self._syscalls, shown(guest.initrd), root.initrd)
+            disks = self._disks(pod, root, shown)
+        if contexts.files:
+            labels.label_one(pod.path / podimage.FILE_NAME, contexts.files)
         if machine.storage_bytes:
             disks.append(self._scratch(pod.path, host.uid_base, machine.storage_bytes, root))
         shares = distinct(pod.manifest)
@@ -197,7 +229,29 @@ class KvmLauncher:
         )
         return spec, shares
 
-    def _disks(self, pod: PodOnDisk, root: Root) -> list[Disk]:
+    @contextmanager
+    def _shown(
+        self, pod: PodOnDisk, guest: GuestImage, root: Root, contexts: Contexts
+    ) -> Iterator[Callable[[Path], Path]]:
+        """Show files of the store, which all pods share, with the label of this pod; by a mount of them.
+
+        What is bound from it stays when it is taken down.
+        """
+        if not contexts.files:
+            yield lambda path: path
+            return
+        view = root.images
+        view.mkdir()
+        lower = ":".join(_escaped(path) for path in (guest.kernel.parent, pod.layout.rootfs))
+        data = f'lowerdir={lower},context="{contexts.files}"'
+        flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+        self._syscalls.mount("overlay", str(view), "overlay", flags, data)
+        try:
+            yield lambda path: view / path.name
+        finally:
+            self._syscalls.umount(str(view), MNT_DETACH)
+
+    def _disks(self, pod: PodOnDisk, root: Root, shown: Callable[[Path], Path]) -> list[Disk]:
         machine = machine_of(pod.manifest)
         image = pod.path / podimage.FILE_NAME
         if podimage.root_of(image.read_bytes(), machine.pod_blocks) != machine.pod_root:
@@ -211,7 +265,7 @@ class KvmLauncher:
         paths = {podimage.POD_SERIAL: image}
         for index, app in enumerate(pod.manifest.apps):
             rootfs = hostside.load_rootfs(pod.layout, pod.manifest, app)
-            paths[podimage.app_serial(index)] = rootfs.path
+            paths[podimage.app_serial(index)] = shown(rootfs.path)
         for serial, path in paths.items():
             bind_file(self._syscalls, path, root.disk(serial))
         return [Disk(serial=serial, path=root.disk(serial)) for serial in paths]
@@ -265,10 +319,16 @@ def distinct(manifest: PodManifest) -> tuple[podimage.Shared, ...]:
     return tuple(dict.fromkeys(volume.share for volume in podimage.volumes(manifest.apps)))
 
 
-def starter_command() -> tuple[str, ...]:
+def _escaped(path: Path) -> str:
+    """Return a path as an option of overlayfs takes it."""
+    return re.sub(r"([\\:,])", r"\\\1", str(path))
+
+
+def starter_command(*, labelled: bool = False) -> tuple[str, ...]:
     """Return the command that starts a machine, without its arguments."""
-    folder = probe.binding()
-    return interpreter_command("secrun_kvm.starter", more=() if folder is None else (folder,))
+    folders = [probe.binding(), selinux.binding_folder() if labelled else None]
+    found = dict.fromkeys(folder for folder in folders if folder is not None)
+    return interpreter_command("secrun_kvm.starter", more=tuple(found))
 
 
 def _firmware(machine: Machine) -> Path | None:

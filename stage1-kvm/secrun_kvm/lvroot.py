@@ -57,11 +57,10 @@ def driver(architecture: Architecture) -> Path | None:
     return _first(DRIVERS, architecture)
 
 
-def settings(uid: int, gid: int, *, labelled: bool = False) -> str:
+def settings(uid: int, gid: int) -> str:
     """Return qemu.conf: no rights, no relabelling, no control group, namespace or daemon of libvirt's; pure.
 
-    Only a pod that was given a label has one: left alone, libvirt would choose one, and label shared images
-    for it.
+    libvirt's driver for SELinux knows of the emulator alone; the starter gives each helper a label too.
     """
     return (
         f'user = "+{uid}"\ngroup = "+{gid}"\n'
@@ -72,7 +71,7 @@ def settings(uid: int, gid: int, *, labelled: bool = False) -> str:
         "cgroup_controllers = []\n"
         # QEMU is started in a root that holds no more than it needs (ownroot).
         "namespaces = []\nseccomp_sandbox = 1\nmax_core = 0\n"
-        f'security_driver = "{"selinux" if labelled else "none"}"\n'
+        'security_driver = "none"\n'
         f'swtpm_user = "+{uid}"\nswtpm_group = "+{gid}"\n'
     )
 

@@ -81,6 +81,11 @@ class Root:
         return self.path / "share" / f"{tag}.sock"
 
     @property
+    def images(self) -> Path:
+        """Where the store's images are shown with the pod's label while they are bound."""
+        return self.path / "images"
+
+    @property
     def tpm(self) -> Path:
         """State of the pod's software TPM."""
         return self.path / "tpm"

@@ -12,7 +12,7 @@ from secrun.record import replace
 from secrun.stage1.agent import stage0_path
 from secrun.stage1.contract import Problem
 from secrun_kvm import accel, kernel, lvroot, modules
-from secrun_kvm.helpers import SWTPM, VIRTIOFSD
+from secrun_kvm.helpers import SWTPM_PARTS, VIRTIOFSD
 from secrun_kvm.spec import Architecture
 
 # libvirt 9.0 opens its embedded driver as root only where this user exists, whoever QEMU runs as.
@@ -91,9 +91,10 @@ def helpers(*, volumes: bool, vtpm: bool, storage: bool, networks: bool) -> list
     if volumes and virtiofsd() is None:
         hint = "apt install qemu-system-common (Debian 12) or virtiofsd"
         found.append(Problem(subject="virtiofsd", text="is not installed: no volumes", hint=hint))
-    if vtpm and not os.access(SWTPM, os.X_OK):
-        text = "is not installed: no --vtpm"
-        found.append(Problem(subject=str(SWTPM), text=text, hint="apt install swtpm"))
+    for part in SWTPM_PARTS if vtpm else ():
+        if not os.access(part, os.X_OK):
+            text = "is not installed: no --vtpm"
+            found.append(Problem(subject=str(part), text=text, hint="apt install swtpm swtpm-tools"))
     if storage and not os.access(MKE2FS, os.X_OK):
         text = "is not installed: no --storage"
         found.append(Problem(subject=str(MKE2FS), text=text, hint="apt install e2fsprogs"))

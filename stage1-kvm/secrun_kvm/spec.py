@@ -83,5 +83,3 @@ class VmSpec:
     """What the machine executes first; None: QEMU's own choice."""
     tpm: Path | None = None
     """The socket of the software TPM, if the guest has one."""
-    label: str | None = None
-    """The SELinux label of QEMU, if the host enforces labels."""

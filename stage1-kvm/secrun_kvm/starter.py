@@ -5,16 +5,18 @@ QEMU stays, and ends its helpers with it. Everything it needs is below one folde
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from secrun import launch
-from secrun.errors import SecrunError
-from secrun.printable import printable
-from secrun.record import record
+from secrun import launch, selinux
+from secrun.errors import HostError, SecrunError
+from secrun.record import record, row
+from secrun.stage1 import labels
 from secrun.syscalls import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, LinuxSyscalls
 from secrun_kvm import ownroot, virt
+from secrun_kvm.contexts import Contexts, of_emulator
 from secrun_kvm.place import Root
 
 
@@ -42,6 +44,8 @@ class Plan:
     namespace: str = ""
     interfaces: tuple[str, ...] = ()
     """Those in the network namespace `namespace` that the machine's are joined with."""
+    label: str = ""
+    """The SELinux context of QEMU, empty if it has none of its own."""
 
     def words(self) -> list[str]:
         """Return the arguments that `from_words` reads."""
@@ -51,6 +55,7 @@ class Plan:
             *("" if path is None else str(path) for path in optional),
             # No interface's name has a slash (linux/net/core/dev.c, dev_valid_name).
             *(self.namespace, "/".join(self.interfaces)),
+            self.label,
             *(str(len(self.plugins)), *map(str, self.plugins)),
             *(word for share in self.shares for word in share),
         ]
@@ -59,7 +64,7 @@ class Plan:
     def from_words(cls, words: Sequence[str]) -> "Plan":
         """Read the command line; raises ValueError if it is another's."""
         place, uid, emulator, kvm, modules, swtpm, virtiofsd, *rest = words
-        namespace, interfaces, count, *rest = rest
+        namespace, interfaces, label, count, *rest = rest
         plugins, shares = rest[: int(count)], rest[int(count) :]
         return cls(
             root=Root(Path(place)),
@@ -73,6 +78,7 @@ class Plan:
             shares=tuple(zip(shares[::2], shares[1::2], strict=True)),
             namespace=namespace,
             interfaces=tuple(interfaces.split("/")) if interfaces else (),
+            label=label,
         )
 
     def programs(self) -> list[Path]:
@@ -81,16 +87,31 @@ class Plan:
         return [self.emulator, *(path for path in optional if path is not None)]
 
 
-def _helpers(plan: Plan) -> Iterator[tuple[int, str]]:
+def _helpers(plan: Plan, contexts: Contexts) -> Iterator[tuple[int, str]]:
     """Start the helpers; yield the PID of each and what to call it."""
     from secrun_kvm import helpers
 
     if plan.virtiofsd is not None:
         for tag, source in plan.shares:
-            pid = helpers.share(plan.root, str(plan.virtiofsd), tag, plan.uid)
+            with selinux.executing_as(contexts.share):
+                pid = helpers.share(plan.root, str(plan.virtiofsd), tag, plan.uid)
             yield pid, f"virtiofsd of {''.join(char if char.isprintable() else '?' for char in source)}"
     if plan.swtpm is not None:
-        yield helpers.tpm(plan.root, str(plan.swtpm), plan.uid), "the software TPM"
+        with selinux.executing_as(contexts.emulator):
+            pid = helpers.tpm(plan.root, str(plan.swtpm), plan.uid)
+        yield pid, "the software TPM"
+
+
+def hold(pid: int, label: str) -> None:
+    """End a machine that runs as anything but `label`; raises HostError."""
+    found = selinux.context_of(pid)
+    if found != label:
+        os.kill(pid, signal.SIGKILL)
+        raise HostError(
+            f"QEMU runs as {found}, and was to run as {label}",
+            hint="secrun policy install selinux; denials are in the audit log",
+            code="host-selinux",
+        )
 
 
 def start(plan: Plan) -> tuple[int, list[tuple[int, str]]]:
@@ -100,10 +121,31 @@ def start(plan: Plan) -> tuple[int, list[tuple[int, str]]]:
     more of the host's files than their own programs; the guest runs only when nothing else has a path any
     more.
     """
+    contexts = of_emulator(plan.label)
+    # The bridge made these before anything of the pod had a label of its own.
+    for path in (plan.root.link, plan.root.console) if contexts.files else ():
+        labels.label_one(path, contexts.files)
     call = LinuxSyscalls()
-    pod = os.open(plan.namespace, os.O_RDONLY | os.O_CLOEXEC) if plan.interfaces else -1
-    call.unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWNS)
+    with selinux.files_as(contexts.files):
+        started = _create(call, plan, contexts)
+    ownroot.leave_host(call, started.shown)
+    virt.resume(started.machine)
+    return virt.pid(plan.root), started.helpers
+
+
+@row
+class _Started:
+    """A machine whose guest does not run yet, its helpers, and what is shown to both."""
+
+    machine: virt.Domain
+    helpers: list[tuple[int, str]]
+    shown: ownroot.Contents
+
+
+def _create(call: LinuxSyscalls, plan: Plan, contexts: Contexts) -> _Started:
     connected = bool(plan.interfaces)
+    pod = os.open(plan.namespace, os.O_RDONLY | os.O_CLOEXEC) if connected else -1
+    call.unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWNS)
     shown = ownroot.contents(plan.programs(), plan.modules, plan.plugins, kvm=plan.kvm, taps=connected)
     xml = plan.root.domain.read_text()
     connection = virt.connect(plan.root)
@@ -115,28 +157,23 @@ def start(plan: Plan) -> tuple[int, list[tuple[int, str]]]:
     if connected:
         from secrun_kvm import taps
     ownroot.enter(call, plan.root.empty, shown, plan.root.path)
-    helpers = list(_helpers(plan)) if helped else []
-    machine = virt.create(connection, xml)
+    helpers = list(_helpers(plan, contexts)) if helped else []
+    with selinux.executing_as(contexts.emulator):
+        machine = virt.create(connection, xml)
+    if plan.label:
+        hold(virt.pid(plan.root), plan.label)
     if connected:
         taps.connect(plan.root, pod, plan.interfaces)
-    ownroot.leave_host(call, shown)
-    virt.resume(machine)
-    return virt.pid(plan.root), helpers
-
-
-def _failed(text: str) -> int:
-    sys.stdout.write(f"failed {printable(text)}\n")
-    return 1
+    return _Started(machine, helpers, shown)
 
 
 def main() -> int:
-    """Start the machine and print what runs now; 1 with one line, `failed` and why, if that fails."""
+    """Start the machine and print what runs now; 1 with one line of why if that fails."""
     try:
         pid, helpers = start(Plan.from_words(sys.argv[1:]))
-    except SecrunError as error:
-        return _failed(f"{error.message}; {error.hint}" if error.hint else error.message)
-    except OSError as error:
-        return _failed(str(error))
+    except (SecrunError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     lines = (f"helper {helper} {name}\n" for helper, name in helpers)
     sys.stdout.write("".join([*lines, f"pid {pid}\n"]))
     sys.stdout.flush()

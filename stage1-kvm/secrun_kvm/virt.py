@@ -21,11 +21,14 @@ class _Connection(Protocol):
         self, emulator: str, arch: str, machine: str | None, kind: str
     ) -> str: ...
 
-    def createXML(self, xml: str, flags: int) -> "_Domain": ...  # noqa: N802 - libvirt's names
+    def createXML(self, xml: str, flags: int) -> "Domain": ...  # noqa: N802 - libvirt's names
 
 
-class _Domain(Protocol):
-    def resume(self) -> int: ...
+class Domain(Protocol):
+    """What is used of a machine of libvirt's."""
+
+    def resume(self) -> int:
+        """Let the guest run."""
 
 
 def _refused(error: Exception) -> NoReturn:
@@ -36,6 +39,8 @@ def connect(root: "Root") -> _Connection:
     """Open the embedded driver; raises HostError."""
     # QEMU has to get to its own folders below the root, whatever the umask of whoever runs the pod.
     os.umask(0o022)
+    # Where systemd runs, libvirt would have systemd-machined move QEMU out of the pod's control group.
+    os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = "disabled:"
     # libvirt prints its version and complaints of no consequence; errors come as exceptions.
     os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
     try:
@@ -78,7 +83,7 @@ def examine(root: "Root", emulator: Path, *, architecture: str, kind: str) -> No
         _refused(error)
 
 
-def create(connection: _Connection, xml: str) -> _Domain:
+def create(connection: _Connection, xml: str) -> Domain:
     """Start a machine whose guest does not run yet; raises HostError."""
     import libvirt
 
@@ -88,7 +93,7 @@ def create(connection: _Connection, xml: str) -> _Domain:
         _refused(error)
 
 
-def resume(machine: _Domain) -> None:
+def resume(machine: Domain) -> None:
     """Let the guest run; raises HostError."""
     import libvirt
 

@@ -145,15 +145,6 @@ def test_processors_of_the_host_cannot_be_named_for_a_guest():
     assert "--cpuset-cpus" not in refused(pod(app(limits=Limits(memory_low_bytes=1))))
 
 
-@pytest.mark.parametrize(("value", "is_refused"), [("1", True), ("0\n", False), (None, False)])
-def test_no_machine_starts_unlabelled_where_the_kernel_enforces(tmp_path, monkeypatch, value, is_refused):
-    enforce = tmp_path / "enforce"
-    if value is not None:
-        enforce.write_text(value)
-    monkeypatch.setattr(decide, "ENFORCE", enforce)
-    assert ("SELinux enforces labels" in refused(pod())) is is_refused
-
-
 @pytest.fixture
 def bare(tmp_path, monkeypatch):
     """A host on which nothing is installed that machines need."""
@@ -161,7 +152,7 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.setitem(lvroot.EMULATORS, accel.architecture(), gone)
     monkeypatch.setattr(lvroot, "DRIVERS", (str(gone),))
     monkeypatch.setattr(probe, "FIRMWARE", gone)
-    monkeypatch.setattr(probe, "SWTPM", gone)
+    monkeypatch.setattr(probe, "SWTPM_PARTS", (gone,))
     monkeypatch.setattr(probe, "MKE2FS", gone)
     monkeypatch.setattr(probe, "VIRTIOFSD", (gone,))
     monkeypatch.setattr(probe, "TUN", gone)

@@ -51,7 +51,6 @@ FULL = spec(
     shares=(Share(tag="volume-0", socket=PLACE / "share/volume-0.sock"),),
     nics=(Nic(tap="secrun-tap0", mac="02:00:00:00:00:01", mtu=1400),),
     tpm=PLACE / "tpm.sock",
-    label="system_u:system_r:svirt_t:s0:c1,c2",
 )
 MACHINES = {
     "q35": spec(firmware=Path("/usr/share/qemu/qboot.rom")),

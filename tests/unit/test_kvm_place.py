@@ -2,16 +2,21 @@
 
 import os
 import shlex
+import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from secrun import selinux
+from secrun.errors import HostError
 from secrun.record import replace
 from secrun.stage1 import flavours
 from secrun.stage1.machine import Accelerator
 from secrun.stage1.podfiles import PodFiles
-from secrun_kvm import launch, lvroot, ownroot
+from secrun_kvm import launch, lvroot, ownroot, starter
+from secrun_kvm.contexts import Contexts, of_emulator
 from secrun_kvm.flavour import KvmFlavour
 from secrun_kvm.helpers import VIRTIOFSD, share_command
 from secrun_kvm.place import PLACE, Root
@@ -102,11 +107,38 @@ def test_the_sockets_of_a_root_fit_into_an_address():
             shares=(("volume-0", "/a b=c"), ("volume-1", "/d")),
             namespace="/proc/1/fd/9",
             interfaces=("eth0", "b,c"),
+            label="system_u:system_r:secrun_vm_t:s0:c1,c2",
         ),
     ],
 )
 def test_the_starter_reads_what_it_is_told(plan):
     assert Plan.from_words(plan.words()) == plan
+
+
+def test_everything_of_one_machine_has_its_pair_of_categories_and_a_type_of_its_own():
+    found = of_emulator("system_u:system_r:secrun_vm_t:s0:c1,c2")
+    contexts = (found.emulator, found.files, found.share, found.bridge)
+    assert {context.split(":", 3)[3] for context in contexts} == {"s0:c1,c2"}
+    assert len({context.split(":")[2] for context in contexts}) == 4
+    assert of_emulator("") == Contexts()
+
+
+@pytest.mark.parametrize(
+    ("found", "holds"),
+    [("system_u:system_r:secrun_vm_t:s0:c1,c2", True), ("system_u:system_r:secrun_t:s0", False)],
+)
+def test_a_machine_with_another_label_than_its_own_is_killed(monkeypatch, found, holds):
+    killed = []
+    monkeypatch.setattr(selinux, "context_of", lambda _pid: found)
+    monkeypatch.setattr(starter.os, "kill", lambda *words: killed.append(words))
+    label = "system_u:system_r:secrun_vm_t:s0:c1,c2"
+    with (
+        nullcontext()
+        if holds
+        else pytest.raises(HostError, match="QEMU runs as system_u:system_r:secrun_t:s0,")
+    ):
+        starter.hold(77, label)
+    assert killed == ([] if holds else [(77, signal.SIGKILL)])
 
 
 @pytest.mark.parametrize("program", VIRTIOFSD)

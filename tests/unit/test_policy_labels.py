@@ -16,16 +16,13 @@ ro_file="system_u:object_r:container_ro_file_t:s0"
 """
 CONTAINER = "system_u:system_r:container_t:s0"
 CONTAINER_FILE = "system_u:object_r:container_file_t:s0"
-MACHINE = "system_u:system_r:svirt_t:s0"
-IMAGE = "system_u:object_r:svirt_image_t:s0"
-OURS = frozenset({labels.OWN_PROCESS, labels.OWN_FILE, labels.OWN_RUNTIME, labels.OWN_OPEN})
+OURS = frozenset(
+    {*(labels.OWN_PROCESS, labels.OWN_FILE, labels.OWN_RUNTIME, labels.OWN_OPEN, labels.OWN_MACHINE)}
+)
 
 
 def host(*defined: str, lxc: str = LXC) -> HostContexts:
-    domains, images = f"{MACHINE}\nsystem_u:system_r:svirt_tcg_t:s0\n", f"{IMAGE}\nother\n"
-    return HostContexts(
-        lxc=lxc, virtual_domain=domains, virtual_image=images, defined=set(defined).__contains__
-    )
+    return HostContexts(lxc=lxc, defined=set(defined).__contains__)
 
 
 def test_the_hosts_own_types_come_first():
@@ -41,12 +38,13 @@ def test_named_types_that_the_policy_does_not_define_are_passed_over(lxc: str):
 
 def test_a_policy_without_any_type_gives_none():
     assert labels.choose(LabelKind.CONTAINER, LabelRequest(), host()) is None
-    assert labels.choose(LabelKind.MACHINE, LabelRequest(), host(*OURS)) is None
+    assert labels.choose(LabelKind.MACHINE, LabelRequest(), host(CONTAINER, CONTAINER_FILE)) is None
 
 
-def test_a_machine_gets_the_first_domain_and_the_first_image_type():
-    found = labels.choose(LabelKind.MACHINE, LabelRequest(), host(MACHINE, IMAGE, *OURS))
-    assert found == (MACHINE, IMAGE, "")
+@pytest.mark.parametrize("asked", [LabelRequest(), LabelRequest(disable=True)])
+def test_a_machine_has_the_modules_type_and_keeps_it(asked: LabelRequest):
+    found = labels.choose(LabelKind.MACHINE, asked, host(CONTAINER, CONTAINER_FILE, *OURS))
+    assert found == (labels.OWN_MACHINE, labels.OWN_FILE, labels.OWN_RUNTIME)
 
 
 def test_a_type_and_a_level_are_taken_over_and_checked():
@@ -112,7 +110,6 @@ def test_any_word_is_parsed_or_refused(word: str):
 @given(st.text(max_size=300))
 def test_any_context_file_is_read(text: str):
     assert all(text.count(name) for name in labels.parse_assignments(text))
-    assert all(line in text for line in labels.parse_lines(text))
 
 
 @given(st.text(max_size=60), st.sampled_from(["s0", "s0:c1,c2"]))

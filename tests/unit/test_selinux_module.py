@@ -64,7 +64,7 @@ def text() -> Callable[..., str]:
 
 def test_the_shipped_module_says_its_version_and_defines_what_pods_get():
     shipped = selinux_module_path().read_text()
-    assert selinuxmodule.version_of(shipped) == 1
+    assert selinuxmodule.version_of(shipped) == 2
     contexts = (labels.OWN_RUNTIME, labels.OWN_PROCESS, labels.OWN_OPEN, labels.OWN_FILE)
     for context in (*contexts, labels.OWN_STORE, labels.OWN_RUN):
         assert f"(type {context.split(':')[2]})" in shipped
@@ -88,7 +88,8 @@ def test_an_installation_elsewhere_is_named_in_the_module(text: Callable[..., st
     said = text(layout)
     pattern = re.sub(r"[^A-Za-z0-9/_-]", ".", str(tmp_path / "a b"))
     assert f'(filecon "{pattern}(/.*)?" any (system_u object_r secrun_var_t ((s0) (s0))))' in said
-    assert f'(filecon "{pattern}/pods/[^/]+/[^/]+/(config|host|rw|stage1.log)(/.*)?" any ())' in said
+    own = "(config|host|rw|lv|pod.img|scratch.img|stage1.log)"
+    assert f'(filecon "{pattern}/pods/[^/]+/[^/]+/{own}(/.*)?" any ())' in said
     assert '(filecon "/run/other(/.*)?" any (system_u object_r secrun_run_t ((s0) (s0))))' in said
     assert f'(filecon "{AGENT}" file (system_u object_r secrun_exec_t ((s0) (s0))))' in said
     assert said.startswith(selinux_module_path().read_text())
@@ -105,10 +106,10 @@ def test_it_is_installed_once_and_upgraded_and_removed(store: Store, text: Calla
     selinuxmodule.install(text(), (Path("/"), Path("/nonexistent")))
     assert store.relabelled == ["/"]
     found = selinuxmodule.status(text())
-    assert (found.state, found.installed, found.shipped) == (ModuleState.CURRENT, 1, 1)
-    store.modules["secrun"] = text().replace("version 1:", "version 7:")
+    assert (found.state, found.installed, found.shipped) == (ModuleState.CURRENT, 2, 2)
+    store.modules["secrun"] = re.sub(r"version \d+:", "version 7:", text())
     found = selinuxmodule.status(text())
-    assert (found.state, found.installed, found.shipped) == (ModuleState.OTHER, 7, 1)
+    assert (found.state, found.installed, found.shipped) == (ModuleState.OTHER, 7, 2)
     selinuxmodule.remove(())
     assert set(store.modules) == {"base", "secrun-like"}
 

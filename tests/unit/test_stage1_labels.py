@@ -52,7 +52,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def be(mode: Mode, *defined: str) -> None:
         monkeypatch.setattr(selinux, "mode", lambda: mode)
         monkeypatch.setattr(selinux, "policy_name", lambda: "default")
-        contexts = HostContexts(lxc="", virtual_domain="", virtual_image="", defined=defined.__contains__)
+        contexts = HostContexts(lxc="", defined=defined.__contains__)
         monkeypatch.setattr(selinux, "contexts", lambda: contexts)
 
     return be
@@ -232,6 +232,19 @@ def test_a_store_elsewhere_is_labelled_once_and_its_pods_are_left_alone(
     labelled[str(layout.rootfs / "image")] = "changed"
     os.close(labels.assign(layout, "seed", own).guard_fd)
     assert labelled[str(layout.rootfs / "image")] == "changed"
+
+
+def test_a_pods_folder_is_labelled_if_it_is_older_than_the_labels_around_it(
+    layout: Layout, labelled: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(selinux, "label_of", lambda path: labelled.get(str(path), "other"))
+    folder = layout.pods / "run/uuid"
+    (folder / "mnt").mkdir(parents=True)
+    labels.own_pod(folder)
+    assert labelled == {str(folder): OWN_STORE, str(folder / "mnt"): OWN_STORE}
+    labelled[str(folder / "mnt")] = "its own"
+    labels.own_pod(folder)
+    assert labelled[str(folder / "mnt")] == "its own"
 
 
 def test_a_root_that_is_the_hosts_own_folder_is_refused(

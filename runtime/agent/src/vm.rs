@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ struct Options {
     images: Vec<(String, String)>,
     /// Files with what the guest's interfaces have.
     network: Vec<(Part, PathBuf)>,
+    /// The SELinux context of this process once the guest can talk to it.
+    label: Option<String>,
     starter: Vec<OsString>,
 }
 
@@ -51,6 +53,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--ready-timeout" => options.ready_timeout = Duration::from_millis(words.number()?),
             "--log-max" => options.log_max = words.number()?,
             "--timing" => options.timing = Some(words.os_value()?.into()),
+            "--label" => options.label = Some(words.value()?),
             "--cgroup-kill" => options.kill = Some(words.os_value()?.into()),
             "--image" => {
                 let word = words.value()?;
@@ -154,7 +157,16 @@ fn start(options: &Options) -> Result<Bridge, String> {
     bridge.timing.mark("host", "starter", sys::monotonic_ns());
     let started = starter::run(&options.starter, options.ready_timeout, &bridge.signals)?;
     bridge.timing.mark("host", "machine", sys::monotonic_ns());
+    // Opened as root, whose file it is; written without any right left: the label's rules name none.
+    let attribute = Path::new("/proc/thread-self/attr/current");
+    let own_label = match &options.label {
+        Some(label) => Some((label, told(File::options().write(true).open(attribute), attribute)?)),
+        None => None,
+    };
     host::drop_privileges(own).map_err(|error| format!("cannot give up root: {error}"))?;
+    if let Some((label, mut file)) = own_label {
+        told(file.write_all(label.as_bytes()), attribute)?;
+    }
     bridge.expect(started, options.ready_timeout);
     Ok(bridge)
 }

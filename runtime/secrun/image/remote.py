@@ -157,8 +157,7 @@ class RemoteTarget:
 
 
 @contextmanager
-def running(work: Work) -> Iterator[Helper]:
-    """Yield a helper that does this work, and end it afterwards."""
+def _running(work: Work) -> Iterator[Helper]:
     helper = start(work)
     try:
         yield helper
@@ -175,12 +174,12 @@ def remote_source(
         work = serving.from_registry(reference, options)
     else:
         work = serving.from_files(reference)
-    with running(work) as helper:
+    with _running(work) as helper:
         yield RemoteSource(helper, options.progress)
 
 
 @contextmanager
 def remote_target(reference: RegistryReference, options: FetchOptions) -> Iterator[RemoteTarget]:
     """Yield a repository that a helper writes to."""
-    with running(serving.to_registry(reference, options)) as helper:
+    with _running(serving.to_registry(reference, options)) as helper:
         yield RemoteTarget(helper)

@@ -105,10 +105,9 @@ def _appc(
     given, asked = requests
     if not image.is_appc:
         return asked
-    from secrun.image.aci import embedded
     from secrun.pod import appc
 
-    manifest = embedded.manifest_of(image.config, image.reference)
+    manifest = appc.manifest_of(image.config, image.reference)
     if manifest is None:
         return asked
     if pod.fetch.insecure_isolators:

@@ -12,8 +12,10 @@ import socket
 import struct
 from collections.abc import Callable
 
+from secrun import selinux
 from secrun.errors import HostError
 from secrun.pod.states import LockedPod
+from secrun.stage1 import labels
 from secrun.stage1.podfiles import PodFiles
 
 # linux/seccomp.h: struct seccomp_notif is id, pid, flags, seccomp_data (nr, arch, ip, six arguments).
@@ -30,7 +32,10 @@ _GONE = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 
 def listen(pod: LockedPod) -> socket.socket:
     """Listen in the folder of a prepared pod; `place` brings the socket to where the runtime finds it."""
-    return PodFiles.listen(PodFiles(pod.path).path / _SOCKET)
+    files = PodFiles(pod.path)
+    label = files.read_manifest().label
+    with selinux.sockets_as("" if label is None else label.runtime):
+        return files.listen(files.path / _SOCKET)
 
 
 def place(files: PodFiles) -> None:
@@ -38,6 +43,9 @@ def place(files: PodFiles) -> None:
     base = int(files.uid_base.read_text())
     os.chown(files.path / _SOCKET, base, base)
     (files.path / _SOCKET).rename(files.seccomp_socket)
+    if context := selinux.label_of(files.host):
+        # What the pod may connect to has its label, as all that it sees there.
+        labels.label_one(files.seccomp_socket, context)
 
 
 class Recorder:

@@ -10,9 +10,11 @@ from secrun.errors import HostError
 from secrun.files import write_atomic
 from secrun.image import rootfs
 from secrun.image.rootfs import RootfsImage
+from secrun.launch import run
 from secrun.paths import Layout
 from secrun.record import row
 from secrun.stage1 import cgroups, labels
+from secrun.stage1.contract import PodOnDisk
 from secrun.stage1.labels import Assigned
 from secrun.stage1.manifest import AppManifest, PodManifest
 from secrun.stage1.podfiles import PodFiles
@@ -32,6 +34,27 @@ class HostSide:
     kill_fd: int
 
 
+def load_overlay() -> None:
+    """Load the file system that the pod will need: its label lets a pod make the kernel load nothing."""
+    if "\toverlay\n" not in Path("/proc/filesystems").read_text():
+        run(["modprobe", "overlay"])
+
+
+def assign_label(pod: PodOnDisk, undo: ExitStack) -> Assigned | None:
+    """Give the pod categories of its own, where it has a label; raises HostError if it lacks one."""
+    manifest = pod.manifest
+    labels.check(manifest.label, manifest.relaxations)
+    if manifest.label is None:
+        return None
+    load_overlay()
+    label = labels.assign(pod.layout, manifest.uuid, manifest.label)
+    if label.runtime:
+        labels.own_pod(pod.path)
+    undo.callback(os.close, label.guard_fd)
+    labels.label_volumes([volume for app in manifest.apps for volume in app.volumes], label)
+    return label
+
+
 def take(
     files: PodFiles,
     manifest: PodManifest,
@@ -49,10 +72,6 @@ def take(
     # Looked up again when it is undone: by then the pod's own mounts may cover the host's path.
     undo.callback(lambda: cgroups.destroy(cgroups.host().pod(manifest.uuid)))
     group = cgroups.create(hierarchy, manifest.uuid, controllers)
-    if label is not None and label.runtime:
-        # systemd-nspawn puts the pod into this one; made here, it is the pod's own from the beginning.
-        (group / "payload").mkdir()
-        labels.label_tree(group, label.file)
     checkpoint.reached("cgroup")
     procs = os.open(group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
     undo.callback(os.close, procs)

@@ -205,6 +205,12 @@ def _own(folder: Path, context: str) -> None:
     label_one(folder, context)
 
 
+def own_pod(folder: Path) -> None:
+    """See to it that a pod's folder is labelled, which may be older than the labels of what is around it."""
+    if selinux.label_of(folder) != OWN_STORE:
+        label_tree(folder, OWN_STORE)
+
+
 def assign(layout: Layout, uuid: str, label: Label) -> Assigned:
     """Complete the label of a pod that starts now; raises HostError if that cannot be done."""
     if label.runtime:

@@ -15,7 +15,6 @@ from secrun.digest import Digest
 from secrun.errors import HostError
 from secrun.image import rootfs
 from secrun.image.rootfs import RootfsImage
-from secrun.launch import run
 from secrun.record import record
 from secrun.stage1 import devicemapper, hostside, imagestore, labels, places, units
 from secrun.stage1.cgroups import Hierarchy
@@ -106,10 +105,11 @@ def command_line(
     return tuple(words)
 
 
-def load_overlay() -> None:
-    """Load the file system that the pod will need: its label lets a pod make the kernel load nothing."""
-    if "\toverlay\n" not in Path("/proc/filesystems").read_text():
-        run(["modprobe", "overlay"])
+def _label_group(group: Path, label: Assigned | None) -> None:
+    """Make the control group the pod's own; the one that systemd-nspawn puts it into, from the beginning."""
+    if label is not None and label.runtime:
+        (group / "payload").mkdir()
+        labels.label_tree(group, label.file)
 
 
 class NspawnLauncher:
@@ -122,9 +122,10 @@ class NspawnLauncher:
         """Lock a uid range, make the cgroup, mount the images in a private mount namespace."""
         files = PodFiles(pod.path)
         manifest = pod.manifest
-        label = self._label(pod, undo)
+        label = hostside.assign_label(pod, undo)
         controllers = sorted({name for app in manifest.apps for name in app.limits.controllers})
         host = hostside.take(files, manifest, controllers, undo, label)
+        _label_group(host.group, label)
         attach = hostside.writable(files, manifest, host.uid_base, undo, label)
         self._enter_private_mounts(host.hierarchy, "" if label is None else label.runtime)
         checkpoint.reached("mount-namespace")
@@ -149,19 +150,6 @@ class NspawnLauncher:
             file_label="" if label is None else label.file,
             runtime_label="" if label is None else label.runtime,
         )
-
-    @staticmethod
-    def _label(pod: PodOnDisk, undo: ExitStack) -> Assigned | None:
-        """Give the pod categories of its own, where it has a label; raises HostError if it lacks one."""
-        manifest = pod.manifest
-        labels.check(manifest.label, manifest.relaxations)
-        if manifest.label is None:
-            return None
-        load_overlay()
-        label = labels.assign(pod.layout, manifest.uuid, manifest.label)
-        undo.callback(os.close, label.guard_fd)
-        labels.label_volumes([volume for app in manifest.apps for volume in app.volumes], label)
-        return label
 
     @staticmethod
     def _filter(files: PodFiles, manifest: PodManifest, undo: ExitStack) -> int | None:

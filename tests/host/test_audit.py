@@ -1,6 +1,7 @@
 """What an auditor gets of a host that ran pods over several boots of its TPM, and can check alone."""
 
 import base64
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -165,6 +166,38 @@ def test_a_boot_that_ended_without_a_word_is_found(tmp_path: Path) -> None:
     assert "accepted not-closed" in secrun(*words, "--accept=not-closed").out
     secrun("audit", "close")
     secrun("attest", "stop")
+
+
+def test_a_full_disk_under_the_log_refuses_new_pods_and_leaves_those_that_run_alone(tmp_path: Path) -> None:
+    busybox_image(tmp_path / "layout", "busybox")
+    secrun = Secrun(root=tmp_path / "root", run_root=tmp_path / "run")
+    image = secrun("fetch", "--insecure-options=image", f"oci:{tmp_path}/layout:busybox").out.split()[-1]
+    secrun = dataclasses.replace(secrun, image=image)
+    disk = tmp_path / "root/measure"
+    disk.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "none", disk], check=True)
+    try:
+        running = secrun.detach("sleep", "1000")
+        filler = disk / "filler"
+        with filler.open("wb") as stream, contextlib.suppress(OSError):
+            while True:
+                os.write(stream.fileno(), bytes(4096))
+        refused = secrun("run", "--pull=never", "--rm", image, "--", "true", code=125)
+        assert "No space left" in refused.err
+        assert [pod["state"] for pod in secrun.pods()] == ["running"]
+        secrun("stop", running, code=None)
+        assert secrun("logs", running).out == ""
+        filler.unlink()
+        secrun("gc", "--grace-period=0s")
+        assert secrun("run", "--pull=never", "--rm", image, "--", "echo", "again").out == "again\n"
+        found = [json.loads(line) for line in secrun("audit", "export", "--format=jsonl").out.splitlines()]
+        gap = next(row for row in found if row["outcome"] == "refused")
+        assert gap["what"].startswith("trail ")
+        assert gap["why"].startswith("log-write: cannot write")
+        assert next(row["pod"] for row in found if row["event"] == "PodExit") == running
+        secrun("attest", "stop")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_the_report_gates_by_its_exit_status(audited: Secrun) -> None:

@@ -185,7 +185,7 @@ WEB = Image(
 
 
 def made(index, event, *, time=None, outcome=Outcome.DONE, **fields):
-    words = {"index": index, "epoch": "1-0", "number": index, "event": event, "outcome": outcome}
+    words = {"leaf": index, "epoch": "1-0", "number": index, "event": event, "outcome": outcome}
     return Row(**words, time=1_780_000_000_000 + index * 1000 if time is None else time, **fields)
 
 

@@ -3,20 +3,23 @@
 import csv
 import io
 import json
+import tracemalloc
 
 import pytest
 
 from secrun_attest.audit import heads, retention
 from secrun_attest.audit.chain import ChainError, opened
 from secrun_attest.audit.entries import State, encode, parse
+from secrun_attest.audit.export import BundleWriter, Span, about_of, scope_of
 from secrun_attest.audit.report import Fault
 from secrun_attest.audit.rows import COLUMNS, csv_lines, json_line, when
 from secrun_attest.audit.tarball import BLOCK, TarError, TarWriter, index
 from secrun_attest.audit.trail import Image, Outcome, Row
+from secrun_attest.celjson import line, parse_line
 from secrun_attest.errors import FormatError
-from secrun_attest.record import Operation
+from secrun_attest.record import Event, Operation, make_record, parse_event_data
 from support.attest_bench import sha
-from support.audited import MINUTE, NAME, AuditedHost, members
+from support.audited import MINUTE, NAME, AuditedHost, members, pod_events
 
 
 @pytest.fixture
@@ -177,12 +180,12 @@ def test_entries_are_read_back(audited):
         parse(encode(found[0]).replace(b'"v":1', b'"v":1 '))
 
 
-ROW = Row(index=7, epoch="3-0", number=2, time=1_790_000_000_123, event="PodExec", outcome=Outcome.DONE)
+ROW = Row(leaf=7, epoch="3-0", number=2, time=1_790_000_000_123, event="PodExec", outcome=Outcome.DONE)
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"])
 def test_no_cell_of_the_table_is_a_formula(cell):
-    row = Row(**{name: getattr(ROW, name) for name in ROW.__slots__} | {"what": cell, "why": f"a{cell}"})
+    row = ROW._replace(what=cell, why=f"a{cell}")
     (told,) = csv.DictReader(io.StringIO(b"".join(csv_lines([row])).decode(), newline=""))
     assert told["what"] == f"'{cell}"
     assert told["why"] == f"a{cell}"
@@ -191,14 +194,13 @@ def test_no_cell_of_the_table_is_a_formula(cell):
 
 def test_rows_are_told_in_full():
     image = Image(manifest=sha("m"), tree=sha("t"), reference="docker://r/a:1", signers=("gpg:a", "gpg:b"))
-    words = {name: getattr(ROW, name) for name in ROW.__slots__}
-    row = Row(**words | {"images": (image,), "apps": ("a", "b"), "code": 0, "relaxations": ("x, y",)})
+    row = ROW._replace(images=(image,), apps=("a", "b"), code=0, relaxations=("x, y",))
     (told,) = csv.DictReader(io.StringIO(b"".join(csv_lines([row])).decode(), newline=""))
     assert told["images"] == f"docker://r/a:1@{sha('m')}"
     assert (told["signers"], told["apps"], told["code"], told["time"]) == (
         "gpg:a, gpg:b", "a b", "0", "2026-09-21T14:13:20.123Z"
     )  # fmt: skip
-    said = json.loads(json_line(row))
+    said = json.loads(json_line(row.to_json()))
     assert (said["code"], said["images"][0]["signers"], said["time"]) == (0, ["gpg:a", "gpg:b"], ROW.time)
     assert "pod" not in said
 
@@ -256,3 +258,53 @@ def test_a_tar_of_another_kind_is_refused():
         index(io.BytesIO(bytes(good[: 2 * BLOCK]) * 2 + bytes(1024)))
     with pytest.raises(TarError):
         TarWriter(io.BytesIO()).add_parts("a", 2, [b"x"])
+
+
+def long_log(host, count):
+    """Write a log of many pods as the host would, without its thousands of waits for the disk."""
+    host.pod()
+    (path,) = host.place.logs.glob("*.cel")
+    epoch = parse_event_data(parse_line(path.read_bytes().split(b"\n")[0]).event_data).epoch
+    account = next(iter(host.accounts))
+    with path.open("ab") as stream:
+        for number in range(5, count, 3):
+            life = pod_events(f"pod-{number}", code=0, relaxations=(), signer="k", account=account)[1:]
+            for seq, (operation, fields) in enumerate(life, number):
+                event = Event(operation=operation, seq=seq, epoch=epoch, t=host.now + seq, fields=fields)
+                stream.write(line(make_record(event, pcr=15, banks=host.banks)))
+    with opened(host.place.folder, host.place.logs) as chain:
+        chain.sync(going=host.going, now=host.now)
+        heads.sign_head(chain, host.signer())
+
+
+class Sink(io.RawIOBase):
+    """Takes what is written and keeps nothing."""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        return len(data)
+
+
+def peak(host):
+    tracemalloc.start()
+    try:
+        with opened(host.place.folder, host.place.logs) as chain:
+            scope = scope_of(chain, host.signer(), Span())
+            about = about_of(scope, host="h", tool="t", made=1)
+            BundleWriter(chain, scope, host.signer(), about).write(
+                Sink(), host.folder / "scratch", host.accounts.get
+            )
+            assert scope.head.size > 900
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_export_takes_no_more_memory_for_a_longer_log(tmp_path):
+    short, long = (AuditedHost(tmp_path / name) for name in ("short", "long"))
+    long_log(short, 2_000)
+    long_log(long, 6_000)
+    assert peak(short) > 0
+    assert peak(long) < 1.2 * peak(short)

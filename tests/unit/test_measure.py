@@ -184,7 +184,7 @@ def note(layout: Layout, subject: str) -> None:
 
 
 def told(layout: Layout) -> list[dict]:
-    with journal.told(layout) as found:
+    with journal.told(layout) as (found, _):
         return [dict(item) for item in found]
 
 
@@ -333,3 +333,14 @@ def test_an_account_is_found_by_its_digest_only(tmp_path):
     assert accounts.read(layout, digest) == b"{}"
     assert (accounts.path_of(layout, Digest.parse(digest))).stat().st_mode & 0o077 == 0
     assert [accounts.read(layout, word) for word in (str(DIGEST), "../../x", "")] == [None] * 3
+
+
+def test_what_was_refused_for_want_of_room_is_told_when_there_is_some(layout):
+    journal.refuse(layout, subject=UUID, code="log-write", why="no space")
+    with pytest.raises(StateError), journal.told(layout):
+        raise StateError("the log cannot be written")
+    with journal.told(layout) as (bypasses, refusals):
+        assert bypasses == ()
+        assert refusals == ({"what": "trail", "subject": UUID, "code": "log-write", "why": "no space"},)
+    with journal.told(layout) as found:
+        assert found == ((), ())

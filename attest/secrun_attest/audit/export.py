@@ -149,7 +149,7 @@ def pieces(
     """Yield an export of rows and accounts in one of the forms."""
     match form:
         case Form.JSONL:
-            yield from (json_line(row) for row, _ in found)
+            yield from (json_line(row.to_json()) for row, _ in found)
         case Form.CSV:
             yield from csv_lines(row for row, _ in found)
         case Form.IN_TOTO:
@@ -225,8 +225,9 @@ class BundleWriter:
                 # One line for each that is named, in the span or not: the verifier counts them so.
                 kept.write((account or b"") + b"\n")
             if scope.span.since <= row.time < scope.span.until:
-                trail.write(json_line(row))
-                surveyor.take(row, account)
+                said = row.to_json()
+                trail.write(json_line(said))
+                surveyor.take(row, account, said)
                 yield row
 
     @property
@@ -293,7 +294,7 @@ class BundleWriter:
     def _leaves(self, tar: TarWriter) -> None:
         first, size = self._scope.first, self._scope.head.size
         pieces = (
-            b"".join(self._chain.read_hash(0, index) for index in range(at, min(at + _PIECE, size)))
+            b"".join(self._chain.leaf_hashes(at, min(at + _PIECE, size)))
             for at in range(first, size, _PIECE)
         )
         tar.add_parts(LEAVES, merkle.HASH_SIZE * (size - first), pieces)

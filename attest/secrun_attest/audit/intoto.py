@@ -78,7 +78,7 @@ def _summary(about: About, row: Row, image: Image) -> JsonObject:
 
 def _run(about: About, row: Row, told: JsonObject) -> JsonObject:
     return {
-        "log": {"origin": about.origin, "size": about.size, "root": about.root.hex(), "index": row.index},
+        "log": {"origin": about.origin, "size": about.size, "root": about.root.hex(), "index": row.leaf},
         "pod": row.pod,
         "finished": when(row.time),
         "code": row.code,

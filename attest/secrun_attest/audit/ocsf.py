@@ -47,8 +47,8 @@ def event(about: About, row: Row) -> JsonObject:
         "message": " ".join(filter(None, (row.event, row.what, row.why))),
         "metadata": {
             **_metadata(about),
-            "uid": str(row.index),
-            "sequence": row.index,
+            "uid": str(row.leaf),
+            "sequence": row.leaf,
             "event_code": row.event,
         },
         "device": {"hostname": about.host, "type_id": 1},

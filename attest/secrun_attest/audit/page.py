@@ -148,7 +148,7 @@ def _notable_row(row: Row) -> str:
     images = " ".join(map(image_text, row.images))
     what = " ".join(filter(None, (row.pod, row.what, images, ", ".join(row.relaxations), row.why)))
     return (
-        f'<tr><td class="num">{row.index}</td><td class="ids">{_clock(row.time)}</td>'
+        f'<tr><td class="num">{row.leaf}</td><td class="ids">{_clock(row.time)}</td>'
         f"<td>{escape(row.event)}</td>"
         f'<td class="{row.outcome.value}">{row.outcome.value}</td><td>{escape(what[:600])}</td></tr>'
     )

@@ -6,8 +6,10 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from secrun_attest.audit.trail import Image, Row
+from secrun_attest.jcs import JsonObject
 
 COLUMNS = (
     "index", "time", "event", "outcome", "pod", "who", "apps", "images", "signers", "flavour", "relaxations",
@@ -15,22 +17,32 @@ COLUMNS = (
     "confinement", "stage1", "account",
 )  # fmt: skip
 # What a spreadsheet takes for a formula when a cell begins with it (OWASP, CSV injection).
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 _MILLISECONDS = 1000
+# Rows that are written at once.
+_FLUSH = 256
 
 
 def when(milliseconds: int) -> str:
     """Return a time in UTC as RFC 3339 writes it; years beyond 9999 as the number."""
     try:
-        moment = datetime.fromtimestamp(milliseconds // _MILLISECONDS, UTC)
+        return f"{_second(milliseconds // _MILLISECONDS)}.{milliseconds % _MILLISECONDS:03d}Z"
     except (ValueError, OverflowError, OSError):
         return str(milliseconds)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % _MILLISECONDS:03d}Z"
 
 
-def json_line(row: Row) -> bytes:
-    """Return a row as one line of JSON with its end."""
-    return json.dumps(row.to_json(), separators=(",", ":")).encode() + b"\n"
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
+
+
+# Made once: json.dumps would make one for each row.
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
+
+def json_line(row: JsonObject) -> bytes:
+    """Return the JSON form of a row as one line with its end."""
+    return _ENCODER.encode(row).encode() + b"\n"
 
 
 class RowDigest:
@@ -43,7 +55,7 @@ class RowDigest:
     def add(self, row: Row) -> None:
         """Take a row."""
         if self._since <= row.time < self._until:
-            self._digest.update(json_line(row))
+            self._digest.update(json_line(row.to_json()))
 
     def digest(self) -> bytes:
         """Return the digest of what was taken."""
@@ -55,9 +67,10 @@ def csv_lines(rows: Iterable[Row]) -> Iterator[bytes]:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([_safe(cell) for cell in _cells(row)])
-        yield _taken(buffer)
+    for number, row in enumerate(rows):
+        writer.writerow([f"'{cell}" if cell and str(cell)[0] in _FORMULA else cell for cell in _cells(row)])
+        if number % _FLUSH == 0:
+            yield _taken(buffer)
     yield _taken(buffer)
 
 
@@ -68,10 +81,6 @@ def _taken(buffer: io.StringIO) -> bytes:
     return data
 
 
-def _safe(cell: str | int) -> str | int:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
-
-
 def image_text(image: Image) -> str:
     """Return an image in one word."""
     return f"{image.reference}@{image.manifest}" if image.reference else image.manifest
@@ -79,7 +88,7 @@ def image_text(image: Image) -> str:
 
 def _cells(row: Row) -> tuple[str | int, ...]:
     return (
-        row.index, when(row.time), row.event, row.outcome.value, row.pod, row.who, " ".join(row.apps),
+        row.leaf, when(row.time), row.event, row.outcome.value, row.pod, row.who, " ".join(row.apps),
         " ".join(map(image_text, row.images)), _signers(row), row.flavour, ", ".join(row.relaxations),
         row.policy, row.label, row.network, row.command, "" if row.code is None else row.code, row.what,
         row.why, row.epoch, row.number, row.manifest, row.confinement, row.stage1, row.account,

@@ -69,8 +69,8 @@ class Surveyor:
         self._notable: list[Row] = []
         self._pods = self._first = self._last = 0
 
-    def take(self, row: Row, account: bytes | None = None) -> None:
-        """Take the next row."""
+    def take(self, row: Row, account: bytes | None = None, said: JsonObject | None = None) -> None:
+        """Take the next row; `said` is its JSON form where somebody has it already."""
         self._events[row.event] += 1
         self._outcomes[row.outcome.value] += 1
         self._first = self._first or row.time
@@ -79,7 +79,7 @@ class Surveyor:
             self._notable.append(row)
             del self._notable[:-MAX_NOTABLE]
         if self._checker.wants(row.event):
-            self._checker.take(row.event, row.index, row.time, row.to_json())
+            self._checker.take(row.event, row.leaf, row.time, said or row.to_json())
         match row.event:
             case "PodPrepare":
                 self._prepared[row.pod] = row
@@ -98,7 +98,7 @@ class Surveyor:
         _trim(self._images)
         self._open[row.pod] = Run(
             pod=row.pod,
-            index=row.index,
+            index=row.leaf,
             started=row.time,
             ended=0,
             code=None,
@@ -128,7 +128,7 @@ class Surveyor:
         pod: JsonObject = {name: value for name, value in document.items() if name != "apps"}
         for app in apps if isinstance(apps, list) else ():
             if isinstance(app, dict):
-                self._checker.take(APP, row.index, row.time, {**app, "pod": pod})
+                self._checker.take(APP, row.leaf, row.time, {**app, "pod": pod})
 
     def survey(self) -> Survey:
         """Return what it all came to."""

@@ -7,8 +7,8 @@ an image, as far as it is remembered; everything else is in the record itself.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
-from secrun_attest import frozen
 from secrun_attest.audit.entries import Entry, Pruned, State
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.record import Event, Operation
@@ -29,8 +29,7 @@ class Outcome(StrEnum):
     """The trail itself says less than it should."""
 
 
-@frozen.record
-class Image:
+class Image(NamedTuple):
     """An image as a row shows it: manifest digest, and what ImageAdmit said."""
 
     manifest: str
@@ -41,16 +40,15 @@ class Image:
     bypass: bool = False
 
 
-@frozen.record
-class Row:
-    """One record of the trail; what is unknown is empty.
+class Row(NamedTuple):
+    """One record of the trail; what is unknown is empty. A tuple, as there may be millions.
 
-    `index` is the leaf in the audit log, `epoch` the event log's name, `number` the record in it, `time` the
-    host's clock in milliseconds since 1970. `who` is who did it as the kernel knows them, `what` the event's
-    own words, `account` the digest of the pod's account.
+    `leaf` is its number in the audit log, `epoch` the event log's name, `number` the record in it, `time`
+    the host's clock in milliseconds since 1970. `who` is who did it as the kernel knows them, `what` the
+    event's own words, `account` the digest of the pod's account.
     """
 
-    index: int
+    leaf: int
     epoch: str
     number: int
     time: int
@@ -77,7 +75,7 @@ class Row:
     def to_json(self) -> JsonObject:
         """Return the documented JSON form (docs/audit.md); what is empty is left out."""
         fields: JsonObject = {
-            "index": self.index,
+            "index": self.leaf,
             "epoch": self.epoch,
             "number": self.number,
             "time": self.time,
@@ -129,7 +127,7 @@ class Projection:
             self._epoch = epoch
         said = _Said(event.fields)
         row = Row(
-            index=index,
+            leaf=index,
             epoch=epoch,
             number=event.seq,
             time=event.t,
@@ -145,7 +143,7 @@ class Projection:
         """Return the row of how an epoch ended, or of what was pruned."""
         gap = isinstance(entry, Pruned) or entry.state not in (State.CLOSED, State.OPEN)
         return Row(
-            index=index,
+            leaf=index,
             epoch=entry.name,
             number=entry.count,
             time=entry.t,
@@ -173,7 +171,7 @@ class Projection:
         if len(self._images) > MAX_IMAGES:
             self._images.popitem(last=False)
         outcome = Outcome.BYPASSED if image.bypass else Outcome.DONE
-        return frozen.replace(row, images=(image,), outcome=outcome)
+        return row._replace(images=(image,), outcome=outcome)
 
     def prepare(self, row: Row, said: "_Said") -> Row:
         """Tell of PodPrepare."""
@@ -183,8 +181,7 @@ class Projection:
         for app in apps:
             relaxations.update(f"{app.text('name')}: {word}" for word in app.texts("relaxations"))
         machine = said.inner("machine").text("accelerator")
-        return frozen.replace(
-            row,
+        return row._replace(
             apps=tuple(app.text("name") for app in apps),
             images=tuple(self._image(app.text("image"), app.text("tree")) for app in apps),
             flavour=stage1.text("flavour") + (f"/{machine}" if machine else ""),
@@ -242,8 +239,7 @@ def _who(by: _Said) -> str:
 
 def _opened(_: Projection, row: Row, said: _Said) -> Row:
     runtime = said.inner("runtime")
-    return frozen.replace(
-        row,
+    return row._replace(
         what=f"secrun {runtime.text('version')} {runtime.text('digest')}".strip(),
         policy=said.text("policy"),
         why=f"key {said.text('ak')}, {said.inner('tpm').text('kind')} TPM",
@@ -251,31 +247,30 @@ def _opened(_: Projection, row: Row, said: _Said) -> Row:
 
 
 def _started(_: Projection, row: Row, said: _Said) -> Row:
-    return frozen.replace(row, label=said.text("selinux"), network=said.text("network"))
+    return row._replace(label=said.text("selinux"), network=said.text("network"))
 
 
 def _entered(_: Projection, row: Row, said: _Said) -> Row:
     app, user = said.text("app"), said.text("user")
-    return frozen.replace(
-        row, apps=(app,) if app else (), command=said.text("command"), what=f"as user {user}" if user else ""
+    return row._replace(
+        apps=(app,) if app else (), command=said.text("command"), what=f"as user {user}" if user else ""
     )
 
 
 def _exited(_: Projection, row: Row, said: _Said) -> Row:
-    return frozen.replace(row, code=said.number("code"), account=said.text("account"))
+    return row._replace(code=said.number("code"), account=said.text("account"))
 
 
 def _denied(_: Projection, row: Row, said: _Said) -> Row:
     what = " ".join(filter(None, (said.text("what"), said.text("subject"))))
     why = ": ".join(filter(None, (said.text("code"), said.text("why"))))
-    return frozen.replace(row, outcome=Outcome.REFUSED, what=what, why=why)
+    return row._replace(outcome=Outcome.REFUSED, what=what, why=why)
 
 
 def _unmeasured(_: Projection, row: Row, said: _Said) -> Row:
     what = said.text("what")
     times = said.number("count")
-    return frozen.replace(
-        row,
+    return row._replace(
         outcome=Outcome.BYPASSED,
         pod=row.pod or (said.text("subject") if what.startswith("Pod") else ""),
         what=f"{what} {said.text('subject')}".strip() + (f" and {times - 1} more" if times else ""),
@@ -288,15 +283,15 @@ def _unmeasured(_: Projection, row: Row, said: _Said) -> Row:
 
 def _changed(_: Projection, row: Row, said: _Said) -> Row:
     digest = said.text("digest") or said.inner("runtime").text("digest")
-    return frozen.replace(row, what=said.text("policy"), policy=digest)
+    return row._replace(what=said.text("policy"), policy=digest)
 
 
 def _resumed(_: Projection, row: Row, said: _Said) -> Row:
-    return frozen.replace(row, what=f"restart {said.number('restart')}")
+    return row._replace(what=f"restart {said.number('restart')}")
 
 
 def _checkpoint(_: Projection, row: Row, said: _Said) -> Row:
-    return frozen.replace(row, what=f"{said.number('size')} leaves", why=said.text("root"))
+    return row._replace(what=f"{said.number('size')} leaves", why=said.text("root"))
 
 
 _TELLERS: Mapping[Operation, Callable[[Projection, Row, _Said], Row]] = {

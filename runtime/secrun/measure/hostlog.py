@@ -250,10 +250,11 @@ class HeldLog:
 
     def append(self, events: Sequence[EventFields]) -> None:
         """Measure events in order, and before them what changed around them or ran unmeasured."""
-        with journal.told(self._host.layout) as bypasses:
+        with journal.told(self._host.layout) as (bypasses, refusals):
             told = (*self._host.survivors(self.epoch), *bypasses)
-            unmeasured = [(Operation.UNMEASURED, fields) for fields in told]
-            for operation, fields in (*self._host.changes(self.epoch), *unmeasured, *events):
+            late = [(Operation.UNMEASURED, fields) for fields in told]
+            late += [(Operation.DENIED, fields) for fields in refusals]
+            for operation, fields in (*self._host.changes(self.epoch), *late, *events):
                 self._hold.append(operation, fields)
         self._host.remember(self.epoch)
 

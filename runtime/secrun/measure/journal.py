@@ -2,6 +2,9 @@
 
 One line of JSON per bypass, on disk before the thing starts. The next append puts each into the log as
 `Unmeasured`; a crash in between may tell twice, never not at all.
+
+What was refused since the log had no room is kept below `--run-root`, which is another file system, and told
+as `Denied`.
 """
 
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from secrun_attest.errors import FormatError
 from secrun_attest.jcs import JsonObject
 
 FILE_NAME = "unmeasured"
+REFUSED_NAME = "refused"
 _MAX_LINE = 4096
 # More bypasses than these are told as one: the first, and how many there are.
 MAX_TOLD = 100
@@ -34,32 +38,45 @@ def note(layout: Layout, *, option: str, what: str, subject: str, detail: JsonOb
         append_line(path(layout), line, durable=True)
 
 
-def _pending(layout: Layout) -> tuple[JsonObject, ...]:
+def refuse(layout: Layout, *, subject: str, code: str, why: str) -> None:
+    """Write down that `subject` was refused since the log could not take it."""
+    layout.run_root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    line = jcs.encode({"what": "trail", "subject": subject, "code": code, "why": why[:1000]})
+    with held(layout.locks / FILE_NAME):
+        append_line(layout.run_root / REFUSED_NAME, line)
+
+
+def _pending(place: Path) -> tuple[JsonObject, ...]:
     try:
-        data = path(layout).read_bytes()
+        data = place.read_bytes()
     except FileNotFoundError:
         return ()
     lines = data.split(b"\n")[:-1]
     if len(lines) > MAX_TOLD:
-        first = _parse(lines[0], layout)
+        first = _parse(lines[0], place)
         return ({**first, "count": len(lines)},)
-    return tuple(_parse(line, layout) for line in lines)
+    return tuple(_parse(line, place) for line in lines)
 
 
-def _parse(line: bytes, layout: Layout) -> JsonObject:
-    """Read one line; one that a crash or a full disk cut is a bypass too, of what nobody knows any more."""
+def _parse(line: bytes, place: Path) -> JsonObject:
+    """Read one line; one that a crash or a full disk cut is told too, though nobody knows what it was."""
     try:
-        return jcs.parse_object(line, what=f"line of {path(layout)}", limit=_MAX_LINE)
+        return jcs.parse_object(line, what=f"line of {place}", limit=_MAX_LINE)
     except FormatError:
         return {"option": "unknown", "what": "unreadable", "subject": ""}
 
 
 @contextmanager
-def told(layout: Layout) -> Iterator[tuple[JsonObject, ...]]:
-    """Give what is not in the log yet, as fields of Unmeasured; forget it once the caller told the log."""
-    if not path(layout).exists():
-        yield ()
+def told(layout: Layout) -> Iterator[tuple[tuple[JsonObject, ...], tuple[JsonObject, ...]]]:
+    """Give what is not in the log yet, as fields of Unmeasured and of Denied.
+
+    It is forgotten once the caller told the log.
+    """
+    places = (path(layout), layout.run_root / REFUSED_NAME)
+    if not any(place.exists() for place in places):
+        yield (), ()
         return
     with held(layout.locks / FILE_NAME):
-        yield _pending(layout)
-        path(layout).unlink(missing_ok=True)
+        yield _pending(places[0]), _pending(places[1])
+        for place in places:
+            place.unlink(missing_ok=True)

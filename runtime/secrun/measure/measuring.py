@@ -20,6 +20,7 @@ from secrun.paths import Layout
 from secrun.record import record, replace
 from secrun.stage1.manifest import PodManifest
 from secrun.stage1.podfiles import PodFiles
+from secrun_attest.errors import LogError
 from secrun_attest.jcs import JsonObject, JsonValue
 from secrun_attest.record import Operation
 
@@ -27,6 +28,8 @@ _OFF = "attest=off"
 _PREFERRED = "attest=preferred"
 _NO_TPM = "tpm-failed"
 _ENTRIES = "entries"
+# The log could not be written, or holds as many records as it may.
+_NO_ROOM = frozenset({"log-write", "log-file", "log-full", "audit-write"})
 
 
 @record
@@ -92,7 +95,7 @@ class Measuring:
             ) as log:
                 _prepare(log, files, manifest, Marker(epoch=log.epoch))
         except HostError as error:
-            self._let_by(error)
+            self._let_by(error, manifest.uuid)
 
     def starting(
         self, files: PodFiles, manifest: PodManifest, *, label: str = "", network: Digest | None = None
@@ -116,7 +119,7 @@ class Measuring:
                 by = actor.here().to_json()
                 _append(log, files, known, START, events.pod_start(manifest.uuid, label, network, by=by))
         except HostError as error:
-            self._let_by(error)
+            self._let_by(error, manifest.uuid)
             self._note(_PREFERRED, manifest)
 
     @property
@@ -124,9 +127,12 @@ class Measuring:
         """Why something went unmeasured that nobody may hold up."""
         return _OFF if self._settings.mode is Mode.OFF else _NO_TPM
 
-    def _let_by(self, error: HostError) -> None:
-        """Go on with a warning where the mode allows it."""
+    def _let_by(self, error: HostError, subject: str) -> None:
+        """Go on with a warning where the mode allows it; that a log had no room is told when it has."""
         if self._settings.mode is not Mode.PREFERRED:
+            cause = error.__cause__
+            if isinstance(cause, LogError) and cause.code in _NO_ROOM:
+                journal.refuse(self._layout, subject=subject, code=cause.code, why=cause.message)
             raise error
         self._warn(f"warning: {error.message}; going on unmeasured (attest=preferred)")
 
@@ -163,7 +169,7 @@ class Measuring:
             with self._open(f"pod {pod} is not entered, since it cannot be measured") as log:
                 log.append([_exec_event(_settled(log, files, pod), pod, fields)])
         except HostError as error:
-            self._let_by(error)
+            self._let_by(error, pod)
             self._note_entry(_PREFERRED, pod, fields)
 
     def _note_entry(self, option: str, pod: str, fields: JsonObject) -> None:

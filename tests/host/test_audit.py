@@ -220,6 +220,12 @@ def test_the_report_gates_by_its_exit_status(audited: Secrun) -> None:
     audited("audit", "report", "--since=2030-01-01")
 
 
+def test_a_monitoring_system_sees_pods_and_the_audit_log(audited: Secrun) -> None:
+    told = audited("metrics").out
+    assert 'secrun_pods{state="running"} 1\n' in told
+    assert re.search(r'^secrun_audit_leaves\{origin="secrun\.dev/audit/[^"]+"\} [1-9]', told, re.MULTILINE)
+
+
 def test_the_page_is_what_a_browser_shows(audited: Secrun, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     audited("audit", "export", "--format=html", "--out", page)

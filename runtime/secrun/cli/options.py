@@ -34,6 +34,7 @@ FAMILIES = {
     "trust": ("secrun.cli.options_trust:TRUST_VERBS",),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
     "audit": ("secrun.cli.options_audit:AUDIT_VERBS",),
+    "metrics": ("secrun.cli.options_audit:METRICS_VERBS",),
     "policy": ("secrun.cli.options_policy:POLICY_VERBS",),
     "inspect": ("secrun.cli.options_look:LOOK_VERBS",),
     "top": ("secrun.cli.options_look:LOOK_VERBS",),

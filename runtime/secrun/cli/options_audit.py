@@ -108,3 +108,13 @@ AUDIT_VERBS: tuple[Verb, ...] = (
         needs_root=True,
     ),
 )
+
+METRICS_VERBS: tuple[Verb, ...] = (
+    Verb(
+        words=("metrics",),
+        summary="Print what a monitoring system asks of this root, as Prometheus reads it",
+        handler="secrun.cli.metrics:metrics",
+        description="For node_exporter's textfile collector: secrun metrics > FILE.prom, from a timer.",
+        needs_root=True,
+    ),
+)

@@ -14,7 +14,7 @@ from secrun.errors import HostError, ImageError, StateError
 from secrun.fields import Fields
 from secrun.files import write_atomic
 from secrun.jsonio import canonical, parse_object
-from secrun.measure import journal, marker, software
+from secrun.measure import journal, journald, marker, software
 from secrun.measure.identity import HostIdentity
 from secrun.paths import Layout
 from secrun.record import record
@@ -256,6 +256,7 @@ class HeldLog:
             late += [(Operation.DENIED, fields) for fields in refusals]
             for operation, fields in (*self._host.changes(self.epoch), *late, *events):
                 self._hold.append(operation, fields)
+                journald.tell(operation, fields)
         self._host.remember(self.epoch)
 
     def life(self, pod: str) -> tuple[str, str]:

@@ -7,12 +7,15 @@ name in a later one, and an empty file or a link to /dev/null hides it altogethe
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secrun import config
 from secrun.errors import UsageError
 from secrun.jsonio import canonical
 from secrun_policies.errors import PolicyError
-from secrun_policies.rules import PolicySet, Profile
+
+if TYPE_CHECKING:
+    from secrun_policies.rules import PolicySet, Profile
 
 FOLDER = "policy.d"
 # As one file's limit in secrun_policies.policyfile, which is not loaded where there is no file.
@@ -47,8 +50,10 @@ def digest(places: Sequence[Path] | None = None) -> str:
     return _digest(list(_files(config.PLACES if places is None else places)))
 
 
-def load(places: Sequence[Path] | None = None) -> PolicySet:
+def load(places: Sequence[Path] | None = None) -> "PolicySet":
     """Return the policy in force; raises UsageError for a file that is not understood."""
+    from secrun_policies.rules import PolicySet  # whoever only wants the digest need not know it
+
     files = list(_files(config.PLACES if places is None else places))
     if not files:
         return PolicySet()
@@ -82,7 +87,7 @@ def _no_name_twice(what: str, names: Sequence[tuple[str, str]]) -> None:
         seen[name] = source
 
 
-def load_profile_file(path: Path) -> Profile:
+def load_profile_file(path: Path) -> "Profile":
     """Return the one profile of a file that was named on the command line; raises UsageError."""
     from secrun_policies import policyfile
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from secrun import launch, selinux
 from secrun.errors import HostError, SecrunError
+from secrun.printable import printable
 from secrun.record import record, row
 from secrun.stage1 import labels
 from secrun.syscalls import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, LinuxSyscalls
@@ -167,13 +168,19 @@ def _create(call: LinuxSyscalls, plan: Plan, contexts: Contexts) -> _Started:
     return _Started(machine, helpers, shown)
 
 
+def _failed(text: str) -> int:
+    sys.stdout.write(f"failed {printable(text)}\n")
+    return 1
+
+
 def main() -> int:
-    """Start the machine and print what runs now; 1 with one line of why if that fails."""
+    """Start the machine and print what runs now; 1 with one line, `failed` and why, if that fails."""
     try:
         pid, helpers = start(Plan.from_words(sys.argv[1:]))
-    except (SecrunError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    except SecrunError as error:
+        return _failed(f"{error.message}; {error.hint}" if error.hint else error.message)
+    except OSError as error:
+        return _failed(str(error))
     lines = (f"helper {helper} {name}\n" for helper, name in helpers)
     sys.stdout.write("".join([*lines, f"pid {pid}\n"]))
     sys.stdout.flush()

@@ -5,6 +5,7 @@ the pod's namespace, and what comes into it and may pass leaves by the plugins' 
 round (tc-bpf(8), tc-mirred(8)). A tap goes with the process that holds it.
 """
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from secrun_kvm.netlink import Netlink
 from secrun_kvm.place import Root, tap_name
 
 _NEEDED = "CONFIG_TUN, CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF and CONFIG_NET_ACT_MIRRED"
+_TAKEN = "its plugins direct the frames of this interface already: use --stage1=nspawn for this network"
 # Of this thread's own namespace.
 _SETTINGS = Path("/proc/sys/net/ipv6/conf")
 
@@ -38,7 +40,7 @@ def connect(root: Root, namespace: int, interfaces: Sequence[str]) -> None:
     except OSError as error:
         raise HostError(
             f"a machine's interface cannot be connected: {error.filename or 'netlink'}: {error.strerror}",
-            hint=f"the host's kernel needs {_NEEDED}",
+            hint=_TAKEN if error.errno == errno.EEXIST else f"the host's kernel needs {_NEEDED}",
             code="host-tap",
         ) from error
 

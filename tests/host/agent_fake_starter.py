@@ -31,6 +31,9 @@ def main() -> int:
         case "fail":
             print("no such machine type", file=sys.stderr, flush=True)
             return 3
+        case "refuse":
+            print("failed no such machine type; have another", flush=True)
+            return 1
         case "hang":
             time.sleep(1000)
         case "other":

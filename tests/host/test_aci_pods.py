@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pwd
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from support import aci, hostnet
 from support.images import Entry, directory
 from support.secrun import Secrun, eventually
+from support.watching import NETWORK, watch
 
 PASSWD = b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home:/bin/sh\n"
 SAY = 'id; pwd; echo "$COLOR $AC_APP_NAME"; cat /data/given; ls -ld /scratch; grep CapBnd /proc/self/status'
@@ -119,3 +122,68 @@ def test_a_port_is_forwarded_by_its_name(secrun: Secrun, folder: Path, trusted: 
         unknown = inside("run", *policy, "--port=no:8090", folder / "app.aci", code=2)
         assert "they have: www" in unknown.err
         inside("gc", "--grace-period=0s", "--expire-prepared=0s")
+
+
+# Serves a folder by TLS at the port that discovery asks, and the page of its own name.
+SERVER = """
+import http.server, ssl, sys
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if "ac-discovery" not in self.path:
+            return super().do_GET()
+        page = b'<head><meta name="ac-discovery" content="localhost https://localhost/app-{version}.{ext}">'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+server = http.server.HTTPServer(("127.0.0.1", 443), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1], sys.argv[2])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print("ready", flush=True)
+server.serve_forever()
+"""
+
+
+def test_an_image_is_discovered_by_tls_and_read_by_nobody_with_rights(secrun: Secrun, tmp_path: Path):
+    web, home = tmp_path / "web", tmp_path / "home"
+    certificates = home / ".config/containers/certs.d/localhost"
+    for folder in (web, certificates):
+        folder.mkdir(parents=True)
+    aci.write(web / "app-1.0.0.aci", aci.manifest("localhost/app", app={}), FILES)
+    key, certificate = tmp_path / "key.pem", certificates / "ca.crt"
+    request = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    subprocess.run(
+        ["openssl", "req", *request, *names, "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    signer = aci.Signer(tmp_path / "gpg")
+    try:
+        signer.sign(web / "app-1.0.0.aci")
+        (tmp_path / "signer.asc").write_bytes(signer.public)
+    finally:
+        signer.close()
+    (tmp_path / "policy.json").write_text('{"default": [{"type": "reject"}]}')
+    words = ("fetch", "--policy", tmp_path / "policy.json", "appc://localhost/app:1.0.0")
+    with hostnet.made() as net:
+        inside = net(Secrun(root=tmp_path / "root", run_root=tmp_path / "run", options=("--attest=off",)))
+        command = [*net.prefix, "/usr/bin/python3", "-c", SERVER, certificate, key]
+        with subprocess.Popen(command, cwd=web, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+            try:
+                assert server.stdout is not None
+                assert server.stdout.readline() == b"ready\n"
+                environment = {"HOME": str(home)}
+                inside(*words, code=120, environment=environment)
+                trust = ("--prefix", "localhost", "--skip-fingerprint-review", tmp_path / "signer.asc")
+                inside("trust", "add", *trust)
+                # Without the authority nothing is believed.
+                assert "TLS" in inside(*words, code=125, environment={"HOME": str(tmp_path)}).err
+                seen = watch(inside, tmp_path / "trace", *words, environment=environment)
+            finally:
+                server.kill()
+    outside = dataclasses.replace(inside, prefix=())
+    assert "localhost/app" in outside("image", "cat-manifest", "app:1.0.0").out
+    talked = {uid for uid, name, rest in seen.calls if NETWORK.search(f"{name}({rest}")}
+    assert talked == {pwd.getpwnam("secrun").pw_uid}

@@ -303,6 +303,7 @@ def test_without_its_waiter_the_pod_ends(vm: Vm) -> None:
     ("mode", "reason"),
     [
         ("fail", "ended with exit status 3"),
+        ("refuse", ": no such machine type; have another"),
         ("hang", "did not end in time"),
         ("pid", "did not say `pid N`"),
         ("pid 12 13", "did not say `pid N`"),

@@ -78,11 +78,12 @@ def root(net: HostNet, secrun: Secrun, tmp_path_factory: pytest.TempPathFactory)
     other = Secrun(root=base / "root", run_root=base / "run", network="", options=options)
     layout = secrun.root.parent / "layout"
     image = other("fetch", "--insecure-options=image", f"oci:{layout}:busybox").out.split()[-1]
-    yield net(dataclasses.replace(other, image=image))
-    clean_up(other)
-    assert other.pods() == []
+    made = net(dataclasses.replace(other, image=image))
+    yield made
+    clean_up(made)
+    assert made.pods() == []
     net.run("ip", "link", "delete", "testlab", check=False)
-    assert (net.links(), net.rules(), leases(other)) == (set(), [], [])
+    assert (net.links(), net.rules(), leases(made)) == (set(), [], [])
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +200,23 @@ def test_several_networks_and_an_address_that_was_another_pods_before(pods: Secr
     assert re.search(r"^10\.99\.0\.0/16 via 10\.77\.0\.1 dev eth0", said, re.MULTILINE)
 
 
-def test_a_guest_may_be_given_power_over_the_network_of_its_own_kernel(machines: Secrun):
+def test_a_guest_may_be_given_power_over_the_network_of_its_own_kernel(
+    net: HostNet, root: Secrun, machines: Secrun
+):
     """What leaves it is still what has its addresses: the host sees to that."""
-    script = (
-        "busybox ip address add 10.1.1.1/24 dev eth0 && busybox ip -4 -o address show eth0 | wc -l"
-        "; cat /proc/sys/net/ipv4/conf/all/accept_local"
-    )
-    options = ("--cap-add=net_admin", "--sysctl=net.ipv4.conf.all.accept_local=1")
-    assert machines.run("sh", "-c", script, options=options).out == "2\n1\n"
+    uuid = root.detach("true")
+    subnet = addresses(root, uuid)[0].rpartition(".")[0]
+    with listening(net, f"{subnet}.1") as port:
+        script = (
+            f"busybox ip address add {subnet}.200/24 dev eth0 && busybox ip -4 -o address show eth0 | wc -l"
+            "; cat /proc/sys/net/ipv4/conf/all/accept_local"
+            f"; busybox timeout 3 busybox nc -s {subnet}.200 {subnet}.1 {port}"
+            f"; busybox nc {subnet}.1 {port}"
+        )
+        options = ("--cap-add=net_admin", "--sysctl=net.ipv4.conf.all.accept_local=1")
+        said = machines.run("sh", "-c", script, options=options).out
+    # Who used another address was not heard, and did not take the one line that there is.
+    assert said == "2\n1\nfrom the host\n"
 
 
 def emulator(uuid: str) -> int:
@@ -239,6 +249,32 @@ def test_the_emulator_has_no_network_and_a_killed_one_leaves_nothing_of_it(net: 
     eventually(lambda: not any(name.startswith("veth") for name in net.links()), "the end of the interface")
     assert "secrun-tap0" not in os.listdir("/sys/class/net")
     assert net.rules() == []
+
+
+# Leaves the interface with a queue of its own, as a plugin that shapes traffic may.
+BUSY = """#!/bin/sh
+input=$(cat)
+case $CNI_COMMAND in
+ADD)
+  nsenter --net="$CNI_NETNS" tc qdisc add dev "$CNI_IFNAME" ingress
+  echo "$input" | sed 's/.*"prevResult":\\({.*}\\),"type".*/\\1/';;
+esac
+"""
+
+
+def test_an_interface_that_cannot_be_connected_is_named(net: HostNet, machines: Secrun, tmp_path: Path):
+    (tmp_path / "busy").write_text(BUSY)
+    (tmp_path / "busy").chmod(0o755)
+    ipam = {"type": "host-local", "dataDir": str(tmp_path / "l"), "ranges": [[{"subnet": "10.78.0.0/24"}]]}
+    plugins = [{"type": "bridge", "bridge": "testbusy", "ipam": ipam}, {"type": "busy"}]
+    document = {"cniVersion": "1.0.0", "name": "busy", "plugins": plugins}
+    (tmp_path / "busy.conflist").write_text(json.dumps(document))
+    options = ("--attest=off", f"--net-config={tmp_path}", f"--cni-path={tmp_path}:/usr/lib/cni")
+    lab = dataclasses.replace(machines, options=options)
+    err = lab.run("true", options=("--net=busy",), code=125).err
+    assert "a machine's interface cannot be connected: eth0: File exists" in err
+    assert "use --stage1=nspawn for this network" in err
+    net.run("ip", "link", "delete", "testbusy")
 
 
 @pytest.mark.parametrize("point", ["machine-written", "before-waiter"])

@@ -213,6 +213,12 @@ def test_a_guest_that_was_taken_over_cannot_write_what_it_was_only_shown(running
     assert "rw" in seen["volume-0"].split(",")
 
 
+def test_an_emulated_processor_does_not_promise_what_qemu_does_a_byte_at_a_time(running: Running):
+    flags = running.enter("grep -m1 ^flags /proc/cpuinfo").split()
+    assert "rep_good" in flags
+    assert not {"erms", "fsrm"} & set(flags)
+
+
 def test_what_apps_write_goes_to_the_scratch_disk(running: Running):
     megabytes = running.enter("df -m / | tail -1 | awk '{print $2}'")
     assert 30 <= int(megabytes) <= 48

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,17 +23,7 @@ from support.images import Entry, LayoutWriter, busybox_image, busybox_layer, ta
 from support.registry import Registry
 from support.roots import made
 from support.secrun import Secrun
-
-_CALLS = "%net,read,readv,pread64,preadv,mmap,open,openat,openat2,splice,sendfile,copy_file_range"
-_BIRTHS = "clone,clone3,fork,vfork,setuid,setreuid,setresuid"
-_LINE = re.compile(r"(\d+) +(\w+)\((.*)")
-_RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)")
-# Not socket and bind alone: urllib3 looks while it is loaded whether there is IPv6.
-_NETWORK = re.compile(
-    r"(?:connect|listen|accept4?|(?:recv|send)(?:from|to|m?msg)|p?(?:read|write)v?|p(?:read|write)64|splice|"
-    r"sendfile)\(.*?(?:<(?:TCP|UDP|RAW)(?:v6)?:\[|sa_family=AF_INET)"
-)
-
+from support.watching import NETWORK, Watched, watch
 
 NOBODY = 65534
 
@@ -45,62 +35,6 @@ class Configured(Secrun):
         found = super().argv(*words)
         place = found.index("--root")
         return [*found[:place], *found[place + 4 :]]
-
-
-@dataclass
-class Watched:
-    """What strace saw, call by call, each with the effective user id of who made it."""
-
-    calls: list[tuple[int, str, str]] = field(default_factory=list)
-
-    def by(self, *, root: bool) -> list[str]:
-        return [f"{name}({rest}" for uid, name, rest in self.calls if (uid == 0) == root]
-
-
-def watch(
-    secrun: Secrun, trace: Path, *words: str | os.PathLike[str], options: tuple[str, ...] = ()
-) -> Watched:
-    """Run a command under strace."""
-    which = ("-e", f"trace={_CALLS},{_BIRTHS}")
-    strace = ("strace", "-f", *options, "-yy", "-s", "256", "-o", str(trace), *which)
-    watched = Secrun(
-        root=secrun.root,
-        run_root=secrun.run_root,
-        # A software TPM that is started stays, and strace would wait for it.
-        options=("--attest=off",),
-        prefix=strace,
-    )
-    watched(*words)
-    return read_trace(trace.read_text(errors="replace"))
-
-
-def read_trace(text: str) -> Watched:
-    """Follow who is whose child and who became whom."""
-    uids: dict[str, int] = {}
-    begun: dict[str, tuple[str, str]] = {}
-    found = Watched()
-    for line in text.splitlines():
-        if (match := _RESUMED.match(line)) is not None:
-            pid, name, rest = match.groups()
-            rest = begun.pop(pid, (name, ""))[1] + rest
-        elif (match := _LINE.match(line)) is not None:
-            pid, name, rest = match.groups()
-            if "<unfinished ...>" in rest:
-                begun[pid] = (name, rest)
-                # It has begun, whatever comes of it.
-                found.calls.append((uids.setdefault(pid, 0), name, rest))
-                continue
-        else:
-            continue
-        uid = uids.setdefault(pid, 0)
-        found.calls.append((uid, name, rest))
-        result = rest.rpartition(" = ")[2].split(" ")[0]
-        if name in ("clone", "clone3", "fork", "vfork") and result.isdecimal() and int(result) > 0:
-            uids[result] = uid
-        elif name.startswith("set") and result == "0" and name != "setsockopt":
-            numbers = [int(word) for word in re.findall(r"-?\d+", rest.partition(")")[0])]
-            uids[pid] = numbers[1 if name == "setresuid" else -1]
-    return found
 
 
 @pytest.fixture
@@ -141,10 +75,10 @@ def test_root_reads_no_socket_and_no_layer_while_it_runs_an_image_from_a_registr
     run = watch(root, tmp_path / "trace-run", "run", "--rm", *words, options=("-b", "execve"))
     seen = Watched([*prepared.calls, *run.calls])
     for one in (prepared, run):
-        assert any("connect(" in call and _NETWORK.search(call) for call in one.by(root=False))
-    network = [call for call in seen.by(root=True) if _NETWORK.search(call)]
+        assert any("connect(" in call and NETWORK.search(call) for call in one.by(root=False))
+    network = [call for call in seen.by(root=True) if NETWORK.search(call)]
     assert network == []
-    others = [call for call in seen.by(root=False) if _NETWORK.search(call)]
+    others = [call for call in seen.by(root=False) if NETWORK.search(call)]
     assert any(call.startswith(("read(", "recvfrom(")) and f":{served.port}]" in call for call in others)
     layer = layer_of(root, image)
     reading = re.compile(
@@ -179,8 +113,8 @@ def test_signing_and_copying_leave_the_network_to_others_too(root: Secrun, serve
     )
     for words in commands:
         seen = watch(root, tmp_path / "trace", *words)
-        assert [call for call in seen.by(root=True) if _NETWORK.search(call)] == []
-        assert any(_NETWORK.search(call) for call in seen.by(root=False))
+        assert [call for call in seen.by(root=True) if NETWORK.search(call)] == []
+        assert any(NETWORK.search(call) for call in seen.by(root=False))
 
 
 # What the helper may do.

@@ -15,7 +15,7 @@ from secrun.paths import Layout
 from secrun.trust import plan, policy
 from secrun.trust.admission import Decision
 from secrun.trust.ring import KeyRing
-from support import registry
+from support import aci, registry
 from support.images import BUSYBOX, Entry, LayoutWriter, busybox_image, symlink, tar_layer
 from support.secrun import Secrun
 
@@ -250,3 +250,49 @@ def accepts(path, source):
         return False
     context = plan.TrustContext(policy=found, ring=KeyRing(path.parent / "no-keys"))
     return plan.unsigned(context.plan(identity.subject(parsed))).decision is Decision.ACCEPT
+
+
+# What secrun writes, and old images.
+
+
+def test_a_stored_image_is_exported_for_others(secrun, busybox, tmp_path):
+    (image,) = fetched(secrun, busybox)
+    oci, aci_file = tmp_path / "out.tar", tmp_path / "out.aci"
+    assert secrun("image", "export", "--format=oci", image["id"], oci).out == f"{image['id']}\n"
+    assert json.loads(tool("skopeo", "inspect", f"oci-archive:{oci}"))["Digest"] == image["id"]
+    image_id = secrun("image", "export", image["id"], aci_file).out.strip()
+    assert image_id == f"sha512-{tool('sha512sum', aci_file).split()[0]}"
+    names = tool("tar", "-tf", aci_file).splitlines()
+    assert names[:2] == ["manifest", "rootfs/"]
+    assert "rootfs/bin/busybox" in names
+    assert "exists already" in secrun("image", "export", image["id"], aci_file, code=125).err
+    (again,) = fetched(secrun, aci_file)
+    assert again["tree"] == image["tree"]
+    shown = json.loads(secrun("image", "cat-manifest", "--pretty-print", again["id"]).out)
+    assert (shown["acKind"], shown["app"]["exec"]) == ("ImageManifest", ["/bin/sh"])
+    other = json.loads(secrun("image", "cat-manifest", image["id"]).out)
+    assert other["manifest"]["config"]["digest"] == image["config"]
+
+
+def test_an_aci_made_by_tar_and_signed_by_gpg_is_read_by_skopeo_once_stored(secrun, tmp_path):
+    (tmp_path / "made/rootfs/etc").mkdir(parents=True)
+    (tmp_path / "made/rootfs/etc/motd").write_text("hello\n")
+    document = json.dumps(aci.manifest(app={}))
+    (tmp_path / "made/manifest").write_text(document)
+    image = tmp_path / "app.aci"
+    tool("tar", "-C", tmp_path / "made", "--owner=0", "--group=0", "-cJf", image, "manifest", "rootfs")
+    signer = aci.Signer(tmp_path / "gpg")
+    try:
+        signer.sign(image)
+        (tmp_path / "key").write_bytes(signer.public)
+    finally:
+        signer.close()
+    (tmp_path / "policy.json").write_text('{"default": [{"type": "reject"}]}')
+    words = ("fetch", "--policy", tmp_path / "policy.json", image)
+    secrun(*words, code=120)
+    secrun("trust", "add", "--prefix", "example.com", "--skip-fingerprint-review", tmp_path / "key")
+    secrun(*words)
+    assert secrun("image", "cat-manifest", "app:1.0.0").out == f"{document}\n"
+    (entry,) = entries(secrun)
+    config = json.loads(tool("skopeo", "inspect", "--config", f"oci:{secrun.root}/images:{entry.name}"))
+    assert config["config"]["Entrypoint"] == ["/bin/sh"]

@@ -9,6 +9,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pysequoia
+
 from support.images import Entry, busybox_layer, directory, tar_layer
 
 NAME = "example.com/app"
@@ -23,6 +25,48 @@ def manifest(name=NAME, *, version="1.0.0", labels=None, app=None, **members):
     if app is not None:
         document["app"] = {"exec": ["/bin/sh"], "user": "0", "group": "0", **app}
     return document
+
+
+# The example of the specification, aci.md, with what secrun knows beside it.
+WHOLE = manifest(
+    "example.com/reduce-worker",
+    app={
+        "exec": ["/usr/bin/reduce-worker", "--quiet"],
+        "user": "100",
+        "group": "/usr/bin/ping",
+        "supplementaryGIDs": [400, 500, 400],
+        "eventHandlers": [{"exec": ["/usr/bin/data-downloader"], "name": "pre-start"}],
+        "workingDirectory": "/opt/work/",
+        "environment": [{"name": "REDUCE_WORKER_DEBUG", "value": "true"}],
+        "isolators": [
+            {"name": "resource/cpu", "value": {"request": "250m", "limit": "500m"}},
+            {"name": "resource/memory", "value": {"request": "1G", "limit": "2Gi"}},
+            {"name": "os/linux/capabilities-retain-set", "value": {"set": ["CAP_NET_BIND_SERVICE"]}},
+            {"name": "os/linux/seccomp-remove-set", "value": {"errno": "ENOSYS", "set": ["reboot"]}},
+            {"name": "os/linux/no-new-privileges", "value": True},
+            {"name": "os/linux/oom-score-adj", "value": 100},
+            {"name": "os/linux/cpu-shares", "value": 1024},
+            {"name": "resource/network-bandwidth", "value": {"default": True, "limit": "1G"}},
+        ],
+        "mountPoints": [{"name": "work", "path": "/var/lib//work", "readOnly": True}],
+        "ports": [
+            {"name": "health", "port": 4000, "protocol": "tcp", "socketActivated": True},
+            {"name": "ftp-data", "port": 20000, "count": 1000, "protocol": "tcp"},
+        ],
+        "userLabels": {"passed": "over"},
+    },
+    dependencies=[
+        {
+            "imageName": "example.com/reduce-worker-base",
+            "imageID": f"sha512-{'0f' * 32}",
+            "labels": [{"name": "env", "value": "canary"}],
+            "size": 22017258,
+        }
+    ],
+    pathWhitelist=["/etc/ca/example.com/crt", "/etc/systemd/system/"],
+    annotations=[{"name": "created", "value": "2014-10-27T19:32:27.67021798Z"}],
+    unknown={"passed": "over"},
+)
 
 
 def encoded(document):
@@ -91,6 +135,24 @@ def busybox_files():
                 Entry(name=info.name, kind=info.type, mode=info.mode, data=data, link=info.linkname)
             )
     return found
+
+
+class LibrarySigner:
+    """A key of the library that secrun verifies with: no program has to be there."""
+
+    def __init__(self, name="Tester <tester@example.com>", **options):
+        self.key = pysequoia.Tsk.generate(name, **options)
+
+    @property
+    def public(self):
+        return bytes(self.key.extract_certificate())
+
+    def sign(self, path):
+        """Write PATH.asc, a detached signature in armor."""
+        target = Path(f"{path}.asc")
+        mode = pysequoia.SignatureMode.DETACHED
+        target.write_bytes(bytes(pysequoia.sign(self.key.signer(), Path(path).read_bytes(), mode=mode)))
+        return target
 
 
 class Signer:

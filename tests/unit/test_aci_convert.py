@@ -9,7 +9,7 @@ import pytest
 
 from secrun.digest import Digest
 from secrun.errors import ImageError
-from secrun.image.aci import limits, oci
+from secrun.image.aci import embedded, limits, oci
 from secrun.image.aci.unpack import narrowed, unpack
 from secrun.image.config import parse as parse_config
 from secrun.image.manifest import parse_manifest
@@ -124,7 +124,7 @@ def test_the_oci_image_says_what_the_manifest_said(take_apart):
     assert config.platform == HOST
     assert dict(config.labels)["version"] == "1.0.0"
     assert oci.text_of(config) == json.dumps(document)
-    assert oci.embedded(config, "it") == found.manifest
+    assert embedded.manifest_of(config, "it") == found.manifest
     manifest = parse_manifest(made.manifest, "", what="manifest")
     assert [layer.digest for layer in manifest.layers] == list(config.diff_ids) == [found.layer.digest]
     annotations = json.loads(made.manifest)["annotations"]

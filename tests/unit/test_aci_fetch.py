@@ -2,22 +2,33 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from secrun.errors import DeniedError, ImageError, StateError
+from secrun.digest import Digest
+from secrun.errors import DeniedError, ImageError, RegistryError
 from secrun.image import config as configs
-from secrun.image import rootfs
+from secrun.image import rootfs, sources
 from secrun.image.aci import limits, oci
 from secrun.image.aci.bring import Chain
+from secrun.image.aci.web import Web
 from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.progress import NullProgress
+from secrun.image.retry import SystemClock
+from secrun.image.rootfs.model import FileKind
+from secrun.image.sources import ReachedWeb
 from secrun.image.store import ImageStore
+from secrun.image.wire import ConnectionLostError, LossKind
 from secrun.paths import Layout
 from secrun.record import replace
+from secrun.trust import detached
+from secrun.trust.faults import SignatureFaultError
+from secrun.trust.requirement import Material, Requirement, RequirementType
 from secrun.trust.ring import KeyRing
-from support import aci
+from secrun.trust.verdict import Case
+from support import aci, layers
 from support.images import Entry, directory
 from support.stored import accepting
 
@@ -33,6 +44,24 @@ class Notes(NullProgress):
 @pytest.fixture
 def layout(tmp_path):
     return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
+
+
+class NoNetwork:
+    """A client of a host without a network."""
+
+    def request(self, method, url, headers):
+        raise ConnectionLostError(LossKind.REFUSED, "it does not accept connections")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    monkeypatch.setattr(
+        sources,
+        "reach_web",
+        lambda options: ReachedWeb(
+            web=Web(NoNetwork(), SystemClock(), http=options.insecure_http), prepare=tuple
+        ),
+    )
 
 
 @pytest.fixture
@@ -61,14 +90,12 @@ def file(tmp_path):
 
 
 def names_in(layout, image):
-    """Return the files of a rendered image."""
-    import subprocess
-
-    rendered = rootfs.ensure(layout, image.layers)
-    said = subprocess.run(
-        ["dump.erofs", "--ls", "--path=/etc", rendered.path], capture_output=True, text=True, check=True
-    ).stdout
-    return {line.split()[-1] for line in said.splitlines() if line.split()[1:2] == ["1"]}
+    """Return the files in /etc of an image."""
+    rootfs.ensure(layout, image.layers)
+    tree = layers.merge(*(layer.path.read_bytes() for layer in image.layers))
+    return {
+        path.decode().removeprefix("etc/") for path, entry in tree.items() if entry.kind is FileKind.FILE
+    }
 
 
 def entry_of(layout, path):
@@ -168,10 +195,10 @@ def test_a_dependency_of_a_dependency_comes_along(layout, options, file):
 def test_a_dependency_that_is_not_there_is_an_error_that_names_it(layout, options, file, wanted):
     ensure_image(layout, str(file("example.com/base")), options)
     path = file(dependencies=[wanted])
-    with pytest.raises(StateError) as caught:
+    with pytest.raises(RegistryError) as caught:
         ensure_image(layout, str(path), options)
-    assert wanted["imageName"] in caught.value.message
-    assert caught.value.code == "state-image-missing"
+    assert f"depends on appc://{wanted['imageName']}" in caught.value.message
+    assert "secrun fetch" in caught.value.hint
 
 
 def test_a_dependency_by_the_beginning_of_its_id(layout, options, file):
@@ -205,17 +232,13 @@ def test_a_whitelist_holds_for_dependencies_and_says_what_nobody_has(layout, opt
 
 
 @pytest.fixture(scope="module")
-def signer(tmp_path_factory):
-    found = aci.Signer(tmp_path_factory.mktemp("gpg") / "home")
-    yield found
-    found.close()
+def signer():
+    return aci.LibrarySigner(validity_seconds=3600)
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    found = aci.Signer(tmp_path_factory.mktemp("gpg") / "home", "Stranger <s@example.org>")
-    yield found
-    found.close()
+def stranger():
+    return aci.LibrarySigner("Stranger <s@example.org>")
 
 
 def trust(layout, signer, prefix):
@@ -251,6 +274,26 @@ def test_a_signed_image_is_admitted_by_a_key_of_its_name(layout, rejecting, file
     assert ensure_image(layout, str(path), never).admission == image.admission
     key.unlink()
     refusal(layout, path, never)
+
+
+def test_a_key_that_has_expired_does_not_count_any_more(tmp_path, signer):
+    (tmp_path / "file").write_bytes(b"bytes")
+    image = Digest("sha512", "0f" * 64)
+    material = Material(path="/key", data=signer.public)
+    keys, now = {material: signer.public}, time.time()
+    signature = signer.sign(tmp_path / "file").read_bytes()
+    found = detached.weigh(str(tmp_path / "file"), signature, image, keys, now)
+    requirement = Requirement(type=RequirementType.KEY_RING, keys=(material,))
+
+    def verified(when, known=keys):
+        case = Case(name=None, digests=frozenset((image,)), keys=known, now=when)
+        return detached.verify(found, requirement, case)
+
+    assert now < verified(now).expires <= now + 3700
+    with pytest.raises(SignatureFaultError, match="is expired"):
+        verified(now + 3700)
+    with pytest.raises(SignatureFaultError, match="is expired"):
+        detached.weigh(str(tmp_path / "file"), signature, image, keys, now + 3700)
 
 
 def test_keys_of_other_names_other_keys_and_bad_signatures_do_not_count(

@@ -6,7 +6,7 @@ import pytest
 
 from secrun.errors import ImageError
 from secrun.image.aci import limits
-from secrun.image.aci.manifest import parse
+from secrun.image.aci.manifest import document_of, parse, read
 from support import aci
 
 
@@ -24,50 +24,8 @@ def app(**members):
     return aci.manifest(app=members)
 
 
-# The example of the specification, aci.md, with what secrun knows beside it.
-WHOLE = aci.manifest(
-    "example.com/reduce-worker",
-    app={
-        "exec": ["/usr/bin/reduce-worker", "--quiet"],
-        "user": "100",
-        "group": "/usr/bin/ping",
-        "supplementaryGIDs": [400, 500, 400],
-        "eventHandlers": [{"exec": ["/usr/bin/data-downloader"], "name": "pre-start"}],
-        "workingDirectory": "/opt/work/",
-        "environment": [{"name": "REDUCE_WORKER_DEBUG", "value": "true"}],
-        "isolators": [
-            {"name": "resource/cpu", "value": {"request": "250m", "limit": "500m"}},
-            {"name": "resource/memory", "value": {"request": "1G", "limit": "2Gi"}},
-            {"name": "os/linux/capabilities-retain-set", "value": {"set": ["CAP_NET_BIND_SERVICE"]}},
-            {"name": "os/linux/seccomp-remove-set", "value": {"errno": "ENOSYS", "set": ["reboot"]}},
-            {"name": "os/linux/no-new-privileges", "value": True},
-            {"name": "os/linux/oom-score-adj", "value": 100},
-            {"name": "os/linux/cpu-shares", "value": 1024},
-            {"name": "resource/network-bandwidth", "value": {"default": True, "limit": "1G"}},
-        ],
-        "mountPoints": [{"name": "work", "path": "/var/lib//work", "readOnly": True}],
-        "ports": [
-            {"name": "health", "port": 4000, "protocol": "tcp", "socketActivated": True},
-            {"name": "ftp-data", "port": 20000, "count": 1000, "protocol": "tcp"},
-        ],
-        "userLabels": {"passed": "over"},
-    },
-    dependencies=[
-        {
-            "imageName": "example.com/reduce-worker-base",
-            "imageID": f"sha512-{'0f' * 32}",
-            "labels": [{"name": "env", "value": "canary"}],
-            "size": 22017258,
-        }
-    ],
-    pathWhitelist=["/etc/ca/example.com/crt", "/etc/systemd/system/"],
-    annotations=[{"name": "created", "value": "2014-10-27T19:32:27.67021798Z"}],
-    unknown={"passed": "over"},
-)
-
-
 def test_all_that_the_specification_names_is_read():
-    found = parsed(WHOLE)
+    found = parsed(aci.WHOLE)
     assert found.full_name == "example.com/reduce-worker:1.0.0"
     assert dict(found.labels) == {"version": "1.0.0", "os": "linux", "arch": "amd64"}
     assert found.path_whitelist == ("/etc/ca/example.com/crt", "/etc/systemd/system")
@@ -202,3 +160,12 @@ def test_duplicate_keys_depth_and_size_are_refused():
     assert "limit" in refused(b" " * (limits.MAX_MANIFEST_BYTES + 1)).message
     for data in (b"", b"[]", b"{", b"\xff"):
         refused(data)
+
+
+def test_fractions_where_the_specification_has_none_do_not_matter():
+    document = aci.manifest(app={"isolators": [{"name": "own", "value": [1.5]}]}, other=0.25)
+    plain = document_of(aci.encoded(document), what="it")
+    assert plain["other"] == "0.25"
+    assert read(plain, what="it") == parsed(document)
+    with pytest.raises(ImageError):
+        document_of(aci.encoded(isolator("resource/cpu", {"limit": 1.5})), what="it")

@@ -66,7 +66,7 @@ def test_a_bare_word_without_a_registry_is_only_looked_up_in_the_store(text):
         "docker://r.example/a@sha256:abc",
         "docker://r.example/a@md5:" + HEX,
         "docker://r.example/../a",
-        "http://r.example/a",
+        "ftp://r.example/a",
         "sif:/x",
         "containers-storage:x",
         "oci:",

@@ -354,11 +354,51 @@ def test_a_decision_that_is_not_about_this_image_and_policy_is_refused(tmp_path,
     honest = decide(plan)
     admission = honest.to_json()
     lie(admission)
-    answer: JsonObject = {"admission": admission, "reason": ""}
+    answer: JsonObject = {"admission": admission, "reason": "", "proofs": []}
     monkeypatch.setattr(apart, "run", lambda body, preload: answer)
     with pytest.raises(ImageError) as caught:
         decide(plan)
     assert caught.value.code == "image-worker"
+
+
+def forged(plan, key, digest, name, *, proofs=1) -> JsonObject:
+    """Return the answer of a judge that was taken over: the image is admitted by a signature of `key`'s."""
+    from secrun.trust import cosign, payload
+    from secrun.trust.signatures import Candidate, SignatureKind
+    from secrun.trust.verdict import Verified
+
+    said = payload.build(payload.COSIGN, digest, name, creator="x", now=NOW)
+    signature = b64(signing.signed(key, said))
+    candidate = Candidate(
+        kind=SignatureKind.COSIGN,
+        subject=digest,
+        payload=said,
+        origin="it",
+        annotations={cosign.SIGNATURE: signature},
+    )
+    named = Verified(kind="cosign", signer="key:trusted", reference=name, digest=candidate.digest)
+    admission = {**decide(plan).to_json(), "decision": "accept", "signatures": [named.to_json()]}
+    return {"admission": admission, "reason": "", "proofs": [candidate.to_json()] * proofs}
+
+
+def test_root_looks_itself_at_the_signature_by_a_key(tmp_path, monkeypatch):
+    key, name = signing.new_key(), "registry.example/team/app:1"
+    plan = a_plan(key, tmp_path)
+    good = forged(plan, key, DIGEST, name)
+    lies = [
+        forged(plan, signing.new_key(), DIGEST, name),
+        forged(plan, key, Digest.of(b"another image"), name),
+        forged(plan, key, DIGEST, "registry.example/team/another:1"),
+        forged(plan, key, DIGEST, name, proofs=0),
+        forged(plan, key, DIGEST, name, proofs=2),
+    ]
+    monkeypatch.setattr(apart, "run", lambda body, preload: good)
+    assert decide(plan).decision == "accept"
+    for lie in lies:
+        monkeypatch.setattr(apart, "run", lambda body, preload, lie=lie: lie)
+        with pytest.raises(ImageError) as caught:
+            decide(plan)
+        assert caught.value.code == "image-worker"
 
 
 # How they speak.

@@ -172,10 +172,8 @@ POINTS = [{"name": "data", "path": "/data", "readOnly": True}, {"name": "work", 
 def test_mount_points_get_the_volume_of_their_name_or_an_empty_folder(applied, tmp_path):
     wanted = image(mountPoints=POINTS)
     found = applied(wanted)
-    assert [(item.target, item.mode, item.read_only) for item in found.request.security.tmpfs] == [
-        ("/data", "0755", True),
-        ("/work", "0755", False),
-    ]
+    empty = [(item.target, item.name, item.read_only, item.fill) for item in found.request.empty_volumes]
+    assert empty == [("/data", "", True, False), ("/work", "", False, False)]
     assert ["data" in found.notes[0], "work" in found.notes[1]] == [True, True]
     source = str(tmp_path)
     for said, expected in ((None, True), (False, False), (True, True)):

@@ -59,12 +59,16 @@ pub(crate) fn run(words: &[OsString], timeout: Duration, signals: &OwnedFd) -> R
             return Err(failed("did not end in time"));
         }
     };
+    let said = said(read).unwrap_or_default();
     match status {
         Status { code: 0, signal: 0 } => (),
+        Status { signal: 0, .. } if reason(&said).is_some() => {
+            return Err(format!("the virtual machine could not be started: {}", reason(&said).unwrap_or_default()))
+        }
         Status { signal: 0, code } => return Err(failed(&format!("ended with exit status {code}"))),
         Status { signal, .. } => return Err(failed(&format!("was killed by signal {signal}"))),
     }
-    let started = said(read).ok_or_else(|| failed("did not say `pid N`"))?;
+    let started = parse(&said).ok_or_else(|| failed("did not say `pid N`"))?;
     let how = |pid: i32| ended.iter().find(|(gone, _)| *gone == pid).map(|(_, how)| *how);
     if let Some(how) = how(started.machine) {
         return Err(too_early(how));
@@ -99,7 +103,7 @@ pub(crate) fn too_early(status: Status) -> String {
 }
 
 /// What the starter said; it said no more than a pipe holds.
-fn said(read: OwnedFd) -> Option<Started> {
+fn said(read: OwnedFd) -> Option<String> {
     sys::set_nonblocking(&read).ok()?;
     let (mut pipe, mut text, mut chunk) = (fs::File::from(read), Vec::new(), [0; 1024]);
     while text.len() < MAX_SAID {
@@ -111,7 +115,12 @@ fn said(read: OwnedFd) -> Option<Started> {
             Err(_) => break,
         }
     }
-    parse(&String::from_utf8(text).ok()?)
+    String::from_utf8(text).ok()
+}
+
+/// Why a starter failed, if it says so: a line `failed TEXT`.
+fn reason(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("failed "))
 }
 
 /// Read lines `helper N NAME`, and `pid N` at the end.
@@ -145,6 +154,8 @@ mod tests {
         let said = "helper 7 virtiofsd of /a b\nhelper 8 swtpm\npid 9\n";
         assert_eq!(parse(said), Some(Started { machine: 9, helpers }));
         assert_eq!(parse("pid 9\n"), Some(Started { machine: 9, helpers: Vec::new() }));
+        assert_eq!(reason("helper 7 a\nfailed no tap: gone\n"), Some("no tap: gone"));
+        assert_eq!(reason("pid 9\n"), None);
         for broken in [
             "",
             "pid 9",

@@ -13,6 +13,7 @@ rm
 gc
 cat-manifest
 fetch
+image cat-manifest
 image list
 image rm
 version
@@ -27,6 +28,7 @@ run-prepared : keeps every option that was prepared, labels included
 enter : joins every namespace, the filter, the capabilities, the label and the user of the app
 status : --format json with all that is enforced
 trust = trust : add, list, show, rm; also for sigstore, cosign and Notation
+image export : also as an OCI archive; an app container image is flattened, so it has another ID
 image verify : re-hashes and judges the signatures anew
 config = config show : --origin tells which file set a value
 completion : bash, zsh and fish

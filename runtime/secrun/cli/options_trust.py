@@ -105,6 +105,35 @@ SIGN_VERBS: tuple[Verb, ...] = (
 
 IMAGE_VERBS: tuple[Verb, ...] = (
     Verb(
+        words=("image", "cat-manifest"),
+        summary="Print the manifest of a stored image",
+        handler="secrun.cli.imagefiles:cat_manifest",
+        description="Of an app container image its own, byte for byte; else manifest and configuration.",
+        positionals=(Positional(name="image", help="a stored image's name or ID prefix"),),
+        options=(Option(flags=("--pretty-print",), kind=Kind.FLAG, help="indent it"),),
+    ),
+    Verb(
+        words=("image", "export"),
+        summary="Write a stored image to a file, as an app container image or an OCI archive",
+        handler="secrun.cli.imagefiles:export",
+        description="The same image gives the same bytes. An app container image has all files in one "
+        "rootfs and no dependencies.",
+        positionals=(
+            Positional(name="image", help="a stored image's name or ID prefix"),
+            Positional(name="file", help="the file to write"),
+        ),
+        options=(
+            Option(
+                flags=("--format",),
+                kind=Kind.CHOICE,
+                choices=("aci", "oci"),
+                default="aci",
+                help="aci: of the appc spec, uncompressed; oci: an archive of an image layout",
+            ),
+            Option(flags=("--overwrite",), kind=Kind.FLAG, help="replace a file that exists"),
+        ),
+    ),
+    Verb(
         words=("image", "verify"),
         summary="Judge stored images anew, with all their signatures",
         handler="secrun.cli.sign:verify",

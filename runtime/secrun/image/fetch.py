@@ -181,7 +181,7 @@ class Fetching:
         known = entry if pull is PullPolicy.NEWER else None
         try:
             if references.is_aci(reference):
-                return self.fetch_aci(reference)
+                return self.fetch_aci(reference, entry)
             return self.fetch(reference, self.admitter.before(reference), known)
         except RegistryError as error:
             if entry is None or pull is not PullPolicy.NEWER:
@@ -272,11 +272,11 @@ class Fetching:
         reached("fetch-listed")
         return entry, verdict.admission
 
-    def fetch_aci(self, reference: Origin) -> StoredImage:
-        """Bring in an app container image."""
+    def fetch_aci(self, reference: Origin, known: Entry | None) -> StoredImage:
+        """Bring in an app container image; with `known`, only if its place now has another one."""
         from secrun.image.aci.fetching import AciFetch
 
-        return AciFetch(self).fetch(reference)
+        return AciFetch(self).fetch(reference, known)
 
     def check_platform(self, config: ImageConfig, what: str) -> None:
         """Raise ImageError for an image that this host (or the platform asked for) cannot be."""

@@ -6,18 +6,19 @@ nothing else: both are part of what the decision must repeat.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from secrun.digest import Digest
 from secrun.errors import ImageError
 from secrun.fields import Fields
 from secrun.image import apart
-from secrun.jsonio import JsonObject
+from secrun.jsonio import JsonObject, JsonValue
 from secrun.record import replace
 from secrun.trust.admission import Admission, Decision
-from secrun.trust.plan import Plan
-from secrun.trust.requirement import Material
+from secrun.trust.plan import Opened, Plan
+from secrun.trust.requirement import Material, Requirement
 from secrun.trust.signatures import Candidate, SignatureKind, SignatureSet
+from secrun.trust.verdict import Verified
 
 _WHAT = "answer of the process that checks signatures"
 
@@ -74,14 +75,64 @@ def judged(plan: Plan, digests: frozenset[Digest], signatures: bytes, digest: st
             now=now,
             opened=opened,
         )
-        return {"admission": found.to_json(), "reason": found.reason}
+        return {
+            "admission": found.to_json(),
+            "reason": found.reason,
+            "proofs": _proofs(plan, found, SignatureSet.from_bytes(signatures)),
+        }
 
-    answer = apart.run(body, lambda: _preload(frozenset(judge.kinds_of(plan))))
-    fields = Fields(answer, _WHAT)
+    kinds = frozenset(judge.kinds_of(plan))
+    # Loaded here once, for the check and for its confirmation.
+    _preload(kinds)
+    fields = Fields(apart.run(body, lambda: None), _WHAT)
     found = Admission.from_fields(fields.object("admission"))
     found = replace(found, reason=fields.text("reason"))
+    proofs = [Candidate.from_fields(item) for item in fields.objects("proofs")]
     fields.end()
-    return _bound(found, plan, plan.inputs(digests, opened.keys, digest))
+    _bound(found, plan, plan.inputs(digests, opened.keys, digest))
+    _confirm(plan, digests, found, proofs, opened)
+    return found
+
+
+def _confirmable(plan: Plan, found: Admission) -> list[tuple[Requirement, Verified]]:
+    """Return what a plan demands and by what it was met, where the caller can look itself."""
+    from secrun.trust import judge
+
+    if found.decision is not Decision.ACCEPT:
+        return []
+    signed = [item for item in plan.requirements if item.signed]
+    # Demands of rules come behind those of the policy.
+    met = zip(signed, found.signatures, strict=False)
+    return [(demand, item) for demand, item in met if judge.confirmable(demand, item)]
+
+
+def _proofs(plan: Plan, found: Admission, signatures: SignatureSet) -> list[JsonValue]:
+    by_digest = {item.digest: item for item in signatures.candidates}
+    return [by_digest[item.digest].to_json() for _, item in _confirmable(plan, found)]
+
+
+def _confirm(
+    plan: Plan, digests: frozenset[Digest], found: Admission, proofs: Sequence[Candidate], opened: Opened
+) -> None:
+    """Look for ourselves at signatures of cosign's by keys, the commonest form; raises ImageError.
+
+    The key's signature comes first: what it is over is parsed only if a trusted key has signed it.
+    """
+    from secrun.trust import judge
+    from secrun.trust.faults import SignatureFaultError
+
+    met = _confirmable(plan, found)
+    if [item.digest for _, item in met] != [item.digest for item in proofs]:
+        raise ImageError("the process that checks signatures proves nothing", code="image-worker")
+    for (demand, _), candidate in zip(met, proofs, strict=True):
+        try:
+            judge.confirm(plan, digests, demand, candidate, opened)
+        except SignatureFaultError as error:
+            raise ImageError(
+                f"the process that checks signatures let in what is not signed: {error.reason}",
+                hint="an image in that registry may be hostile: do not use it",
+                code="image-worker",
+            ) from error
 
 
 def weighed(
@@ -115,8 +166,8 @@ def weighed(
     return SignatureSet(candidates=(found,), searched=searched)
 
 
-def _bound(found: Admission, plan: Plan, inputs: str) -> Admission:
-    """Return a decision if it is about this plan and these bytes; raises ImageError."""
+def _bound(found: Admission, plan: Plan, inputs: str) -> None:
+    """Raise ImageError unless a decision is about this plan and these bytes."""
     told = (
         found.policy_source,
         found.scope,
@@ -131,4 +182,3 @@ def _bound(found: Admission, plan: Plan, inputs: str) -> Admission:
     accepted = found.decision is Decision.ACCEPT
     if accepted and (plan.hopeless or len(found.signatures) != plan.demanded):
         raise ImageError("the process that checks signatures let in what cannot be", code="image-worker")
-    return found

@@ -5,6 +5,7 @@ import os
 import re
 from enum import StrEnum
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from secrun import dockername
 from secrun.digest import Digest
@@ -44,6 +45,10 @@ _FILES = (
 # Of which nothing but the path can follow: a folder or a file is one image.
 _WHOLE = (Transport.DIR, Transport.ACI)
 _ACI_SUFFIX = ".aci"
+_APPC = "appc"
+_ADDRESSES = ("https", "http")
+_APPC_NAME = re.compile(r"[a-z0-9]+(?:[-._~/][a-z0-9]+)*\Z")
+MAX_URL_CHARS = 2000
 
 
 @record
@@ -145,7 +150,7 @@ class AppcReference:
         return f"{self.image}{version}{others}"
 
     def __str__(self) -> str:
-        return f"appc://{self.name}"
+        return f"{_APPC}://{self.name}"
 
 
 @record
@@ -232,6 +237,46 @@ def _check_file_tag(transport: Transport, tag: str, text: str) -> None:
         raise _bad(text, "an archive has no digests", "write docker-archive:PATH[:NAME[:TAG]]")
 
 
+def _with_scheme(scheme: str, rest: str, text: str) -> ImageReference:
+    """Parse SCHEME://REST."""
+    if scheme == _APPC:
+        return _appc(rest, text)
+    if scheme in _ADDRESSES:
+        parts = urlsplit(text)
+        if not parts.hostname or "@" in parts.netloc or not text.isascii() or not text.isprintable():
+            raise _bad(text, "it is no address of a file", "write https://HOST/PATH.aci, without a password")
+        if len(text) > MAX_URL_CHARS or " " in text:
+            raise _bad(text, f"an address has no blanks and at most {MAX_URL_CHARS} characters")
+        return UrlReference(url=text)
+    if scheme != Transport.DOCKER:
+        raise _bad(text, f"{scheme[:40]!r} is no transport of secrun")
+    return _registry(rest, text, explicit=True)
+
+
+def _appc(rest: str, text: str) -> AppcReference:
+    """Parse NAME[:VERSION][,LABEL=VALUE]... as rkt has it."""
+    head, *others = rest.split(",")
+    name, colon, version = head.partition(":")
+    labels: dict[str, str] = {"version": version} if colon else {}
+    hint = "write appc://NAME[:VERSION][,LABEL=VALUE]"
+    for word in others:
+        key, equals, value = word.partition("=")
+        if not equals or not _APPC_NAME.match(key) or key in labels or key == "name":
+            raise _bad(text, f"{word[:80]!r} is no label, or one that is given twice", hint)
+        labels[key] = value
+    if not _APPC_NAME.match(name) or len(name) > dockername.MAX_NAME_CHARS:
+        raise _bad(text, f"{name[:80]!r} is no AC Identifier", hint)
+    wrong = [value for value in labels.values() if not _is_label_value(value)]
+    if wrong:
+        raise _bad(text, f"{wrong[0][:80]!r} cannot be the value of a label", hint)
+    return AppcReference(image=name, labels=tuple(sorted(labels.items())))
+
+
+def _is_label_value(value: str) -> bool:
+    """Tell whether a value can be written in a reference and put into an address."""
+    return re.match(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}\Z", value) is not None
+
+
 def _is_aci_path(text: str) -> bool:
     """Tell whether a word is the path of an app container image: ./FILE, /FILE, or FILE.aci."""
     first, slash, _ = text.partition("/")
@@ -248,15 +293,14 @@ def parse(text: str) -> ImageReference:
     """
     scheme, colon, rest = text.partition(":")
     if colon and rest.startswith("//"):
-        if scheme != Transport.DOCKER:
-            raise _bad(text, f"{scheme[:40]!r} is no transport of secrun")
-        return _registry(rest[2:], text, explicit=True)
+        return _with_scheme(scheme, rest[2:], text)
     if colon and scheme in _FILES:
         return _file(Transport(scheme), rest, text)
     if colon and (scheme in _FOREIGN or (scheme == Transport.DOCKER and not rest.isdecimal())):
         raise _bad(text, f"{scheme!r} is no transport of secrun")
     if _is_aci_path(text):
-        return _file(Transport.ACI, text, text)
+        # Two slashes in front would read as an address.
+        return _file(Transport.ACI, f"/{text.lstrip('/')}" if text.startswith("/") else text, text)
     if not text or len(text) > dockername.MAX_NAME_CHARS * 2 or not text.isprintable() or " " in text:
         raise _bad(text, "it is empty, too long or has blanks")
     first, slash, _ = text.partition("/")

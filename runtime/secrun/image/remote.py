@@ -157,7 +157,8 @@ class RemoteTarget:
 
 
 @contextmanager
-def _running(work: Work) -> Iterator[Helper]:
+def running(work: Work) -> Iterator[Helper]:
+    """Yield a helper that does this work, and end it afterwards."""
     helper = start(work)
     try:
         yield helper
@@ -174,12 +175,12 @@ def remote_source(
         work = serving.from_registry(reference, options)
     else:
         work = serving.from_files(reference)
-    with _running(work) as helper:
+    with running(work) as helper:
         yield RemoteSource(helper, options.progress)
 
 
 @contextmanager
 def remote_target(reference: RegistryReference, options: FetchOptions) -> Iterator[RemoteTarget]:
     """Yield a repository that a helper writes to."""
-    with _running(serving.to_registry(reference, options)) as helper:
+    with running(serving.to_registry(reference, options)) as helper:
         yield RemoteTarget(helper)

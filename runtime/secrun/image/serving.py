@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from secrun.digest import Digest
 from secrun.errors import HostError
@@ -137,12 +137,21 @@ def from_registry(reference: RegistryReference, options: FetchOptions) -> Work:
     notes = Notes()
     reached = sources.endpoints(reference, replace(options, progress=notes))
     source = sources.joined(reached, notes.note)
-    return _networked(user, reached, lambda: source_handlers(source, notes))
+    return networked(user, reached, lambda: source_handlers(source, notes))
 
 
-def _networked(
-    user: account.Account, reached: Sequence[sources.Reached], handlers: Callable[[], Mapping[str, Handler]]
+class Prepared(Protocol):
+    """A client of something in the network."""
+
+    @property
+    def prepare(self) -> Callable[[], tuple[int, ...]]:
+        """What must be done while files can still be read; returns what must stay readable."""
+
+
+def networked(
+    user: account.Account, reached: Sequence[Prepared], handlers: Callable[[], Mapping[str, Handler]]
 ) -> Work:
+    """Return work that is done as `user` with a network and no files."""
     readable: list[int] = []
 
     def prepare() -> None:
@@ -266,7 +275,7 @@ def to_registry(reference: RegistryReference, options: FetchOptions) -> Work:
     user = account.fetching()
     reached = sources.reach(reference, options)
     target = RegistryTarget(reached.client)
-    return _networked(user, [reached], lambda: target_handlers(target))
+    return networked(user, [reached], lambda: target_handlers(target))
 
 
 @record

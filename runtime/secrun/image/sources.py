@@ -28,6 +28,7 @@ from secrun.image.tarscan import Member, from_json, scan, to_json
 from secrun.record import record
 
 if TYPE_CHECKING:
+    from secrun.image.aci.web import Web
     from secrun.image.lookaside import Section
 
 
@@ -68,6 +69,31 @@ class _Beside:
         except (FileNotFoundError, NotADirectoryError):
             return ()
         return (self._folder,)
+
+
+@record
+class ReachedWeb:
+    """What reads addresses of app container images, and what must be done while files can still be read."""
+
+    web: "Web"
+    prepare: Callable[[], tuple[int, ...]]
+
+
+def reach_web(options: FetchOptions) -> ReachedWeb:
+    """Return what reads addresses of app container images."""
+    from secrun.image.aci.web import Web
+
+    client = wire.UrllibClient(
+        tls_verify=options.tls_verify,
+        certificates=CertificateDirs.of_user(os.environ),
+        proxies=ProxySettings.of_environment(os.environ),
+    )
+
+    def prepare() -> tuple[int, ...]:
+        client.preload()
+        return ()
+
+    return ReachedWeb(web=Web(client, retry.SystemClock(), http=options.insecure_http), prepare=prepare)
 
 
 class _Login:

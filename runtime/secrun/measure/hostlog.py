@@ -19,7 +19,7 @@ from secrun.measure.identity import HostIdentity
 from secrun.paths import Layout
 from secrun.record import record
 from secrun.selfdigest import fingerprint, runtime_digest
-from secrun.trust.plan import POLICY_PATHS, RULES_NAME
+from secrun.trust.places import POLICY_PATHS, RULES_NAME
 from secrun_attest.directtpm import DirectTpm
 from secrun_attest.errors import AttestError
 from secrun_attest.jcs import JsonObject

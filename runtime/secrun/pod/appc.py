@@ -7,7 +7,7 @@ option. Whatever the operator says of the same thing replaces what the image say
 from collections.abc import Sequence
 
 from secrun.errors import UsageError
-from secrun.image.aci import oci
+from secrun.image.aci import embedded
 from secrun.image.aci.isolators import Isolators
 from secrun.image.aci.manifest import AciManifest, App, MountPoint, NamedPort
 from secrun.image.config import ImageConfig
@@ -19,7 +19,6 @@ from secrun.pod.request import AppRequest
 from secrun.pod.security import SecurityRequest
 from secrun.record import record, replace
 from secrun.stage1.manifest import Limits
-from secrun.stage1.security import Tmpfs
 from secrun.stage1.volume import EmptyVolume, Volume
 from secrun_policies import capabilities, isolator
 from secrun_policies.errors import PolicyError
@@ -28,7 +27,6 @@ from secrun_policies.profiles import default_profile
 
 _APP_NAME = "AC_APP_NAME"
 _ALL = "all"
-_EMPTY_MODE = "0755"
 
 
 @record
@@ -158,7 +156,6 @@ def _mounted(layout: Layout, points: Sequence[MountPoint], asked: AppRequest) ->
     declared = {item.name: item for item in asked.declared}
     taken = {item.target for kind in (asked.volumes, asked.empty_volumes) for item in kind}
     taken |= {item.target for item in asked.security.tmpfs}
-    empty = list(asked.security.tmpfs)
     given: list[Volume | EmptyVolume] = [*asked.volumes, *asked.empty_volumes]
     notes: list[str] = []
     for point in points:
@@ -169,17 +166,17 @@ def _mounted(layout: Layout, points: Sequence[MountPoint], asked: AppRequest) ->
                 mounts.declared_at(layout, declared[point.name], point.path, read_only=point.read_only)
             )
             continue
-        empty.append(Tmpfs(target=point.path, mode=_EMPTY_MODE, read_only=point.read_only, executable=True))
+        # Without a name it is this app's alone, as with rkt.
+        given.append(EmptyVolume(name="", target=point.path, read_only=point.read_only))
         notes.append(
-            f"mount point {point.name} ({point.path}) has no volume and is an empty folder in memory; "
-            f"give it one: -v {point.name},kind=host,source=FOLDER"
+            f"mount point {point.name} ({point.path}) has no volume: it gets an empty one that goes with "
+            f"the pod; give it one with -v {point.name},kind=host,source=FOLDER"
         )
     return Applied(
         request=replace(
             asked,
             volumes=tuple(item for item in given if isinstance(item, Volume)),
             empty_volumes=tuple(item for item in given if isinstance(item, EmptyVolume)),
-            security=replace(asked.security, tmpfs=tuple(empty)),
         ),
         notes=tuple(notes),
     )
@@ -229,11 +226,6 @@ def apply(layout: Layout, name: str, image: AciManifest, given: AppRequest, aske
     )
 
 
-def manifest_of(config: ImageConfig, what: str) -> AciManifest | None:
-    """Return the manifest of an image that was an app container image, None for all others."""
-    return oci.embedded(config, what)
-
-
 def _port(port: NamedPort) -> ImagePort | None:
     if port.protocol not in tuple(Protocol):
         return None
@@ -242,7 +234,7 @@ def _port(port: NamedPort) -> ImagePort | None:
 
 def ports_of(config: ImageConfig, what: str) -> tuple[ImagePort, ...]:
     """Return the ports that an image gives names."""
-    image = manifest_of(config, what)
+    image = embedded.manifest_of(config, what)
     if image is None or image.app is None:
         return ()
     return tuple(found for port in image.app.ports if (found := _port(port)) is not None)

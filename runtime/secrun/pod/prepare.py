@@ -105,9 +105,10 @@ def _appc(
     given, asked = requests
     if not image.is_appc:
         return asked
+    from secrun.image.aci import embedded
     from secrun.pod import appc
 
-    manifest = appc.manifest_of(image.config, image.reference)
+    manifest = embedded.manifest_of(image.config, image.reference)
     if manifest is None:
         return asked
     if pod.fetch.insecure_isolators:

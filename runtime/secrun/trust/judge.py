@@ -201,8 +201,7 @@ def judge(
     """
     opened = opened or plan.opened()
     keys = opened.keys
-    by_digest = bool(plan.rule and plan.rule.bundle_by_digest)
-    case = Case(name=plan.subject.docker, digests=digests, keys=keys, now=now, by_digest=by_digest)
+    case = _case(plan, digests, opened, now)
     found = () if plan.hopeless else outcomes(plan, case, signatures, opened.stores)
     objections = ["the policy rejects every image there"] if plan.hopeless else []
     objections += [_objection(item, signatures) for item in found if item.verified is None]
@@ -221,3 +220,28 @@ def judge(
         inputs=plan.inputs(digests, keys, signatures_digest),
         expires=min(ends, default=0),
     )
+
+
+def _case(plan: Plan, digests: frozenset[Digest], opened: Opened, now: float) -> Case:
+    by_digest = bool(plan.rule and plan.rule.bundle_by_digest)
+    return Case(name=plan.subject.docker, digests=digests, keys=opened.keys, now=now, by_digest=by_digest)
+
+
+def confirmable(requirement: Requirement, verified: Verified) -> bool:
+    """Tell whether `confirm` can look at what met a requirement: cosign's form, by a key."""
+    return bool(requirement.keys) and verified.kind == SignatureKind.COSIGN
+
+
+def confirm(
+    plan: Plan, digests: frozenset[Digest], requirement: Requirement, candidate: Candidate, opened: Opened
+) -> None:
+    """Check one signature by a key of a requirement; raises SignatureFaultError.
+
+    Nothing is parsed before the key has signed it; entries of logs are not looked at.
+    """
+    if candidate.kind is not SignatureKind.COSIGN:
+        raise SignatureFaultError(f"it is of the form {candidate.kind}")
+    case = _case(plan, digests, opened, 0)
+    if requirement.type is RequirementType.KEY_RING:
+        requirement, case = _narrowed(candidate, requirement, case)
+    cosign.verify(candidate, replace(requirement, rekor_keys=()), case)

@@ -13,6 +13,7 @@ from secrun.jsonio import JsonObject, JsonValue, canonical
 from secrun.record import record
 from secrun.trust import limits
 from secrun.trust.admission import NO_POLICY, Admission, Decision, Subject
+from secrun.trust.places import POLICY_PATHS, RULES_NAME
 from secrun.trust.policy import TrustPolicy, parse
 from secrun.trust.policyreader import policy_error
 from secrun.trust.requirement import (
@@ -27,10 +28,6 @@ from secrun.trust.ring import KeyRing, RingKey
 if TYPE_CHECKING:
     from secrun.trust.rules import Rule
 
-# containers-policy.json(5); the second place is where distributions put their default.
-POLICY_PATHS = (Path("/etc/containers/policy.json"), Path("/usr/share/containers/policy.json"))
-# secrun's own rules; their parser is loaded only where there are any.
-RULES_NAME = "trust.toml"
 _REJECT = Requirement(type=RequirementType.REJECT)
 _NOTHING = TrustPolicy(source=NO_POLICY, default=(_REJECT,))
 # A prefix of the ring vouches for names below it; which name a signature is for must still be that image's.

@@ -14,7 +14,7 @@ from secrun.record import record
 from secrun.tables import Taker
 from secrun.trust import limits, notation
 from secrun.trust.dsse import SIGN_PREDICATE
-from secrun.trust.plan import RULES_NAME
+from secrun.trust.places import RULES_NAME
 from secrun.trust.requirement import Material
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from secrun.digest import Digest
-from secrun.errors import ImageError
+from secrun.errors import ImageError, UsageError
+from secrun.image import reference as references
 from secrun.image.aci import limits, oci
 from secrun.image.aci.manifest import AciManifest, Dependency
 from secrun.image.aci.source import AciSource
@@ -66,9 +67,14 @@ def check_identity(reference: AppcReference, image: AciManifest) -> None:
             )
 
 
-def wanted(dependency: Dependency) -> AppcReference:
-    """Return what to ask discovery for."""
-    return AppcReference(image=dependency.name, labels=tuple(sorted(dependency.labels)))
+def wanted(dependency: Dependency, what: str) -> AppcReference:
+    """Return what to ask discovery for; raises ImageError for labels that cannot be part of an address."""
+    asked = AppcReference(image=dependency.name, labels=tuple(sorted(dependency.labels)))
+    try:
+        references.parse(str(asked))
+    except UsageError as error:
+        raise ImageError(f"{what}: {error.message}", code="image-aci-dependency") from error
+    return asked
 
 
 def check_dependency(dependency: Dependency, image: AciManifest, image_id: Digest, what: str) -> None:

@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from secrun.errors import StateError
+from secrun.errors import DeniedError, RegistryError, StateError
 from secrun.image import reference as references
-from secrun.image.aci import oci
-from secrun.image.aci.bring import Chain, check_identity, make, matches
+from secrun.image import resolve
+from secrun.image.aci import embedded
+from secrun.image.aci.bring import Chain, check_dependency, check_identity, make, matches, wanted
 from secrun.image.aci.staging import AciReference, Staged, staged
 from secrun.image.aci.unpack import Unpacked, unpack
+from secrun.image.aci.webfetch import Asked
+from secrun.image.options import PullPolicy
 from secrun.image.reference import AppcReference, FileReference, Origin, StoredReference, UrlReference
 from secrun.trust.signatures import SignatureKind, SignatureSet
 
@@ -31,7 +34,7 @@ def _checked(reference: Origin) -> AciReference:
 
 def manifest_of(work: Fetching, entry: Entry) -> AciManifest | None:
     """Return the manifest that a stored image was converted from, None if from none."""
-    return oci.embedded(work.store.needed_facts(entry).config, f"stored image {entry.reference}")
+    return embedded.manifest_of(work.store.needed_facts(entry).config, f"stored image {entry.reference}")
 
 
 class AciFetch:
@@ -41,15 +44,22 @@ class AciFetch:
         self._work = work
         self._chain = chain or Chain()
 
-    def fetch(self, reference: Origin) -> StoredImage:
-        """Stage, judge, convert and store."""
+    def fetch(self, reference: Origin, known: Entry | None = None, size: int | None = None) -> StoredImage:
+        """Stage, judge, convert and store; with `known`, only if its place now has another one.
+
+        `size` in bytes is what somebody else said of the file.
+        """
         asked = _checked(reference)
         work = self._work
         if isinstance(asked, AppcReference):
             # The name is known, so that what nothing could admit is not even looked for.
             work.admitter.before(asked)
+        stamp = known.stamp if known is not None and not isinstance(asked, FileReference) else ""
+        held = Asked(size=size, stamp=stamp, platform=work.platform)
         with work.store.importing() as scratch:
-            with staged(asked, scratch) as file:
+            with staged(asked, work.options, scratch, held) as file:
+                if file is None:
+                    return self._unchanged(asked, known)
                 unpacked = unpack(file.fd, scratch, what=str(asked))
                 image = unpacked.manifest
                 if isinstance(asked, AppcReference):
@@ -80,6 +90,15 @@ class AciFetch:
             )
             return work.use(entry, admission, str(asked), work.store.entries())
 
+    def _unchanged(self, reference: AciReference, known: Entry | None) -> StoredImage:
+        """Use what is stored; if that is not admitted there may be a signature now that counts."""
+        if known is None:
+            raise TypeError(reference)
+        try:
+            return self._work.use_admitted(known, reference, self._work.store.entries())
+        except DeniedError:
+            return self.fetch(reference)
+
     def _weighed(self, plan: Plan | None, file: Staged, unpacked: Unpacked) -> SignatureSet:
         """Find out who signed a file."""
         if plan is None or not plan.asks_for_signatures or not file.signature:
@@ -95,7 +114,23 @@ class AciFetch:
         work = self._work
         for entry, origin in self._stored(item):
             return work.use_admitted(entry, origin, work.store.entries()).layers
-        raise self._missing(item, what)
+        if work.options.pull is PullPolicy.NEVER:
+            raise self._missing(item, what)
+        asked = wanted(item, what)
+        try:
+            image = self.fetch(asked, size=item.size)
+        except RegistryError as error:
+            raise RegistryError(
+                f"{what} depends on {asked}, which is not stored: {error.message}",
+                hint="fetch it first: secrun fetch FILE.aci",
+                code=error.code,
+            ) from error
+        stored = resolve.find(work.store.entries(), asked, work.platform)
+        found = None if stored is None else manifest_of(work, stored)
+        if stored is None or found is None:
+            raise self._missing(item, what)
+        check_dependency(item, found, stored.source_digest, what)
+        return image.layers
 
     def _stored(self, item: Dependency) -> Iterator[tuple[Entry, Origin]]:
         """Yield the stored images that fit, the newest first."""

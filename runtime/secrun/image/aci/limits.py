@@ -10,8 +10,9 @@ MAX_DEPENDENCIES = 64
 MAX_DEPTH = 16
 # Ports of one range that an image names.
 MAX_PORT_COUNT = 1000
-# The file itself; the largest published images are far smaller.
-MAX_ACI_BYTES = 16 * 1024 * 1024 * 1024
+# The file itself: it is mapped to check its signature, and the process that does so has 6 GiB of addresses.
+# The largest published images are far smaller.
+MAX_ACI_BYTES = 4 * 1024 * 1024 * 1024
 # A page with meta tags: only its head counts, and that is short.
 MAX_PAGE_BYTES = 512 * 1024
 # Templates that one page may name, and the length of one.

@@ -284,7 +284,34 @@ def _dependency(source: JsonObject, what: str) -> Dependency:
 
 def parse(data: bytes, *, what: str) -> AciManifest:
     """Parse an image manifest; raises ImageError naming `what`."""
+    return read(parse_object(data, what=what, limit=limits.MAX_MANIFEST_BYTES), what=what)
+
+
+def document_of(data: bytes, *, what: str) -> JsonObject:
+    """Return a manifest as the JSON object that it is, checked and without fractions; raises ImageError.
+
+    None of what the specification names is a fraction; elsewhere they become words.
+    """
     document = parse_object(data, what=what, limit=limits.MAX_MANIFEST_BYTES)
+    read(document, what=what)
+    return plain(document)
+
+
+def plain(document: JsonObject) -> JsonObject:
+    """Return a document with words instead of fractions, which canonical JSON has none of."""
+    return {key: _plain(value) for key, value in document.items()}
+
+
+def _plain(value: JsonValue) -> JsonValue:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) else value
+
+
+def read(document: JsonObject, *, what: str) -> AciManifest:
+    """Read an image manifest that was parsed as JSON; raises ImageError naming `what`."""
     kind = fields.text(document, "acKind", what, None)
     if kind != "ImageManifest":
         raise _bad(what, f"acKind is {_shown(kind)}, expected 'ImageManifest'")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from secrun.digest import Digest
 from secrun.errors import ImageError
-from secrun.image.aci import limits, manifest
+from secrun.image.aci import limits
 from secrun.image.aci.manifest import AciManifest, App
 from secrun.image.config import APPC_LABEL, ImageConfig
 from secrun.image.manifest import Descriptor, LayerType, MediaType
@@ -171,12 +171,6 @@ def convert(
 def text_of(config: ImageConfig) -> str:
     """Return the manifest that an image was converted from, byte for byte; empty if from none."""
     return dict(config.labels).get(APPC_LABEL, "")
-
-
-def embedded(config: ImageConfig, what: str) -> AciManifest | None:
-    """Parse the manifest that an image was converted from, None if from none; raises ImageError."""
-    text = text_of(config)
-    return manifest.parse(text.encode(), what=f"image manifest of {what}") if text else None
 
 
 def check_count(layers: int, what: str) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 from secrun.errors import ImageError
 from secrun.files import file_stamp
 from secrun.image import limits as image_limits
-from secrun.image.aci import limits
+from secrun.image.aci import limits, remote
+from secrun.image.aci.webfetch import SIGNATURE_SUFFIX, Asked
 from secrun.image.files import open_regular
+from secrun.image.options import FetchOptions
 from secrun.image.reference import AppcReference, FileReference, UrlReference
+from secrun.image.rootfs.inflate import write_all
 from secrun.record import record
 from secrun.trust import limits as trust_limits
 
 AciReference = FileReference | UrlReference | AppcReference
-_SIGNATURE_SUFFIX = ".asc"
 
 
 @record
@@ -39,14 +41,12 @@ def _copy(source: int, target: int, what: str) -> None:
         total += len(chunk)
         if total > limits.MAX_ACI_BYTES:
             raise too_large(what, limits.MAX_ACI_BYTES)
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(target, view) :]
+        write_all(target, chunk)
 
 
 def _signature(path: Path) -> bytes:
     """Return the signature beside a file, empty if there is none."""
-    beside = path.with_name(path.name + _SIGNATURE_SUFFIX)
+    beside = path.with_name(path.name + SIGNATURE_SUFFIX)
     if not beside.exists():
         return b""
     fd = open_regular(beside, str(beside), follow=True)
@@ -58,17 +58,43 @@ def _signature(path: Path) -> bytes:
 
 
 @contextmanager
-def staged(reference: AciReference, scratch: Path) -> Iterator[Staged]:
-    """Yield the file that a reference means; raises ImageError."""
+def staged(
+    reference: AciReference, options: FetchOptions, scratch: Path, asked: Asked
+) -> Iterator[Staged | None]:
+    """Yield the file that a reference means, None if it is still what its stamp tells.
+
+    Raises ImageError, or RegistryError from a server.
+    """
     path = scratch / "image.aci"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if not isinstance(reference, FileReference):
-            raise ImageError(f"{reference} is no file", code="image-aci")
-        yield _of_file(reference, fd, path)
+        if isinstance(reference, FileReference):
+            yield _of_file(reference, fd, path)
+        else:
+            yield _of_web(reference, options, fd, path, asked)
     finally:
         os.close(fd)
         path.unlink()
+
+
+def _of_web(
+    reference: UrlReference | AppcReference, options: FetchOptions, fd: int, path: Path, asked: Asked
+) -> Staged | None:
+    total = 0
+
+    def sink(chunk: bytes) -> None:
+        nonlocal total
+        total += len(chunk)
+        if total > asked.limit:
+            raise too_large(str(reference), asked.limit)
+        write_all(fd, chunk)
+
+    found = remote.fetched(reference, options, asked, sink)
+    if found is None:
+        return None
+    if asked.size is not None and total != asked.size:
+        raise ImageError(f"{reference} has {total} bytes, {asked.size} were announced", code="image-size")
+    return Staged(fd=fd, path=path, signature=found.signature, stamp=found.stamp)
 
 
 def _of_file(reference: FileReference, fd: int, path: Path) -> Staged:

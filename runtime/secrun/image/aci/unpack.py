@@ -12,6 +12,7 @@ from pathlib import Path
 
 from secrun.digest import Digest
 from secrun.errors import ImageError
+from secrun.image import fields
 from secrun.image.aci import manifest as manifests
 from secrun.image.aci.filter import Named, Place, Whitelist, layer_files, owner_of, split, write_layer
 from secrun.image.aci.manifest import AciManifest
@@ -101,11 +102,13 @@ def _take_apart(fd: int, size: int, tar_fd: int, layer_fd: int) -> JsonObject:
         total += len(chunk)
     place, files = split(TarIndex(tar_fd, total, layer="of the file"))
     text = os.pread(tar_fd, place.size, place.offset)
-    parsed = manifests.parse(text, what="image manifest")
+    document = manifests.document_of(text, what="image manifest")
+    parsed = manifests.read(document, what="image manifest")
     whitelist = Whitelist(parsed.path_whitelist)
     write_layer(files, tar_fd, whitelist, layer_fd)
     app = parsed.app
     return {
+        "manifest": document,
         "offset": place.offset,
         "size": place.size,
         "user": _owner(files, app.user, 0) if app else "",
@@ -167,7 +170,9 @@ def unpack(fd: int, scratch: Path, *, what: str) -> Unpacked:
         answer = _named(what, confined)
         place = _place(answer, os.fstat(tar_fd).st_size)
         data = os.pread(tar_fd, place.size, place.offset)
-        parsed = manifests.parse(data, what=f"image manifest of {what}")
+        named = f"image manifest of {what}"
+        # Its bytes go into the store as they are; what they say is the sandbox's word.
+        parsed = manifests.read(fields.mapping(answer, "manifest", named), what=named)
         return Unpacked(
             image_id=hashed(tar_fd, "sha512"),
             manifest=parsed,

@@ -87,6 +87,19 @@ def _expand_all(layers: Sequence[OpenLayer], threads: int) -> list[int]:
     return sizes
 
 
+def merged(
+    layers: Sequence[OpenLayer], *, processes: int, note: Callable[[str], None] = lambda _: None
+) -> MergedTree:
+    """Decompress `layers`, bottom first, and apply them to one tree; raises what `render` raises."""
+    note("expand")
+    sizes = _expand_all(layers, processes)
+    note("merge")
+    tree = MergedTree()
+    for layer, size in zip(layers, sizes, strict=True):
+        tree.apply(TarIndex(layer.scratch_fd, size, layer=str(layer.digest)), layer.scratch_fd)
+    return tree
+
+
 def render(
     layers: Sequence[OpenLayer], out_fd: int, *, processes: int, note: Callable[[str], None] = lambda _: None
 ) -> Rendered:
@@ -95,12 +108,7 @@ def render(
     `note` is told the name of each phase as it begins. Raises ImageError for whatever is wrong with the
     layers, OSError from writing.
     """
-    note("expand")
-    sizes = _expand_all(layers, processes)
-    note("merge")
-    tree = MergedTree()
-    for layer, size in zip(layers, sizes, strict=True):
-        tree.apply(TarIndex(layer.scratch_fd, size, layer=str(layer.digest)), layer.scratch_fd)
+    tree = merged(layers, processes=processes, note=note)
     entries = tree.entries()
     note("pack")
     packed = pack(entries, out_fd, processes=processes, contents=False)

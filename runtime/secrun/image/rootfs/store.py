@@ -88,7 +88,8 @@ def _worded(error: OSError, layout: Layout) -> HostError:
     return HostError(f"rendering a rootfs image below {layout.root} failed: {error}", code="host-render")
 
 
-def _open_layers(layers: Sequence[LayerSource], folder: Path, stack: ExitStack) -> "list[OpenLayer]":
+def open_layers(layers: Sequence[LayerSource], folder: Path, stack: ExitStack) -> "list[OpenLayer]":
+    """Open the blobs of `layers`, and for each a file in `folder` that it is decompressed into."""
     from secrun.image.rootfs.render import OpenLayer
 
     if len(layers) > limits.MAX_LAYERS:
@@ -145,7 +146,7 @@ def _render(
     layout.rootfs.mkdir(mode=0o755, parents=True, exist_ok=True)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder(layout))
-        opened = _open_layers(layers, folder, stack)
+        opened = open_layers(layers, folder, stack)
         unfinished = folder / "image.erofs"
         out_fd = _create(unfinished, 0o644, stack)
         facts = parse_facts(run_confined(job(opened, out_fd), calls or LinuxSyscalls()))

@@ -1,6 +1,6 @@
 """What the sandboxed process does: render, and report the facts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from secrun.image.rootfs import inflate, render
 from secrun.image.rootfs.record import Facts, facts_to_json
@@ -12,12 +12,6 @@ from secrun.jsonio import JsonObject
 def job(layers: Sequence[OpenLayer], out_fd: int) -> Confined:
     """Return the rendering of `layers` into `out_fd` as a job for the sandbox."""
     processes = render.default_processes()
-
-    def prepare() -> None:
-        for compression in {layer.compression for layer in layers}:
-            inflate.preload(compression)
-        for algorithm in {layer.diff_id.algorithm for layer in layers} | {"sha256"}:
-            inflate.preload_hash(algorithm)
 
     def body() -> JsonObject:
         found = render.render(layers, out_fd, processes=processes)
@@ -34,6 +28,18 @@ def job(layers: Sequence[OpenLayer], out_fd: int) -> Confined:
                 dropped_xattrs=found.dropped_xattrs,
             )
         )
+
+    return confined(body, layers, out_fd)
+
+
+def confined(body: Callable[[], JsonObject], layers: Sequence[OpenLayer], out_fd: int) -> Confined:
+    """Return a job that reads `layers` and writes `out_fd`."""
+
+    def prepare() -> None:
+        for compression in {layer.compression for layer in layers}:
+            inflate.preload(compression)
+        for algorithm in {layer.diff_id.algorithm for layer in layers} | {"sha256"}:
+            inflate.preload_hash(algorithm)
 
     keep = [out_fd]
     for layer in layers:

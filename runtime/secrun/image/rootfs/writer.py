@@ -102,7 +102,7 @@ def _read(fd: int, view: memoryview, position: int) -> None:
         position += count
 
 
-def _fill(source: bytes | FdSource, view: memoryview, offset: int) -> None:
+def fill(source: bytes | FdSource, view: memoryview, offset: int) -> None:
     """Fill `view` with content from `offset` on; raises ImageError if the source ends early."""
     if isinstance(source, bytes):
         view[:] = source[offset : offset + len(view)]
@@ -125,7 +125,7 @@ def _fill(source: bytes | FdSource, view: memoryview, offset: int) -> None:
 def read_content(source: bytes | FdSource, size: int) -> bytes:
     """Return the whole content of a small file."""
     content = bytearray(size)
-    _fill(source, memoryview(content), 0)
+    fill(source, memoryview(content), 0)
     return bytes(content)
 
 
@@ -172,7 +172,7 @@ def _write_file(inode: Inode, data: _DataArea) -> tuple[bytes, bytes]:
             while offset < end:
                 if stored:
                     view = data.room(end - offset)
-                    _fill(source, view, offset)
+                    fill(source, view, offset)
                 else:
                     view = memoryview(_ZEROS)[: min(end - offset, _BUFFER)]
                 state.update(view)
@@ -181,7 +181,7 @@ def _write_file(inode: Inode, data: _DataArea) -> tuple[bytes, bytes]:
                 data.pad()
         if inode.tail:
             buffer = bytearray(inode.tail)
-            _fill(source, memoryview(buffer), inode.size - inode.tail)
+            fill(source, memoryview(buffer), inode.size - inode.tail)
             state.update(buffer)
             tail = bytes(buffer)
     return state.digest(), tail

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from support.images import Entry, LayoutWriter, busybox_image, busybox_layer, ta
 from support.registry import Registry
 from support.roots import made
 from support.secrun import Secrun
+from support.waiting import gone, wait_until
 from support.watching import NETWORK, Watched, watch
 
 NOBODY = 65534
@@ -202,6 +204,34 @@ def test_the_fetcher_can_do_nothing_but_fetch(tmp_path: Path):
         "connect": "done: None",
     }
     assert readable.read_text() == "secret"
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_running_fetcher_has_no_rights_and_ends_with_who_started_it(root: Secrun):
+    # It takes connections, and never says a word.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        image = f"docker://127.0.0.1:{silent.getsockname()[1]}/team/app:1"
+        words = root.argv("fetch", "--tls-verify=false", "--insecure-options=image", image)
+        asking = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            silent.accept()[0].close()
+            (helper,) = children(asking.pid)
+            status = Path(f"/proc/{helper}/status").read_text()
+        finally:
+            asking.kill()
+            asking.wait()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    user = account.fetching()
+    assert fields["Uid"].split() == [str(user.uid)] * 4
+    assert fields["Gid"].split() == [str(user.gid)] * 4
+    assert fields["Groups"].strip() == ""
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(fields[name], 16) == 0, name
+    assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    wait_until(lambda: gone(str(helper)))
 
 
 def test_without_landlock_root_fetches_nothing(monkeypatch: pytest.MonkeyPatch):

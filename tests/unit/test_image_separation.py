@@ -2,7 +2,6 @@
 
 import json
 import os
-import pwd
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secrun.digest import Digest
-from secrun.errors import DeniedError, HostError, ImageError, SecrunError, StateError, UsageError
-from secrun.image import account, apart, facts, frames, judging, sources
+from secrun.errors import DeniedError, ImageError, SecrunError, StateError, UsageError
+from secrun.image import apart, facts, frames, judging, sources
 from secrun.image.fetch import ensure_image
 from secrun.image.files import FolderFiles, hold_folder
 from secrun.image.frames import Channel, ClosedError, Frame, Kind
@@ -476,28 +475,3 @@ def test_only_regular_files_are_held(tmp_path):
 def test_a_folder_that_is_missing_is_named(tmp_path):
     with pytest.raises(ImageError, match="it: No such file"):
         hold_folder(tmp_path / "missing", "it")
-
-
-# Who fetches for root.
-
-
-def a_user(uid: int, gid: int) -> pwd.struct_passwd:
-    return pwd.struct_passwd(("secrun", "x", uid, gid, "", "/", "/usr/sbin/nologin"))
-
-
-def test_without_its_user_root_fetches_nothing_and_is_told_how_to_make_it(monkeypatch):
-    def missing(name: str) -> pwd.struct_passwd:
-        raise KeyError(name)
-
-    monkeypatch.setattr(pwd, "getpwnam", missing)
-    with pytest.raises(HostError) as caught:
-        account.fetching()
-    assert caught.value.code == "host-user"
-    assert "useradd --system" in caught.value.hint
-
-
-@pytest.mark.parametrize(("uid", "gid"), [(0, 5), (5, 0)])
-def test_a_user_that_is_root_by_another_name_is_refused(monkeypatch, uid, gid):
-    monkeypatch.setattr(pwd, "getpwnam", lambda name: a_user(uid, gid))
-    with pytest.raises(HostError):
-        account.fetching()

@@ -187,6 +187,7 @@ OWN = Entry(name="manifest", data=json.dumps(aci.manifest()).encode())
         ([OWN, ROOTFS, hardlink("rootfs/shadow", "/etc/shadow")], "leads out"),
         ([OWN, ROOTFS, hardlink("rootfs/shadow", "rootfs/../../etc/shadow")], "leads out"),
         ([OWN, ROOTFS, hardlink("rootfs/m", "manifest")], "leads out of rootfs"),
+        ([OWN, ROOTFS, Entry(name="rootfs/x"), hardlink("rootfs/m", "other/x")], "leads out of rootfs"),
         ([OWN, ROOTFS, hardlink("rootfs/m", "rootfs/none")], "nothing before it"),
         ([OWN, ROOTFS, directory("rootfs/d"), hardlink("rootfs/m", "rootfs/d")], "a folder"),
         ([OWN, symlink("rootfs", "/")], "not a folder"),

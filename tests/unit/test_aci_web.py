@@ -18,6 +18,8 @@ from secrun.image.store import ImageStore
 from secrun.image.wire import ConnectionLostError, LossKind
 from secrun.paths import Layout
 from secrun.record import replace
+from secrun.trust import openpgp
+from secrun.trust.ring import KeyRing
 from support import aci
 from support.hostile import Reply, hostile_server
 from support.images import Entry, directory
@@ -306,6 +308,24 @@ def test_an_image_is_not_downloaded_again_while_its_tag_is_the_same(layout, opti
         assert [url for url, _ in server.asked] == ["https://h.example/app.aci"]
 
 
+def trust(layout, public, prefix):
+    """Put a key into the ring, as secrun trust add does."""
+    (certificate,) = openpgp.load(public)
+    key = KeyRing(layout.trust).path_of(prefix, openpgp.fingerprint(certificate))
+    key.parent.mkdir(parents=True)
+    key.write_bytes(bytes(certificate))
+
+
+def test_what_a_refused_image_needs_is_not_even_looked_for(layout, options, server):
+    trust(layout, aci.LibrarySigner().public, "example.com")
+    server.table["https://h.example/app.aci"] = (200, packed(dependencies=[needs("example.com/base")]))
+    refused(layout, "https://h.example/app.aci", options, DeniedError)
+    assert [url for url, _ in server.asked] == [
+        "https://h.example/app.aci",
+        "https://h.example/app.aci.asc",
+    ]
+
+
 def test_the_signature_is_beside_the_address_and_counts_by_the_name(layout, options, server, tmp_path):
     signer = aci.LibrarySigner()
     (tmp_path / "app.aci").write_bytes(packed())
@@ -320,13 +340,7 @@ def test_the_signature_is_beside_the_address_and_counts_by_the_name(layout, opti
     assert refused(layout, "appc://example.com/app", rejecting, DeniedError)
     # A name that nothing could admit is not even looked for.
     assert not any("example.com" in url for url, _ in server.asked)
-    from secrun.trust import openpgp
-    from secrun.trust.ring import KeyRing
-
-    (certificate,) = openpgp.load(public)
-    key = KeyRing(layout.trust).path_of("example.com/app", openpgp.fingerprint(certificate))
-    key.parent.mkdir(parents=True)
-    key.write_bytes(bytes(certificate))
+    trust(layout, public, "example.com/app")
     refused(layout, word, rejecting, DeniedError)
     server.table["https://h.example/app.aci.asc?token=x"] = (200, signature)
     assert ensure_image(layout, word, rejecting).admission.signatures[0].kind == "appc"

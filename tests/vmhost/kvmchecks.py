@@ -84,7 +84,7 @@ def what_it_opens_has_its_label_and_what_others_use_keeps_theirs() -> str:
     (bridge,) = (pid for pid, _, context in of_host(uuid) if ":secrun_bridge_t:" in context)
     place = Path(f"/proc/{bridge}/root/run/secrun-vm")
     wanted = f"system_u:object_r:secrun_vm_file_t:{level}"
-    for name in ("disk/stage1", "disk/pod", "disk/app-0", "vmlinuz", "initrd", "link.sock", "domain.xml"):
+    for name in ("disk/pod", "disk/app-0", "vmlinuz", "initrd", "link.sock", "domain.xml"):
         assert os.getxattr(place / name, "security.selinux").rstrip(b"\0").decode() == wanted, name
     images = next((STORE / "rootfs").glob("*.erofs"))
     assert os.getxattr(images, "security.selinux") == b"system_u:object_r:secrun_var_t:s0\0"

@@ -220,6 +220,15 @@ def test_the_report_gates_by_its_exit_status(audited: Secrun) -> None:
     audited("audit", "report", "--since=2030-01-01")
 
 
+def test_one_record_is_shown_alone(audited: Secrun, bundle: Path, tmp_path: Path) -> None:
+    ended = next(row for row in rows(bundle) if row["event"] == "PodExit")
+    audited("audit", "prove", str(ended["index"]), "--out", tmp_path / "proof")
+    told = audited("audit", "verify", "--key", bundle / "host.pem", tmp_path / "proof").out
+    assert f'"pod":"{ended["pod"]}"' in told
+    assert told.endswith("accepted\n")
+    audited("audit", "prove", "1000000", code=2)
+
+
 def test_a_monitoring_system_sees_pods_and_the_audit_log(audited: Secrun) -> None:
     told = audited("metrics").out
     assert 'secrun_pods{state="running"} 1\n' in told

@@ -7,10 +7,11 @@ import tracemalloc
 
 import pytest
 
-from secrun_attest.audit import heads, retention
+from secrun_attest.audit import command, heads, retention
 from secrun_attest.audit.chain import ChainError, opened
 from secrun_attest.audit.entries import State, encode, parse
 from secrun_attest.audit.export import BundleWriter, Span, about_of, scope_of
+from secrun_attest.audit.proof import make_proof, open_proof
 from secrun_attest.audit.report import Fault
 from secrun_attest.audit.rows import COLUMNS, csv_lines, json_line, when
 from secrun_attest.audit.tarball import BLOCK, TarError, TarWriter, index
@@ -19,7 +20,7 @@ from secrun_attest.celjson import line, parse_line
 from secrun_attest.errors import FormatError
 from secrun_attest.record import Event, Operation, make_record, parse_event_data
 from support.attest_bench import sha
-from support.audited import MINUTE, NAME, AuditedHost, members, pod_events
+from support.audited import MINUTE, NAME, AuditedHost, members, other_key, pod_events
 
 
 @pytest.fixture
@@ -308,3 +309,34 @@ def test_an_export_takes_no_more_memory_for_a_longer_log(tmp_path):
     long_log(long, 6_000)
     assert peak(short) > 0
     assert peak(long) < 1.2 * peak(short)
+
+
+def test_one_record_is_shown_with_its_proof_and_nothing_else_passes_for_it(audited, tmp_path):
+    audited.pod()
+    head = audited.close()
+    with opened(audited.place.folder, audited.place.logs) as chain:
+        note = heads.heads(chain.folder)[-1]
+        proofs = [make_proof(chain, index, note, head) for index in range(head.size)]
+        with pytest.raises(FormatError):
+            make_proof(chain, head.size, note, head)
+    for number, data in enumerate(proofs):
+        assert (open_proof(data, audited.key).index, open_proof(data, audited.key).head) == (number, head)
+        other = data.replace(f"index {number}".encode(), f"index {number + 1}".encode())
+        for bad in (
+            other,
+            data.replace(b"extra ", b"extra AAAA"),
+            data[:-5],
+            b"x" + data,
+            data.replace(b"extra", b""),
+        ):
+            with pytest.raises(FormatError):
+                open_proof(bad, audited.key)
+    (tmp_path / "proof").write_bytes(proofs[3])
+    result = command.verify_files([str(tmp_path / "proof")], audited.key)
+    assert not result.refused
+    assert '"event":"PodStart"' in result.text()
+    assert (
+        command.verify_files([str(tmp_path / "proof")], other_key().verifier).refused[0].fault is Fault.KEY
+    )
+    (tmp_path / "proof").write_bytes(proofs[3].replace(b"index 3", b"index 2"))
+    assert command.verify_files([str(tmp_path / "proof")], audited.key).refused[0].fault is Fault.ROOT

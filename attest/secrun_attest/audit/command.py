@@ -1,13 +1,18 @@
 """What `audit verify` does, for secrun and for whoever has this library alone."""
 
 from collections.abc import Iterable, Sequence
+from typing import BinaryIO
 
 from secrun_attest import frozen
-from secrun_attest.audit.note import Verifier
-from secrun_attest.audit.report import ACCEPTABLE, Fault, Finding, Report
-from secrun_attest.audit.rows import when
+from secrun_attest.audit import entries
+from secrun_attest.audit.note import Checkpoint, OtherKeyError, Verifier
+from secrun_attest.audit.proof import MAGIC, MAX_PROOF, Shown, open_proof
+from secrun_attest.audit.report import ACCEPTABLE, Fault, Finding, Findings, Report
+from secrun_attest.audit.rows import json_line, when
+from secrun_attest.audit.trail import Projection, Row
 from secrun_attest.audit.verify import Verified, compare, verify_bundle
 from secrun_attest.errors import FormatError
+from secrun_attest.events import parse_event
 from secrun_attest.jcs import JsonObject
 from secrun_attest.limits import MAX_INTEGER
 
@@ -72,6 +77,8 @@ def _lines(name: str, report: Report, accepted: frozenset[Fault]) -> list[str]:
         f"  root {report.root.hex()}",
     ]
     lines += [f"  quoted by the key {key}" for key in report.keys]
+    if report.shown:
+        lines.append(f"  leaf {report.first}: {report.shown}")
     if report.software:
         lines.append("  the TPM is a program: it proves nothing against the host's root")
     lines += [_finding(item, "REFUSED" if item in refused else "accepted") for item in report.findings]
@@ -98,7 +105,7 @@ def verify_files(
     found: list[tuple[str, Verified]] = []
     for path in paths:
         with open(path, "rb") as stream:
-            found.append((path, verify_bundle(stream, key)))
+            found.append((path, _verified(stream, key)))
     between = compare([item for item in found if item[1].report.origin]).found
     for path, verified in found:
         strange = [name for name in verified.report.keys if keys and name not in keys]
@@ -108,3 +115,50 @@ def verify_files(
         ]
     reports = tuple((path, verified.report) for path, verified in found)
     return Result(reports=reports, between=tuple(between), accepted=accepted)
+
+
+def _verified(stream: BinaryIO, key: Verifier) -> Verified:
+    """Verify a bundle, or the proof of one leaf."""
+    begin = stream.read(len(MAGIC))
+    stream.seek(0)
+    if begin != MAGIC:
+        return verify_bundle(stream, key)
+    findings, shown = Findings(), None
+    try:
+        shown = open_proof(stream.read(MAX_PROOF + 1), key)
+    except OtherKeyError as error:
+        findings.add(Fault.KEY, "proof", error.message)
+    except FormatError as error:
+        findings.add(Fault.ROOT, "proof", error.message)
+    return Verified(_report_of(shown, findings), {shown.head.size: shown.head.root} if shown else {})
+
+
+def _report_of(shown: Shown | None, findings: Findings) -> Report:
+    head = shown.head if shown else Checkpoint(origin="", size=0, root=b"")
+    row = None if shown is None else _row_of(shown)
+    return Report(
+        origin=head.origin,
+        first=shown.index if shown else 0,
+        size=head.size,
+        root=head.root,
+        records=int(shown is not None),
+        epochs=0,
+        quotes=0,
+        pods=0,
+        keys=(),
+        software=False,
+        since=row.time if row else 0,
+        until=MAX_INTEGER,
+        findings=tuple(findings.found),
+        count=findings.count,
+        shown=json_line(row.to_json()).decode().strip() if row else "",
+    )
+
+
+def _row_of(shown: Shown) -> Row | None:
+    try:
+        if shown.data.startswith(entries.DOMAIN):
+            return Projection().entry(shown.index, entries.parse(shown.data))
+        return Projection().row(shown.index, parse_event(shown.data))
+    except FormatError:
+        return None

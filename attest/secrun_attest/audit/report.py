@@ -87,6 +87,8 @@ class Report:
     until: int
     findings: tuple[Finding, ...]
     count: int
+    shown: str = ""
+    """The row of a leaf that is shown alone."""
 
     def refused(self, accepted: Iterable[Fault] = ()) -> tuple[Finding, ...]:
         """Return the findings that nobody accepts."""
@@ -113,4 +115,5 @@ class Report:
                 {"fault": item.fault.value, "where": item.where, "text": item.text} for item in self.findings
             ],
             "count": self.count,
+            "shown": self.shown,
         }

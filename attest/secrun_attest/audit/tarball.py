@@ -98,6 +98,9 @@ def index(stream: BinaryIO) -> dict[str, Member]:
         if len(block) < BLOCK:
             raise TruncatedError(f"the bundle ends at {end} bytes, within a file or before its end mark")
         if block.count(0) == BLOCK:
+            if (rest := stream.read(BLOCK + 1)) != bytes(BLOCK):
+                kind = TruncatedError if len(rest) < BLOCK else TarError
+                raise kind(f"the end mark of the bundle at byte {at} is cut, or something follows it")
             return found
         member = _member(block, at + BLOCK)
         if member.name in found or len(found) >= MAX_MEMBERS:

@@ -22,7 +22,9 @@ from secrun_attest.audit.about import About
 from secrun_attest.audit.checks import Verdict, chosen
 from secrun_attest.audit.entries import State
 from secrun_attest.audit.export import BundleWriter, Form, Scope, Span, about_of, pieces, scope_of, told
-from secrun_attest.audit.note import MAX_NOTE, load_verifier
+from secrun_attest.audit.heads import heads
+from secrun_attest.audit.note import MAX_NOTE, load_verifier, open_checkpoint
+from secrun_attest.audit.proof import make_proof
 from secrun_attest.audit.survey import Survey, survey_of
 from secrun_attest.errors import FormatError
 
@@ -79,7 +81,7 @@ def _output(args: Arguments, context: Context) -> Iterator[tuple[BinaryIO, Path]
         with replaced(path, mode=0o600) as stream:
             yield stream, path.parent
         return
-    if args.text("format") == "bundle" and os.isatty(1):
+    if args.values.get("format") == "bundle" and os.isatty(1):
         raise UsageError("a bundle is no text for a terminal", hint="--out FILE")
     context.out.flush()
     yield sys.stdout.buffer, context.layout.scratch
@@ -176,6 +178,25 @@ def key(args: Arguments, context: Context) -> int:
         verifier = signer.verifier
     text = verifier.pem().decode() if args.text("format") == "pem" else f"{verifier.text()}\n"
     context.out.write(text)
+    return 0
+
+
+def prove(args: Arguments, context: Context) -> int:
+    """Write the proof of one leaf."""
+    text = args.required("index")
+    identity = identities.required(context.layout)
+    with auditing.reading(context.layout, identity) as (chain, signer):
+        known = heads(chain.folder)
+        head = open_checkpoint(known[-1], signer.verifier) if known else None
+        if head is None or not (text.isascii() and text.isdigit() and int(text) < head.size):
+            size = 0 if head is None else head.size
+            raise UsageError(
+                f"{text[:40]!r} is none of the {size} leaves that are signed",
+                hint="secrun audit export --format jsonl signs all, and shows their numbers",
+            )
+        data = make_proof(chain, int(text), known[-1], head)
+    with _output(args, context) as (out, _):
+        out.write(data)
     return 0
 
 

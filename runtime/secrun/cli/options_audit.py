@@ -78,6 +78,18 @@ AUDIT_VERBS: tuple[Verb, ...] = (
         examples=("secrun audit report --since 24h --framework cis-docker",),
     ),
     Verb(
+        words=("audit", "prove"),
+        summary="Show one record with the proof that it is in the log; audit verify reads it",
+        handler="secrun.cli.audit:prove",
+        positionals=(Positional(name="index", help="the leaf: `index` in the trail"),),
+        options=(
+            Option(
+                flags=("--out",), metavar="FILE", default="-", help="where to write; - is standard output"
+            ),
+        ),
+        needs_root=True,
+    ),
+    Verb(
         words=("audit", "key"),
         summary="Print the public key of this host's audit log",
         handler="secrun.cli.audit:key",

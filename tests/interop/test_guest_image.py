@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secrun.paths import Layout
+from secrun.record import replace
 from secrun.stage1.imagestore import load
 from secrun_kvm import kernel as kernels
 from secrun_kvm import modules
@@ -39,7 +40,9 @@ def test_the_kernel_is_the_one_that_its_name_says(image):
 def test_cpio_extracts_what_the_manifest_lists(layout, image, tmp_path):
     tool("cpio", "--extract", "--quiet", input=image.initrd.read_bytes(), cwd=tmp_path)
     listed = {}
-    for item in load(layout, "kvm", image.digest).manifest.guest.initrd_files:
+    manifest = load(layout, "kvm", image.digest).manifest
+    tree = (replace(item, path=f"/stage1{item.path}".rstrip("/")) for item in manifest.files)
+    for item in (*manifest.guest.initrd_files, *tree):
         path = tmp_path / item.path.lstrip("/")
         facts = path.lstat()
         assert facts.st_mode & 0o7777 == item.mode
@@ -58,7 +61,7 @@ def test_every_file_of_it_has_a_package_or_is_ours(layout, image):
     guest = load(layout, "kvm", image.digest).manifest.guest
     files = [guest.kernel, *guest.initrd_files]
     ours = {item.path for item in files if item.kind == "file" and not item.package}
-    assert ours == {"/init", "/secrun/modules", "/secrun/stage1"}
+    assert ours == {"/init", "/secrun/modules", "/secrun/salt"}
     assert {item.package for item in files if item.package} == {f"linux-image-{image.release}"}
     assert all(item.version for item in files if item.package)
 

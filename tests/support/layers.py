@@ -1,8 +1,10 @@
 """Tar layers built header by header, so that tests can write what no tar program would."""
 
+import bz2
 import dataclasses
 import gzip
 import hashlib
+import lzma
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -170,6 +172,10 @@ def compress(data: bytes, compression: Compression) -> bytes:
         import zstandard
 
         return zstandard.ZstdCompressor().compress(data)
+    if compression is Compression.BZIP2:
+        return bz2.compress(data)
+    if compression is Compression.XZ:
+        return lzma.compress(data)
     return data
 
 

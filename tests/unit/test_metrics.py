@@ -71,3 +71,5 @@ def test_the_journal_is_told_of_a_pod_in_the_words_of_other_engines(tmp_path):
             journal_.recv(1)
     journald.tell(Operation.POD_EXIT, {"pod": pod}, place)
     journald.tell(Operation.POD_EXIT, {"pod": pod}, tmp_path / "none")
+    # What cannot even be looked for is no journal either.
+    journald.tell(Operation.POD_EXIT, {"pod": pod}, tmp_path / ("x" * 1000))

@@ -21,7 +21,10 @@ PACKAGES = ("secrun", "secrun_kvm", "secrun_policies", "secrun_attest")
 # Listed under names of their own: a distribution keeps them elsewhere.
 _PROGRAMS = (("agent/secrun-agent", agent_path), ("agent/secrun-stage0", stage0_path))
 # A source tree and a wheel hold these in two places; the names are those of the wheel.
-_DATA = (("secrun_policies", "data/seccomp", "seccomp"),)
+_DATA = (
+    ("secrun_policies", "data/seccomp", "seccomp"),
+    ("secrun_policies", "data/selinux", "selinux"),
+)
 # Byte code of sources that are listed themselves; Python checks it against them.
 _CACHE = "__pycache__"
 _SKIPPED = frozenset({_CACHE, "_agent"})

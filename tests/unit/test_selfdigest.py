@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,10 @@ def installed(repository: Path, site: Path, *, mode: int) -> Path:
             copy_function=shutil.copyfile,
             ignore=lambda *_: {"__pycache__"},
         )
-    shutil.copytree(repository / "policies/seccomp", site / "secrun_policies/data/seccomp")
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    moved = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    for source, target in moved.items():
+        shutil.copytree(repository / source, site / target)
     for path in site.rglob("*"):
         if path.is_file():
             path.chmod(mode)
@@ -77,6 +81,7 @@ def test_anybody_can_compute_the_digest_as_it_is_documented(repository, tmp_path
         "secrun/_agent/secrun-stage0",
         "secrun_kvm/__init__.py",
         "secrun_policies/data/seccomp/default.json",
+        "secrun_policies/data/selinux/secrun.cil",
         "secrun_attest/verify/judge.py",
     ],
 )

@@ -3,24 +3,21 @@
 import csv
 import io
 import json
-import tracemalloc
 
 import pytest
 
 from secrun_attest.audit import command, heads, retention
 from secrun_attest.audit.chain import ChainError, opened
 from secrun_attest.audit.entries import State, encode, parse
-from secrun_attest.audit.export import BundleWriter, Span, about_of, scope_of
 from secrun_attest.audit.proof import make_proof, open_proof
 from secrun_attest.audit.report import Fault
 from secrun_attest.audit.rows import COLUMNS, csv_lines, json_line, when
 from secrun_attest.audit.tarball import BLOCK, TarError, TarWriter, index
 from secrun_attest.audit.trail import Image, Outcome, Row
-from secrun_attest.celjson import line, parse_line
 from secrun_attest.errors import FormatError
-from secrun_attest.record import Event, Operation, make_record, parse_event_data
+from secrun_attest.record import Operation
 from support.attest_bench import sha
-from support.audited import MINUTE, NAME, AuditedHost, members, other_key, pod_events
+from support.audited import MINUTE, NAME, AuditedHost, members, other_key
 
 
 @pytest.fixture
@@ -259,56 +256,6 @@ def test_a_tar_of_another_kind_is_refused():
         index(io.BytesIO(bytes(good[: 2 * BLOCK]) * 2 + bytes(1024)))
     with pytest.raises(TarError):
         TarWriter(io.BytesIO()).add_parts("a", 2, [b"x"])
-
-
-def long_log(host, count):
-    """Write a log of many pods as the host would, without its thousands of waits for the disk."""
-    host.pod()
-    (path,) = host.place.logs.glob("*.cel")
-    epoch = parse_event_data(parse_line(path.read_bytes().split(b"\n")[0]).event_data).epoch
-    account = next(iter(host.accounts))
-    with path.open("ab") as stream:
-        for number in range(5, count, 3):
-            life = pod_events(f"pod-{number}", code=0, relaxations=(), signer="k", account=account)[1:]
-            for seq, (operation, fields) in enumerate(life, number):
-                event = Event(operation=operation, seq=seq, epoch=epoch, t=host.now + seq, fields=fields)
-                stream.write(line(make_record(event, pcr=15, banks=host.banks)))
-    with opened(host.place.folder, host.place.logs) as chain:
-        chain.sync(going=host.going, now=host.now)
-        heads.sign_head(chain, host.signer())
-
-
-class Sink(io.RawIOBase):
-    """Takes what is written and keeps nothing."""
-
-    def writable(self):
-        return True
-
-    def write(self, data):
-        return len(data)
-
-
-def peak(host):
-    tracemalloc.start()
-    try:
-        with opened(host.place.folder, host.place.logs) as chain:
-            scope = scope_of(chain, host.signer(), Span())
-            about = about_of(scope, host="h", tool="t", made=1)
-            BundleWriter(chain, scope, host.signer(), about).write(
-                Sink(), host.folder / "scratch", host.accounts.get
-            )
-            assert scope.head.size > 900
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def test_an_export_takes_no_more_memory_for_a_longer_log(tmp_path):
-    short, long = (AuditedHost(tmp_path / name) for name in ("short", "long"))
-    long_log(short, 2_000)
-    long_log(long, 6_000)
-    assert peak(short) > 0
-    assert peak(long) < 1.2 * peak(short)
 
 
 def test_one_record_is_shown_with_its_proof_and_nothing_else_passes_for_it(audited, tmp_path):

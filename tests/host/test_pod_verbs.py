@@ -247,3 +247,18 @@ def test_a_mask_and_variables_that_are_left_out(secrun: Secrun):
     said = secrun.run("sh", "-c", "umask; env", options=("--umask=027", "--unsetenv=container")).out
     assert said.startswith("0027\n")
     assert "container=" not in said
+
+
+def test_damage_is_told_and_not_waited_for(secrun: Secrun):
+    """A pod that runs with a manifest that cannot be read any more."""
+    uuid = secrun.detach("sleep", "1000")
+    manifest = secrun.root / "pods/run" / uuid / "manifest"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-20])
+    try:
+        assert "pod manifest" in secrun("status", "--wait-ready=60s", uuid, code=125).err
+        assert "pod manifest" in secrun("stats", "--interval=0.1s", code=125).err
+    finally:
+        manifest.write_bytes(whole)
+    assert uuid[:8] in secrun("stats", "--interval=0.1s").out
+    secrun("rm", "--force", uuid)

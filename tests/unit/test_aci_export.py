@@ -15,7 +15,6 @@ from secrun.image.config import parse as parse_config
 from secrun.image.fetch import ensure_image
 from secrun.image.rootfs.model import Passwd
 from secrun.image.store import ImageStore
-from secrun.paths import Layout
 from support import aci
 from support.images import Entry, LayoutWriter, directory, hardlink, symlink, tar_layer
 from support.stored import ARCH, accepting
@@ -42,11 +41,6 @@ CONFIG = {
     "ExposedPorts": {"80/tcp": {}, "53/udp": {}},
     "Volumes": {"/var/data": {}, "/var-data": {}},
 }
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from secrun.image.rootfs.model import FileKind
 from secrun.image.sources import ReachedWeb
 from secrun.image.store import ImageStore
 from secrun.image.wire import ConnectionLostError, LossKind
-from secrun.paths import Layout
 from secrun.record import replace
 from secrun.trust import detached
 from secrun.trust.faults import SignatureFaultError
@@ -39,11 +38,6 @@ class Notes(NullProgress):
 
     def note(self, text):
         self.said.append(text)
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
 
 
 class NoNetwork:

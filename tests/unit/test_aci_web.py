@@ -16,14 +16,12 @@ from secrun.image.reference import AppcReference, UrlReference
 from secrun.image.sources import ReachedWeb
 from secrun.image.store import ImageStore
 from secrun.image.wire import ConnectionLostError, LossKind
-from secrun.paths import Layout
 from secrun.record import replace
 from secrun.trust import openpgp
 from secrun.trust.ring import KeyRing
 from support import aci
 from support.hostile import Reply, hostile_server
 from support.images import Entry, directory
-from support.stored import accepting
 
 # References.
 
@@ -230,16 +228,6 @@ class Server:
             return Answer(302, location=found)
         status, body = found
         return Answer(status, body)
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
-
-
-@pytest.fixture
-def options(tmp_path):
-    return accepting(tmp_path)
 
 
 @pytest.fixture

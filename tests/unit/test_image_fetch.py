@@ -9,27 +9,10 @@ from secrun.image import view
 from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.progress import NullProgress
 from secrun.image.store import ImageStore
-from secrun.paths import Layout
 from secrun.record import replace
 from support.hostile import hostile_server
 from support.images import LayoutWriter
-from support.stored import ARCH, LAYER, OTHER, accepting, one_image, reference, serve
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
-
-
-@pytest.fixture
-def options(tmp_path):
-    return accepting(tmp_path)
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return one_image(tmp_path)
-
+from support.stored import ARCH, LAYER, OTHER, reference, serve
 
 # Pull policies, against a registry.
 

@@ -32,25 +32,10 @@ from secrun.trust.signatures import SignatureSet
 from support import signing
 from support.images import OCI_INDEX, OCI_MANIFEST, Entry, tar_layer
 from support.signing import NOW, b64
-from support.stored import ARCH, LAYER, OTHER, accepting, one_image, reference
+from support.stored import ARCH, LAYER, OTHER, one_image, reference
 
 EVIL = tar_layer([Entry(name="bin/sh", data=b"evil")])
 PLATFORM = host_platform()
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
-
-
-@pytest.fixture
-def options(tmp_path):
-    return accepting(tmp_path)
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return one_image(tmp_path)
 
 
 class Told:

@@ -15,17 +15,7 @@ from secrun.paths import Layout
 from secrun.trust import privatekey
 from support import signing
 from support.signing import b64
-from support.stored import ARCH, OTHER, accepting, one_image
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return one_image(tmp_path)
+from support.stored import ARCH, OTHER, accepting
 
 
 @pytest.fixture

@@ -13,26 +13,15 @@ from secrun.errors import DeniedError, UsageError
 from secrun.image import admit
 from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.store import ImageStore
-from secrun.paths import Layout
 from secrun.record import replace
 from secrun.trust import bundle, cosign, judge
 from support import signing
 from support.hostile import Reply, hostile_server
 from support.images import OCI_INDEX, OCI_MANIFEST
 from support.signing import NOW, Sigstore, b64
-from support.stored import ARCH, OTHER, accepting, one_image, serve
+from support.stored import ARCH, OTHER, accepting, serve
 
 NAME = "t/app"
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return one_image(tmp_path)
 
 
 @pytest.fixture

@@ -17,25 +17,9 @@ from secrun.image.fetch import PullPolicy, ensure_image
 from secrun.image.platform import Platform
 from secrun.image.rootfs import rootfs_key
 from secrun.image.store import ImageStore, purge_stale
-from secrun.paths import Layout
 from secrun.record import replace
 from support.images import OCI_MANIFEST, LayoutWriter
-from support.stored import ARCH, LAYER, OTHER, accepting, one_image, reference
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
-
-
-@pytest.fixture
-def options(tmp_path):
-    return accepting(tmp_path)
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return one_image(tmp_path)
+from support.stored import ARCH, LAYER, OTHER, reference
 
 
 def blobs(layout):

@@ -9,7 +9,6 @@ from secrun.image.aci.manifest import parse
 from secrun.network import decide
 from secrun.network.plan import ImagePort, Protocol
 from secrun.network.request import NamedPort, NetworkRequest
-from secrun.paths import Layout
 from secrun.pod import appc
 from secrun.pod.request import AppRequest, DeclaredVolume, default_app_name
 from secrun.pod.security import SecurityRequest
@@ -18,11 +17,6 @@ from secrun.stage1.manifest import Limits
 from secrun.stage1.volume import Volume
 from secrun_policies import capabilities
 from support import aci
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
 
 
 def image(*isolators, **members):

@@ -7,15 +7,9 @@ import re
 import pytest
 
 from secrun.errors import StateError, UsageError
-from secrun.paths import Layout
 from secrun.pod import states
 from secrun.pod.removal import delete
 from secrun.pod.states import Folder, State
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(root=tmp_path / "root", run_root=tmp_path / "run")
 
 
 def make(layout, uuid=None):

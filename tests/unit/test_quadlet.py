@@ -79,6 +79,7 @@ def test_a_longer_stop_is_waited_for():
         ("[Container]\nImage=x\nReadOnly=perhaps\n", "ReadOnly=perhaps is neither true nor false"),
         ("[Container]\nImage=x\nEnvironment='a\n", "line 3: Environment='a: No closing quotation"),
         ("[Container]\nImage=x\n[Service]\nExecStart=y\n", "line 4: ExecStart= is not the file's to say"),
+        ("[Container]\nImage=x\nStopTimeout=1min\n", "line 3: StopTimeout=1min is no number of seconds"),
         ("[Kube]\nYaml=x\n", "unknown section [Kube]"),
         ("", "names no Image="),
     ],
@@ -104,7 +105,7 @@ def test_another_ending_is_refused():
 def test_every_key_is_an_option_of_run(key: str):
     flag, kind = {**quadlet.APP_KEYS, **quadlet.POD_KEYS}[key]
     assert flag in RUN
-    assert flag in start(f"[Container]\nImage=x\n{key}={'true' if kind is quadlet.Kind.FLAG else 'value'}\n")
+    assert flag in start(f"[Container]\nImage=x\n{key}={'true' if kind is quadlet.Kind.FLAG else 7}\n")
 
 
 def test_files_become_units_and_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,7 +1,10 @@
 //! The pure parts: codec, log lines, time stamps, ELF files.
 
+mod common;
+
 use std::time::{Duration, UNIX_EPOCH};
 
+use common::frames;
 use secrun_agent::elf::{inspect, Program};
 use secrun_agent::frame::{decode, encode, flag, Message, Reader, Size, Violation, MAX_PAYLOAD, MAX_TEXT};
 use secrun_agent::log::{stamp, Lines, Log, Stream, MAX_LINE};
@@ -40,14 +43,9 @@ fn messages() -> Vec<Message<'static>> {
 fn every_message_survives_the_wire_byte_by_byte() {
     let mut bytes = Vec::new();
     messages().iter().for_each(|message| encode(message, &mut bytes));
-    let (mut reader, mut wanted) = (Reader::default(), messages().into_iter());
-    for byte in bytes {
-        reader.feed(&[byte]);
-        if let Some((kind, payload)) = reader.next_frame().unwrap() {
-            assert_eq!(decode(kind, &payload), Ok(wanted.next().unwrap()));
-        }
-    }
-    assert_eq!(wanted.next(), None);
+    let found = frames(&bytes);
+    let decoded: Result<Vec<_>, _> = found.iter().map(|(kind, payload)| decode(*kind, payload)).collect();
+    assert_eq!(decoded, Ok(messages()));
 }
 
 #[test]

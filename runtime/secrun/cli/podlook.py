@@ -22,6 +22,8 @@ INSPECT_SCHEMA = "secrun.dev/pod-inspect/v1"
 TOP_SCHEMA = "secrun.dev/pod-top/v1"
 STATS_SCHEMA = "secrun.dev/pod-stats/v1"
 _USEC = 1_000_000
+# What a pod is that went away between being found and being looked at.
+_ENDED = ("state-not-running", "state-no-manifest")
 # A table has a line for each process; JSON has the whole command.
 _COMMAND_WIDTH = 80
 
@@ -123,8 +125,8 @@ def _sample(chosen: Sequence[Found], *, named: bool) -> dict[tuple[str, str], "U
         try:
             for item in usage(PodFiles(pod.path).read_manifest()):
                 found[pod.uuid, item.name] = item
-        except StateError:
-            if named:
+        except StateError as error:
+            if named or error.code not in _ENDED:
                 raise
     return found
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from secrun.cli.table import Kind
 from secrun.errors import UsageError
+from secrun.pod.request import DEFAULT_STOP_TIMEOUT_SECONDS
 from secrun.record import record
 
 SECTIONS = {".container": "Container", ".pod": "Pod"}
@@ -234,9 +235,13 @@ def _pod(file: Sections, entries: Sequence[Entry]) -> list[str]:
     return [*options, _word(f"--pod-manifest={manifest.value}")]
 
 
-def _stop_seconds(entries: Sequence[Entry]) -> int:
+def _stop_seconds(name: str, entries: Sequence[Entry]) -> int:
     entry = _last(entries, "StopTimeout")
-    return (int(entry.value) if entry and entry.value.isdigit() else 10) + _STOP_MARGIN_SECONDS
+    if entry is None:
+        return DEFAULT_STOP_TIMEOUT_SECONDS + _STOP_MARGIN_SECONDS
+    if not (entry.value.isascii() and entry.value.isdigit()):
+        raise _wrong(name, entry.line, f"StopTimeout={entry.value[:80]} is no number of seconds")
+    return int(entry.value) + _STOP_MARGIN_SECONDS
 
 
 def _service(file: Sections, program: str, words: Sequence[str], stop_seconds: int) -> list[str]:
@@ -285,7 +290,7 @@ def render(file: Sections, program: str) -> str:
         "After=network-online.target",
         *unit,
         "",
-        *_service(file, program, words, _stop_seconds(entries)),
+        *_service(file, program, words, _stop_seconds(file.name, entries)),
     ]
     if install:
         parts += ["", "[Install]", *install]

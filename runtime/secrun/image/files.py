@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -57,7 +58,24 @@ def open_regular(path: Path, what: str, *, follow: bool = False) -> int:
     return fd
 
 
-class FolderFiles:
+class _Bounded(ABC):
+    """Reads whole files by their beginnings; `_what` names the image in errors."""
+
+    _what: str
+
+    @abstractmethod
+    def head(self, name: str, count: int) -> bytes:
+        """Return the first bytes of a file."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a whole file of at most `limit` bytes."""
+        data = self.head(name, limit + 1)
+        if len(data) > limit:
+            raise _too_large(self._what, name, limit)
+        return data
+
+
+class FolderFiles(_Bounded):
     """The files below a folder."""
 
     def __init__(self, folder: Path, what: str) -> None:
@@ -75,13 +93,6 @@ class FolderFiles:
             return os.fstat(fd).st_size
         finally:
             os.close(fd)
-
-    def read(self, name: str, limit: int) -> bytes:
-        """Return a whole file of at most `limit` bytes."""
-        data = self.head(name, limit + 1)
-        if len(data) > limit:
-            raise _too_large(self._what, name, limit)
-        return data
 
     def head(self, name: str, count: int) -> bytes:
         """Return the first bytes of a file."""
@@ -148,7 +159,7 @@ def _too_many(what: str, count: int) -> ImageError:
     )
 
 
-class HeldFiles:
+class HeldFiles(_Bounded):
     """Files of a folder that were opened while that was allowed."""
 
     def __init__(self, held: Mapping[str, int], what: str) -> None:
@@ -167,13 +178,6 @@ class HeldFiles:
     def size(self, name: str) -> int:
         """Return a file's size in bytes."""
         return os.fstat(self._find(name)).st_size
-
-    def read(self, name: str, limit: int) -> bytes:
-        """Return a whole file of at most `limit` bytes."""
-        data = self.head(name, limit + 1)
-        if len(data) > limit:
-            raise _too_large(self._what, name, limit)
-        return data
 
     def head(self, name: str, count: int) -> bytes:
         """Return the first bytes of a file."""

@@ -3,6 +3,7 @@
 A pod with a machine is one machine to the host: what runs inside is known to the guest's kernel alone.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -53,10 +54,12 @@ class Usage:
 def _group(manifest: PodManifest) -> Path:
     group = cgroups.host().pod(manifest.uuid)
     if not group.is_dir():
-        raise StateError(
-            f"pod {manifest.uuid} has no control group: it does not run", code="state-not-running"
-        )
+        raise _not_running(manifest)
     return group
+
+
+def _not_running(manifest: PodManifest) -> StateError:
+    return StateError(f"pod {manifest.uuid} has no control group: it does not run", code="state-not-running")
 
 
 def _groups(top: Path) -> Iterator[Path]:
@@ -128,13 +131,18 @@ def processes(manifest: PodManifest, base: int | None) -> list[Process]:
     return sorted(found, key=lambda item: (not item.app, item.app, item.pid))
 
 
-def _numbers(path: Path) -> dict[str, int]:
-    """Read a flat keyed file of a group (cgroups(7)); empty if it is not there."""
+def _cpu_usec(group: Path) -> int | None:
+    """Return the processor time of a group (cgroups(7), cpu.stat); None if it is gone."""
     try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    return {key: int(value) for key, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
+        words = (group / "cpu.stat").read_text().split()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # Removed while it was read.
+        if error.errno != errno.ENODEV:
+            raise
+        return None
+    return int(words[words.index("usage_usec") + 1])
 
 
 def _memory(group: Path, pids: list[int]) -> tuple[int, str]:
@@ -163,13 +171,16 @@ def _io(group: Path) -> tuple[int | None, int | None]:
     return read, sum(int(word[7:]) for word in words if word.startswith("wbytes="))
 
 
-def _usage(group: Path, name: str) -> Usage:
+def _usage(group: Path, name: str) -> Usage | None:
+    used = _cpu_usec(group)
+    if used is None:
+        return None
     pids = [pid for inner in _groups(group) for pid in _pids(inner)]
     memory, source = _memory(group, pids)
     read, written = _io(group)
     return Usage(
         name=name,
-        cpu_usec=_numbers(group / "cpu.stat").get("usage_usec", 0),
+        cpu_usec=used,
         memory_bytes=memory,
         memory_source=source,
         pids=len(pids),
@@ -189,4 +200,6 @@ def usage(manifest: PodManifest) -> list[Usage]:
         match = _APP_GROUP.search(f"/{group.relative_to(top)}")
         if match and group.name == f"app-{match.group(1)}.service":
             found.append(_usage(group, match.group(1)))
-    return found
+    if found[0] is None:
+        raise _not_running(manifest)
+    return [item for item in found if item is not None]

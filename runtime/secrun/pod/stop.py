@@ -78,10 +78,12 @@ def _started(files: PodFiles) -> bool:
     """Tell whether every app has begun, by the marks that the waiter leaves."""
     try:
         apps = files.read_manifest().apps
-        seen = {mark.name for mark in timing.read(files) if mark.side == timing.HOST}
-    except StateError:
-        # It is being prepared, or moves to another folder this instant.
+    except StateError as error:
+        # It is being prepared, or moves to another folder this instant; damage is not waited for.
+        if error.code != "state-no-manifest":
+            raise
         return False
+    seen = {mark.name for mark in timing.read(files) if mark.side == timing.HOST}
     return all(f"started:{app.name}" in seen for app in apps)
 
 

@@ -15,7 +15,7 @@ demo: setup ## run real images from a registry on loopback as pods, and clean up
 image: setup ## make a small image to try things with: oci:.cache/images:busybox
 	@ci/image
 
-test: ## every tier that this machine can run: check, host, interop, short fuzz (root)
+test: ## check, then the tiers that need root: host, interop, short fuzz (root)
 	@ci/setup --test
 	@ci/check
 	@ci/tiers
@@ -36,7 +36,7 @@ fuzz: ## the long run of the random tests (root)
 	@ci/setup --test
 	@ci/tiers --long tests/fuzz
 
-docs: setup ## write the pages that come from the program: docs/commands.md, docs/errors.md
+docs: setup ## write the pages that come from the program
 	@.venv/bin/python ci/docs.py
 
 lock: ## pin Python packages anew from pyproject.toml; LOCK=--upgrade takes the newest

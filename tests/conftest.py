@@ -1,7 +1,9 @@
 """What every tier shares: no silent skip, the sizes of random tests, a plain environment."""
 
 import os
-from collections.abc import Generator
+import threading
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,15 @@ def fuzz_scale(pytestconfig: pytest.Config) -> int:
 def repository() -> Path:
     """The top folder of this checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """Fail the test that leaves a thread: sandboxes are forked, so the tests after it would fail instead."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 10
+    while left := set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline, f"threads were left behind: {sorted(one.name for one in left)}"
+        for one in left:
+            one.join(0.1)

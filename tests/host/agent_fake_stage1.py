@@ -85,7 +85,7 @@ def flood() -> None:
 
 def closed() -> None:
     """Wait until the waiter has ended the connection."""
-    peers[-1].settimeout(10)
+    peers[-1].settimeout(60)
     try:
         while peers[-1].recv(65536):
             pass
@@ -112,9 +112,10 @@ def until() -> None:
 
 def spawn() -> None:
     seconds = value()
-    if os.fork() == 0:
+    if (child := os.fork()) == 0:
         os.setsid()
         os.execlp("sleep", "sleep", seconds)
+    print("spawned", child, flush=True)
 
 
 STEPS: dict[str, Callable[[], object]] = {

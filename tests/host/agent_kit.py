@@ -23,7 +23,7 @@ from secrun import launch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 AGENT_SOURCE = REPOSITORY / "runtime" / "agent"
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 HELLO, STARTED, STDOUT, STDERR, CREDIT, EXIT, ERROR, STATS, LOST, ENFORCED = range(1, 11)
 ATTACH, STDIN, SIGNAL, RESIZE, EXEC, STATS_REQUEST, STOP = range(0x81, 0x88)

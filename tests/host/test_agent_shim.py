@@ -132,7 +132,7 @@ def test_stop_kills_what_ignores_it(stage: Stage) -> None:
     begun = time.monotonic()
     os.kill(stage.shim_pid(process), signal.SIGTERM)
     assert process.wait() == 137
-    assert 0.3 <= time.monotonic() - begun < 5
+    assert 0.3 <= time.monotonic() - begun < 9, "the usual ten seconds, not those asked for"
     assert stage.record()["signal"] == signal.SIGKILL
 
 
@@ -149,7 +149,7 @@ def test_stop_is_not_held_up_by_a_host_that_reads_nothing(stage: Stage) -> None:
     stage.foreground()
     eventually(lambda: (stage.kept / "log").exists() and (stage.kept / "log").stat().st_size > 100_000)
     os.kill(stage.shim_pid(process), signal.SIGTERM)
-    assert process.wait(20) == 143
+    assert process.wait(60) == 143
 
 
 # --- why an app does not start

@@ -127,10 +127,10 @@ def test_stage1_runs_in_the_cgroup_and_is_killed_with_it(host: Host) -> None:
 
 
 def test_adopted_processes_do_not_hold_the_end_up(host: Host) -> None:
-    begun = time.monotonic()
-    process = host.wait(["spawn", "5", "exit", "0"])
+    process = host.wait(["spawn", "1000", "exit", "0"])
     assert process.wait() == 0
-    assert time.monotonic() - begun < 4.5
+    # It is still there, and nobody waited for it.
+    os.kill(int(host.stage1_said().split()[1]), signal.SIGKILL)
 
 
 def test_memory(host: Host) -> None:

@@ -420,9 +420,9 @@ class Loop:
 
     def __exit__(self, *_):
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(60)
         for thread in self.threads:
-            thread.join(10)
+            thread.join(60)
         for stream in (self.process.stdout, self.process.stderr):
             stream.close()
 
@@ -456,7 +456,7 @@ def test_the_loop_follows_the_log_through_a_restart_of_the_verifier(root: Secrun
             assert loop.error.count("[verifier-") == 1
             assert loop.error.count("enrolled with") == 1
             loop.process.terminate()
-            assert loop.process.wait(20) == 0
+            assert loop.process.wait(60) == 0
 
 
 def test_the_loop_ends_while_a_verifier_keeps_it_waiting(root: Secrun):
@@ -472,7 +472,7 @@ def test_the_loop_ends_while_a_verifier_keeps_it_waiting(root: Secrun):
         process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         assert arrived.wait(60)
         process.terminate()
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
 
 
@@ -481,7 +481,7 @@ def test_the_loop_pushes_though_nothing_happens(root: Secrun, verifier: Verifier
         eventually(lambda: len(loop.lines) >= 3, "three pushes")
         assert {line["log_count"] for line in loop.lines} == {1}
         loop.process.send_signal(2)
-        assert loop.process.wait(20) == 0
+        assert loop.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("interval", ["0", "3601", "-1"])

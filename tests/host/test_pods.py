@@ -63,7 +63,7 @@ def test_a_pod_prepared_away_from_a_terminal_has_one_of_some_size_from_the_start
         expect(terminal, b"\r\n")
         os.write(terminal, b"\n")
         expect(terminal, b"33 111")
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def test_gc_keeps_what_is_young_and_removes_what_is_due(secrun: Secrun):

@@ -77,11 +77,9 @@ def test_an_answer_that_is_too_large_is_not_read_to_its_end():
         while True:
             sent.append(one.send(b" " * 65536))
 
-    begin = time.monotonic()
-    error = refused(serve, limit=100_000, seconds=30.0)
+    error = refused(serve, limit=100_000, seconds=60.0)
     assert error.code == "verifier-answer"
     assert "100000 bytes" in error.message
-    assert time.monotonic() - begin < 20
 
 
 @pytest.mark.parametrize(
@@ -129,15 +127,12 @@ def test_all_of_an_answer_has_one_deadline(first, drop):
             time.sleep(0.05)
         one.recv(1)  # until the client has left
 
-    begin = time.monotonic()
-    error = refused(serve, seconds=0.6)
-    assert error.code == "verifier-timeout"
-    assert 0.5 < time.monotonic() - begin < 10
+    assert refused(serve, seconds=0.6).code == "verifier-timeout"
 
 
 def test_a_handshake_has_a_deadline_too():
     done = threading.Event()
-    with listening(lambda _: done.wait(20)) as port, pytest.raises(VerifierError) as caught:
+    with listening(lambda _: done.wait(60)) as port, pytest.raises(VerifierError) as caught:
         VerifierClient(parse_address(f"https://127.0.0.1:{port}"), TlsFiles(), seconds=0.5).post(
             "/", b"", token="", limit=1
         )
@@ -176,12 +171,11 @@ def test_whoever_waits_for_an_answer_can_be_told_to_stop():
 
     with listening(serve) as port:
         door = client(port, seconds=60.0)
-        threading.Thread(target=lambda: (arrived.wait(20), door.stop()), daemon=True).start()
-        begin = time.monotonic()
+        threading.Thread(target=lambda: (arrived.wait(60), door.stop()), daemon=True).start()
         for _ in range(2):  # and it stays so
-            with pytest.raises(VerifierError):
+            with pytest.raises(VerifierError) as caught:
                 door.post("/", b"", token="", limit=1)
-        assert time.monotonic() - begin < 20
+            assert caught.value.code != "verifier-timeout"
 
 
 # What is kept.
@@ -260,7 +254,7 @@ class Run:
 
     def __exit__(self, *_):
         self.loop.stop()
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 

@@ -169,7 +169,7 @@ def device(swtpm) -> Iterator[str]:
         yield f"device:{os.ttyname(slave)}"
     finally:
         os.close(end)
-        thread.join(20)
+        thread.join(60)
         for fd in (ended, master, slave):
             os.close(fd)
 

@@ -131,4 +131,4 @@ def running_registry(
         )
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)

@@ -62,7 +62,7 @@ class Swtpm:
     def _end(self, number: signal.Signals) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(20)
+            self.process.wait(60)
             self.process = None
 
     def tss(self) -> Tss:
@@ -70,7 +70,7 @@ class Swtpm:
 
     def _initialise(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-            channel.settimeout(20)
+            channel.settimeout(60)
             channel.connect(os.fspath(self.control))
             channel.sendall(struct.pack(">II", CMD_INIT, 0))
             assert channel.recv(4) == SUCCESS

@@ -60,7 +60,7 @@ class ScriptedTpm:
 
     def __exit__(self, *_):
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(20)
+        self._thread.join(60)
         self._listener.close()
 
     def _serve(self) -> None:

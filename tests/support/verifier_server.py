@@ -90,7 +90,7 @@ class Server:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 def own(path: Path) -> None:
@@ -153,7 +153,7 @@ def serving(folder: Path, *options: str, ca: Path | None = None, name: str = "st
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
+                process.wait(60)
             process.kill()
         process.wait()
         process.stdout.close()

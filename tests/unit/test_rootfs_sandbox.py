@@ -72,6 +72,24 @@ def test_root_becomes_nobody_before_it_leaves_the_namespaces(
     assert kernel.calls[-1] == ("filter_calls", b"program")
 
 
+def test_who_reads_for_the_users_of_a_pod_enters_their_namespace_and_keeps_one_right_there(
+    as_user: Callable[[Recorder, int], None],
+) -> None:
+    kernel = Recorder()
+    as_user(kernel, 0)
+    give_up_rights(kernel, b"", users=7, readable=(5,))
+    names = [name for name in kernel.names() if name != "limit"]
+    assert names == [*IDENTITY, "setns", *REST, *LAST[:3], "landlock_read_only", LAST[-1]]
+    assert ("setns", 7, syscalls.CLONE_NEWUSER) in kernel.calls
+    (left,) = [call[1] for call in kernel.calls if call[0] == "unshare"]
+    assert isinstance(left, int)
+    # Another namespace of users would take the right to read with it.
+    assert left & syscalls.CLONE_NEWUSER == 0
+    assert left & syscalls.CLONE_NEWNET
+    capabilities = [call[1] for call in kernel.calls if call[0] == "set_capabilities"]
+    assert capabilities[-1] == 1 << syscalls.CAP_DAC_READ_SEARCH
+
+
 def test_files_are_opened_by_the_other_user_before_the_last_capability_goes(
     as_user: Callable[[Recorder, int], None],
 ) -> None:

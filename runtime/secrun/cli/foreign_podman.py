@@ -69,6 +69,7 @@ events : from the measured log: whoever changes it is found out
 image sign = sign : signatures are checked before every run, by default
 image scp = image copy : with the image's signatures
 copy = image copy
+export : an OCI archive with the image's configuration, its own layers and one of changes, not a bare tar
 """,
     ),
     *rows(
@@ -77,7 +78,7 @@ copy = image copy
 init = : prepare makes a pod ready to start
 search = : registries have no common search; an image is named in full
 build = : images are built elsewhere (buildah), signed, and fetched
-commit = : what runs is an image that was signed and measured
+commit = : what runs is an image that was signed and measured; export writes what an app changed
 import = : the same
 rename = : a pod's name is its UUID; labels are for people
 pause = : a frozen pod answers no attestation; stop it
@@ -111,7 +112,6 @@ untag = : an image is known by its digest
         """
 attach =
 healthcheck =
-export =
 diff =
 history =
 image mount =

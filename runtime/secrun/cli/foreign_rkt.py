@@ -32,7 +32,7 @@ image export : also as an OCI archive; an app container image is flattened, so i
 image verify : re-hashes and judges the signatures anew
 config = config show : --origin tells which file set a value
 completion : bash, zsh and fish
-export = : what an app wrote goes with its pod; keep it on a volume
+export : an OCI archive; owners are those of the pod, by a reader without rights
 metadata-service = --vtpm : an app proves itself by a TPM of its own
 """,
     ),

@@ -40,6 +40,7 @@ FAMILIES = {
     "top": ("secrun.cli.options_look:LOOK_VERBS",),
     "stats": ("secrun.cli.options_look:LOOK_VERBS",),
     "events": ("secrun.cli.options_look:LOOK_VERBS",),
+    "export": ("secrun.cli.options_look:LOOK_VERBS",),
     "completion": ("secrun.cli.options_host:HOST_VERBS",),
     "generate": ("secrun.cli.options_host:HOST_VERBS",),
 }

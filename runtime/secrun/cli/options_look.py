@@ -37,6 +37,25 @@ LOOK_VERBS = (
         needs_root=True,
     ),
     Verb(
+        words=("export",),
+        summary="Write an app of an exited pod, with what it changed, to an OCI archive",
+        handler="secrun.cli.podexport:export",
+        description="The archive holds the layers of the app's image and one more with its changes, under "
+        "the image's configuration. Nobody has signed it. Pods of --stage1=kvm keep no changes.",
+        positionals=(UUID,),
+        options=(
+            Option(flags=("--app",), metavar="NAME", help="the app; needed if there are several"),
+            Option(
+                flags=("-o", "--output"),
+                metavar="FILE",
+                help="the file to write; default is standard output",
+            ),
+            Option(flags=("--overwrite",), kind=Kind.FLAG, help="replace a file that exists"),
+        ),
+        needs_root=True,
+        examples=("secrun export 3f2a -o app.tar",),
+    ),
+    Verb(
         words=("events",),
         summary="Tell what happened to pods and images, as it was measured",
         handler="secrun.cli.happenings:events",

@@ -49,12 +49,17 @@ _CLONE_NEW = 0x7E020080
 _PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_NAME, _PR_SET_VMA = 1, 3, 15, 0x53564D41
 
 
-def program(*, network: bool) -> bytes:
+# Reading extended attributes, for who reads a tree of files.
+_ATTRIBUTES = ("fgetxattr", "flistxattr", "lgetxattr", "llistxattr")
+
+
+def program(*, network: bool, attributes: bool = False) -> bytes:
     """Return the filter as BPF, compiled by libseccomp; raises HostError where that is missing.
 
     execve, ptrace, mount, bpf, keyctl, io_uring, kill and their like fail with EPERM, and what is not known
     here with ENOSYS. With `network` there are TCP and UDP sockets and threads; without it there are no
-    sockets, but processes may be forked. New namespaces there are for nobody.
+    sockets, but processes may be forked. With `attributes` those of files may be read. New namespaces there
+    are for nobody.
     """
     from secrun_policies.errors import PolicyError
     from secrun_policies.libseccomp import compile_bpf
@@ -77,6 +82,8 @@ def program(*, network: bool) -> bytes:
     ]
     # Limits may be read, and of ourselves only.
     rules.append(allow("prlimit64", args=(low(0, 0), Comparison(2, Operator.EQ, 0))))
+    if attributes:
+        rules.append(allow(*_ATTRIBUTES))
     if network:
         rules.append(allow(*_NETWORK))
         rules += [allow("socket", args=(low(0, family),)) for family in (_AF_INET, _AF_INET6)]

@@ -49,15 +49,21 @@ def empty_folder(top_fd: int) -> None:
 
 
 def drop_written(pod: Path) -> None:
-    """Delete what a pod's apps wrote to their own roots; its records and logs stay."""
+    """Delete what a pod's apps wrote to their own roots; its records and logs stay.
+
+    The folder goes too: without it nobody takes what is left for what there was.
+    """
     apps = pod / "rw" / "apps"
     for name in os.listdir(apps) if apps.is_dir() else ():
+        folder = open_path(apps, name, flags=os.O_RDONLY | os.O_DIRECTORY)
         fd = open_path(apps, name, "upper", flags=os.O_RDONLY | os.O_DIRECTORY)
-        if fd is not None:
+        if folder is not None and fd is not None:
             try:
                 empty_folder(fd)
+                os.rmdir("upper", dir_fd=folder)
             finally:
                 os.close(fd)
+                os.close(folder)
 
 
 def delete(pod: LockedPod) -> None:

@@ -55,7 +55,9 @@ class Confined:
     prepare: Callable[[], None]
     keep_fds: Sequence[int]
     readable: Sequence[int] = ()
-    """Of these, what may be opened once more by way of /proc."""
+    """Of these, what may be opened once more by way of /proc, or what lies below."""
+    users: int | None = None
+    """A user namespace to enter, with the right to read all that its users own; None: an empty one."""
 
 
 def _nothing() -> None:
@@ -68,13 +70,17 @@ def give_up_rights(
     *,
     opening: Callable[[], None] = _nothing,
     readable: Sequence[int] = (),
+    users: int | None = None,
 ) -> None:
     """Leave this process with its open descriptors and nothing else; raises OSError if a step fails.
 
     As root: another user, no groups. Always: own user, mount, network, IPC, UTS and cgroup namespaces, no id
     mapping, no capability, no_new_privs, lowered limits, every path denied where Landlock exists, and no
     system call that `program` (callfilter) does not let through. `opening` runs as the other user, who may
-    still open what root may read, and nothing more. The files at `readable` may be opened again for reading.
+    still open what root may read, and nothing more. Files at or below `readable` may be opened for reading.
+
+    For root, `users` is a user namespace to enter instead: as somebody without a number in it, who may read
+    what its users own. So owners and attributes are seen as those users see them.
     """
     if os.geteuid() == 0:
         user = _FIRST_UID + os.getpid()
@@ -86,9 +92,11 @@ def give_up_rights(
         os.setresuid(user, user, user)
         calls.set_capabilities(1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_DAC_READ_SEARCH)
     opening()
-    calls.unshare(_NAMESPACES)
+    if users is not None:
+        calls.setns(users, syscalls.CLONE_NEWUSER)
+    calls.unshare(_NAMESPACES if users is None else _NAMESPACES & ~syscalls.CLONE_NEWUSER)
     calls.drop_bounding_set()
-    calls.set_capabilities(0)
+    calls.set_capabilities(0 if users is None else 1 << syscalls.CAP_DAC_READ_SEARCH)
     for kind, value in _LIMITS:
         lower_limit(kind, value)
     calls.dumpable(on=False)
@@ -122,9 +130,9 @@ def close_others(keep: Sequence[int]) -> None:
 def _answer(what: Confined, calls: Syscalls, parent: int) -> JsonObject:
     try:
         what.prepare()
-        program = callfilter.program(network=False)
+        program = callfilter.program(network=False, attributes=what.users is not None)
         try:
-            give_up_rights(calls, program, readable=what.readable)
+            give_up_rights(calls, program, readable=what.readable, users=what.users)
         except OSError as error:
             raise impossible(error) from error
         # Set last: every change of credentials clears it.

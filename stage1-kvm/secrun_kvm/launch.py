@@ -15,7 +15,7 @@ from secrun.errors import HostError, StateError
 from secrun.interpreter import command as interpreter_command
 from secrun.launch import run
 from secrun.record import replace
-from secrun.stage1 import cgroups, hostside, labels
+from secrun.stage1 import cgroups, hostside, labels, places
 from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.hostside import HostSide
@@ -101,6 +101,9 @@ def bridge_command(
         etc = files.config / "etc"
         words += ["--network", str(root.network), "--hosts", str(etc / "hosts")]
         words += ["--resolv-conf", str(etc / "resolv.conf")]
+    for app in manifest.apps:
+        for index, _ in enumerate(app.secrets):
+            words += ["--secret", str(files.secrets / places.secret_name(app.name, index))]
     for index, app in enumerate(manifest.apps):
         words += ["--image", f"{podimage.app_serial(index)}={app.name}"]
     return (*words, "--", *starter)
@@ -130,6 +133,7 @@ class KvmLauncher:
         checkpoint.reached("machine-folder")
         with selinux.files_as(contexts.files):
             spec, shared = self._fill(pod, host, root, contexts)
+            hostside.show_secrets(self._syscalls, pod, None, contexts.files)
             checkpoint.reached("images-mounted")
             # The plugins have been at work beside all this.
             joined = nics.joined(pod)

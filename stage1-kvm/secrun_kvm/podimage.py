@@ -86,6 +86,9 @@ def table(
         access = "ro" if volume.share.read_only else "rw"
         name = SHARED_FILE if volume.share.is_file else "."
         lines.append(f"volume {volume.app} {volume.index} {volume.share.tag} {access} {name}")
+    for app in manifest.apps:
+        for number, secret in enumerate(app.secrets):
+            lines.append(f"secret {app.name} {number} {secret.uid} {secret.gid} {secret.mode}")
     lines += ["scratch"] if scratch else []
     lines += ["tpm"] if vtpm else []
     lines += [f"networks {networks}"] if networks else []

@@ -36,7 +36,7 @@ STARTER = Path(__file__).with_name("agent_fake_starter.py")
 OWNER = agent_stage.BASE
 
 L_HELLO, L_MARK, L_BYE = 0x41, 0x42, 0x43
-L_CLOCK, L_RESEED, L_SHUTDOWN, L_FINISH, L_NETWORK, L_CONNECT = range(0x51, 0x57)
+L_CLOCK, L_RESEED, L_SHUTDOWN, L_FINISH, L_NETWORK, L_CONNECT, L_SECRET = range(0x51, 0x58)
 L_OPEN, L_DATA, L_CREDIT, L_CLOSE = 0x61, 0x62, 0x63, 0x64
 KIND_ATTACH, KIND_CONTROL = 1, 2
 
@@ -57,7 +57,7 @@ def closed(channel: int) -> bytes:
     return pack(L_CLOSE, struct.pack("<H", channel))
 
 
-HELLO_LINK = pack(L_HELLO, b"\x02\x00")
+HELLO_LINK = pack(L_HELLO, b"\x03\x00")
 HELLO_SHIM = pack(HELLO, b"\x02\x00a")
 
 

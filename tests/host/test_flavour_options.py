@@ -126,6 +126,7 @@ ELSEWHERE = {
     "tests/host/test_flavour_start.py": {"--interactive", "--tty", "--volume"},
     "tests/host/test_flavour_network.py": {"--net", "--publish"},
     "tests/host/test_read_back.py": {"--profile"},
+    "tests/host/test_secrets.py": {"--secret"},
 }
 
 

@@ -71,6 +71,8 @@ pub(crate) struct Means {
     pub seed: [u8; 64],
     /// What the guest's interfaces have, in parts.
     pub network: Vec<(Part, Vec<u8>)>,
+    /// In the order of the guest's table.
+    pub secrets: Vec<Vec<u8>>,
     pub link: UnixListener,
     pub console: UnixListener,
     pub apps: Vec<App>,
@@ -86,6 +88,7 @@ pub(crate) struct Bridge {
     pub timing: Timing,
     seed: [u8; 64],
     network: Vec<(Part, Vec<u8>)>,
+    secrets: Vec<Vec<u8>>,
     link: End<Conn>,
     console: End<UnixStream>,
     said: Console,
@@ -132,6 +135,7 @@ impl Bridge {
             timing: means.timing,
             seed: means.seed,
             network: means.network,
+            secrets: means.secrets,
             link: End::Expected(means.link),
             console: End::Expected(means.console),
             said: Console::new(means.images),
@@ -431,6 +435,12 @@ impl Bridge {
                     for bytes in bytes.chunks(CHUNK) {
                         encode(&Item::Network { part, bytes }, link.out.tail());
                     }
+                }
+                for (number, mut secret) in std::mem::take(&mut self.secrets).into_iter().enumerate() {
+                    for bytes in secret.chunks(CHUNK) {
+                        encode(&Item::Secret { number: number as u16, bytes }, link.out.tail());
+                    }
+                    secret.fill(0);
                 }
                 encode(&Item::Connect, link.out.tail());
             }

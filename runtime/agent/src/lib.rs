@@ -25,6 +25,7 @@ pub mod readback;
 pub mod relay;
 pub mod report;
 mod reporter;
+pub mod secret;
 mod session;
 pub mod shim;
 pub mod stage0;

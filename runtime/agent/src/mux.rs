@@ -4,7 +4,7 @@ use crate::frame::{Fields, Violation, HEADER, WINDOW};
 use crate::netplan::Part;
 
 /// Version of the link that a guest's HELLO carries.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Name of the virtio-serial port.
 pub const PORT: &str = "dev.secrun.link";
 /// Longest name of a mark or an app.
@@ -35,6 +35,7 @@ pub enum Item<'a> {
     Shutdown,
     Finish,
     Network { part: Part, bytes: &'a [u8] },
+    Secret { number: u16, bytes: &'a [u8] },
     Connect,
     Open { channel: u16, kind: Kind, app: &'a str },
     Data { channel: u16, bytes: &'a [u8] },
@@ -67,6 +68,7 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Item<'_>, Violation> {
             Item::Network { part, bytes: fields.rest() }
         }
         0x56 => Item::Connect,
+        0x57 => Item::Secret { number: fields.number(2)? as u16, bytes: fields.rest() },
         0x61 => Item::Open {
             channel: fields.number(2)? as u16,
             kind: match fields.number(1)? {
@@ -84,12 +86,12 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Item<'_>, Violation> {
     fields.end().map(|()| item)
 }
 
-/// Append one frame; DATA or NETWORK of more than MAX_PAYLOAD - 2 bytes is a bug of the caller.
+/// Append one frame; DATA, NETWORK or SECRET of more than MAX_PAYLOAD - 2 bytes is a bug of the caller.
 pub fn encode(item: &Item, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER]);
-    let mut put = |kind: u8, channel: Option<u16>, rest: &[&[u8]]| {
-        channel.into_iter().for_each(|channel| out.extend_from_slice(&channel.to_le_bytes()));
+    let mut put = |kind: u8, number: Option<u16>, rest: &[&[u8]]| {
+        number.into_iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
         rest.iter().for_each(|part| out.extend_from_slice(part));
         kind
     };
@@ -103,6 +105,7 @@ pub fn encode(item: &Item, out: &mut Vec<u8>) {
         Item::Finish => put(0x54, None, &[]),
         Item::Network { part, bytes } => put(0x55, None, &[&[part as u8], bytes]),
         Item::Connect => put(0x56, None, &[]),
+        Item::Secret { number, bytes } => put(0x57, Some(number), &[bytes]),
         Item::Open { channel, kind, app } => put(0x61, Some(channel), &[&[kind as u8], app.as_bytes()]),
         Item::Data { channel, bytes } => put(0x62, Some(channel), &[bytes]),
         Item::Credit { channel, count } => put(0x63, Some(channel), &[&count.to_le_bytes()]),

@@ -17,7 +17,8 @@ use crate::frame::Violation;
 use crate::lane::Lane;
 use crate::netlink;
 use crate::netplan::{self, Part, MAX_PART};
-use crate::table;
+use crate::secret;
+use crate::table::{self, Guest, MAX_SECRET_BYTES};
 use crate::mux::{decode, encode, next_channel, Item, Kind, MAX_NAME, PORT, VERSION};
 use crate::sys::{self, guest, Poller};
 
@@ -46,6 +47,8 @@ struct Relay {
     seeded: bool,
     /// What came of each part of the network, and whether the interfaces are up.
     parts: [Vec<u8>; 3],
+    /// What came of each secret, by its number.
+    secrets: BTreeMap<u16, Vec<u8>>,
     connected: bool,
     listener: Option<UnixListener>,
     signals: OwnedFd,
@@ -121,11 +124,20 @@ fn notify_ready() -> io::Result<()> {
     }
 }
 
-/// Make the interfaces and the files of /etc what the host says they are.
-fn connect(parts: &[Vec<u8>; 3]) -> Result<(), String> {
-    let text = |part: Part| String::from_utf8_lossy(&parts[part as usize - 1]);
+/// What the pod consists of.
+fn table() -> Result<Guest, String> {
     let file = fs::read_to_string(GUEST).map_err(|error| format!("{GUEST}: {error}"))?;
-    let expected = usize::from(table::guest(&file)?.networks);
+    table::guest(&file)
+}
+
+fn other(text: String) -> io::Error {
+    io::Error::new(ErrorKind::Other, text)
+}
+
+/// Make the interfaces and the files of /etc what the host says they are.
+fn connect(guest: &Guest, parts: &[Vec<u8>; 3]) -> Result<(), String> {
+    let text = |part: Part| String::from_utf8_lossy(&parts[part as usize - 1]);
+    let expected = usize::from(guest.networks);
     let links = if expected > 0 { netplan::parse(&text(Part::Table))? } else { Vec::new() };
     if links.len() != expected {
         return Err(format!("the host tells of {} interfaces, the pod has {expected}", links.len()));
@@ -160,6 +172,7 @@ impl Relay {
             clocked: false,
             seeded: false,
             parts: Default::default(),
+            secrets: BTreeMap::new(),
             connected: false,
             listener: None,
             signals,
@@ -275,11 +288,22 @@ impl Relay {
                 whole.extend_from_slice(bytes);
                 Ok(())
             }
+            Item::Secret { number, bytes } if !self.connected => {
+                let known: usize = self.secrets.values().map(Vec::len).sum();
+                if known + bytes.len() > MAX_SECRET_BYTES {
+                    return Err(fault(Violation("secrets without end")));
+                }
+                self.secrets.entry(number).or_default().extend_from_slice(bytes);
+                Ok(())
+            }
             Item::Connect if !self.connected => {
                 self.connected = true;
                 let parts = std::mem::take(&mut self.parts);
+                let secrets = std::mem::take(&mut self.secrets);
                 if self.machine {
-                    connect(&parts).map_err(|text| io::Error::new(ErrorKind::Other, text))?;
+                    let guest = table().map_err(other)?;
+                    secret::keep(Path::new(secret::FOLDER), &guest.secrets, secrets).map_err(other)?;
+                    connect(&guest, &parts).map_err(other)?;
                     self.send(&Item::Mark { ns: guest::since_boot().as_nanos() as u64, name: "network" });
                 }
                 self.open_for_shims()

@@ -7,6 +7,12 @@ pub const MAX_TEXT: usize = 65_536;
 const MAX_BLOCKS: u64 = 1 << 32;
 /// Interfaces of one pod.
 const MAX_NETWORKS: u64 = 16;
+/// Secrets of one pod.
+const MAX_SECRETS: usize = 1024;
+/// Ids of one pod.
+const MAX_ID: u64 = 65_535;
+/// Bytes of all secrets of a pod together, as systemd has it for a service (systemd.exec(5), credentials).
+pub const MAX_SECRET_BYTES: usize = 1 << 20;
 /// Where modules lie in the initramfs.
 const MODULES: &str = "/secrun/modules.d/";
 
@@ -81,6 +87,16 @@ pub struct Volume {
     pub file: Option<String>,
 }
 
+/// A secret of an app, whose bytes the host tells when the pod starts.
+#[derive(Debug, PartialEq, Eq, Clone)]
+#[allow(missing_docs)]
+pub struct Secret {
+    pub app: String,
+    pub index: u16,
+    pub owner: (u32, u32),
+    pub mode: u32,
+}
+
 /// The pod's own part: /pod/guest.
 #[derive(Debug, PartialEq, Eq, Clone, Default)]
 #[allow(missing_docs)]
@@ -93,6 +109,8 @@ pub struct Guest {
     pub tpm: bool,
     /// How many interfaces the machine has; what they are is known when the pod starts.
     pub networks: u8,
+    /// In the order in which the host numbers them.
+    pub secrets: Vec<Secret>,
 }
 
 impl Guest {
@@ -208,6 +226,15 @@ pub fn guest(text: &str) -> Result<Guest, String> {
     Ok(guest)
 }
 
+fn secret(app: &str, index: &str, owner: (&str, &str), mode: &str) -> Option<Secret> {
+    let id = |text: &str| number(text).filter(|id| *id <= MAX_ID).map(|id| id as u32);
+    let index = number(index).and_then(|index| u16::try_from(index).ok())?;
+    let bits = u32::from_str_radix(mode, 8).ok().filter(|bits| *bits <= 0o777)?;
+    let owner = (id(owner.0)?, id(owner.1)?);
+    (format!("{bits:o}") == mode).then_some(())?;
+    Some(Secret { app: name(app, 63)?, index, owner, mode: bits })
+}
+
 /// Take one line in; None if it cannot be used, or is there twice.
 fn guest_line(guest: &mut Guest, words: &[&str]) -> Option<()> {
     match *words {
@@ -232,6 +259,14 @@ fn guest_line(guest: &mut Guest, words: &[&str]) -> Option<()> {
                 return None;
             }
             guest.volumes.push(Volume { app, index, tag, read_only: mode == "ro", file });
+        }
+        ["secret", app, index, uid, gid, mode] if guest.secrets.len() < MAX_SECRETS => {
+            let secret = secret(app, index, (uid, gid), mode)?;
+            let taken = |other: &Secret| other.app == secret.app && other.index == secret.index;
+            if guest.secrets.iter().any(taken) {
+                return None;
+            }
+            guest.secrets.push(secret);
         }
         ["scratch"] if !guest.scratch => guest.scratch = true,
         ["tpm"] if !guest.tpm => guest.tpm = true,

@@ -15,6 +15,7 @@ use crate::bridge::{Bridge, Means, Timing};
 use crate::log::MIN_LIMIT;
 use crate::netplan::{Part, MAX_PART};
 use crate::starter;
+use crate::table::MAX_SECRET_BYTES;
 use crate::sys::{self, host};
 
 /// The command line.
@@ -34,6 +35,8 @@ struct Options {
     images: Vec<(String, String)>,
     /// Files with what the guest's interfaces have.
     network: Vec<(Part, PathBuf)>,
+    /// Files in memory with what the guest's apps keep secret, in the order of its table.
+    secrets: Vec<PathBuf>,
     /// The SELinux context of this process once the guest can talk to it.
     label: Option<String>,
     starter: Vec<OsString>,
@@ -63,6 +66,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--network" => options.network.push((Part::Table, words.os_value()?.into())),
             "--hosts" => options.network.push((Part::Hosts, words.os_value()?.into())),
             "--resolv-conf" => options.network.push((Part::ResolvConf, words.os_value()?.into())),
+            "--secret" => options.secrets.push(words.os_value()?.into()),
             "--" => options.starter = words.rest(),
             _ => return words.unknown(),
         }
@@ -114,14 +118,25 @@ fn listen(path: &Path, owner: (u32, u32)) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+fn bounded(path: &Path, limit: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut bytes));
+    if told(file, path)? > limit {
+        return Err(format!("{}: more than {limit} bytes", path.display()));
+    }
+    Ok(bytes)
+}
+
 /// Read one part of what the guest's interfaces have.
 fn part((part, path): &(Part, PathBuf)) -> Result<(Part, Vec<u8>), String> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).and_then(|file| file.take(MAX_PART as u64 + 1).read_to_end(&mut bytes));
-    if told(file, path)? > MAX_PART {
-        return Err(format!("{}: more than {MAX_PART} bytes", path.display()));
-    }
-    Ok((*part, bytes))
+    Ok((*part, bounded(path, MAX_PART)?))
+}
+
+/// Take a secret out of its file: from here on it is nowhere but in this process.
+fn secret(path: &PathBuf) -> Result<Vec<u8>, String> {
+    let bytes = bounded(path, MAX_SECRET_BYTES)?;
+    told(fs::remove_file(path), path)?;
+    Ok(bytes)
 }
 
 /// Make everything that needs root, start the machine, and give root up.
@@ -150,6 +165,7 @@ fn start(options: &Options) -> Result<Bridge, String> {
         apps: options.apps.iter().map(app).collect::<Result<_, _>>()?,
         images: options.images.clone(),
         network: options.network.iter().map(part).collect::<Result<_, _>>()?,
+        secrets: options.secrets.iter().map(secret).collect::<Result<_, _>>()?,
         signals,
         seed,
     };

@@ -10,7 +10,7 @@ use secrun_agent::netplan::Part;
 
 fn items() -> Vec<Item<'static>> {
     vec![
-        Item::Hello { version: 2 },
+        Item::Hello { version: 3 },
         Item::Mark { ns: u64::MAX - 1, name: "stage0" },
         Item::Bye,
         Item::Clock { ns: 1 << 60 },
@@ -19,6 +19,7 @@ fn items() -> Vec<Item<'static>> {
         Item::Finish,
         Item::Network { part: Part::ResolvConf, bytes: b"nameserver 192.0.2.1\n" },
         Item::Network { part: Part::Table, bytes: b"" },
+        Item::Secret { number: 258, bytes: b"\0\xff" },
         Item::Connect,
         Item::Open { channel: 513, kind: Kind::Attach, app: "" },
         Item::Open { channel: 2, kind: Kind::Control, app: "web.1" },
@@ -47,7 +48,7 @@ fn the_wire_form_is_the_documented_one() {
 
 #[test]
 fn wrong_payloads_are_violations() {
-    let wrong: [(u8, &[u8]); 16] = [
+    let wrong: [(u8, &[u8]); 17] = [
         (0x01, b"\x01\x00a"),
         (0x40, b""),
         (0x41, b"\x01"),
@@ -61,6 +62,7 @@ fn wrong_payloads_are_violations() {
         (0x55, b"\x00a"),
         (0x55, b"\x04a"),
         (0x56, b"x"),
+        (0x57, b"\x01"),
         (0x61, b"\x01\x00\x03"),
         (0x61, b"\x01\x00\x02../x"),
         (0x63, b"\x01\x00\x01"),

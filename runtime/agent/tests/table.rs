@@ -1,6 +1,6 @@
 //! What a guest is told to open: only the one documented spelling is taken.
 
-use secrun_agent::table::{guest, modules, pod, salt, Group, Image, Verity, Volume};
+use secrun_agent::table::{Group, Image, Secret, Verity, Volume, guest, modules, pod, salt};
 
 const ROOT: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 const SALT: &str = "565c";
@@ -92,7 +92,7 @@ fn modules_come_in_order_with_their_groups() {
 
 #[test]
 fn a_whole_guest() {
-    let found = guest(&table("volume a 0 tag ro .\nvolume a 1 tag rw file.txt\nscratch\ntpm\nnetworks 2\n")).unwrap();
+    let found = guest(&table("volume a 0 tag ro .\nvolume a 1 tag rw file.txt\nscratch\ntpm\nnetworks 2\nsecret a 0 5 6 440\nsecret b.c-d 1 0 65535 0\n")).unwrap();
     assert_eq!((found.hostname.as_str(), found.scratch, found.tpm, found.networks), ("h", true, true, 2));
     assert_eq!(found.images, [Image { app: "a".into(), serial: "app-0".into(), verity: verity(2) }]);
     let volume = |index, read_only, file: Option<&str>| Volume {
@@ -103,6 +103,8 @@ fn a_whole_guest() {
         file: file.map(Into::into),
     };
     assert_eq!(found.volumes, [volume(0, true, None), volume(1, false, Some("file.txt"))]);
+    let secret = |app: &str, index, owner, mode| Secret { app: app.into(), index, owner, mode };
+    assert_eq!(found.secrets, [secret("a", 0, (5, 6), 0o440), secret("b.c-d", 1, (0, 65_535), 0)]);
     assert!(found.needs(Group::Ext4) && found.needs(Group::Virtiofs) && found.needs(Group::Tpm));
     assert!(found.needs(Group::Net));
     let bare = guest(&table("")).unwrap();
@@ -119,6 +121,13 @@ fn a_guest_that_is_not_understood_is_refused() {
         "scratch\nscratch",
         "networks 0",
         "networks 17",
+        "secret a 0 0 0 444\nsecret a 0 0 0 444",
+        "secret a 0 65536 0 444",
+        "secret a 0 0 0 1777",
+        "secret a 0 0 0 0444",
+        "secret a 0 0 0",
+        "secret ../a 0 0 0 444",
+        "secret a 00 0 0 444",
         "networks 1\nnetworks 1",
         "volume a 0 tag ro .\nvolume a 0 tag rw .",
         "volume a 0 tag ro ..",

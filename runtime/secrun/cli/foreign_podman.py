@@ -105,6 +105,10 @@ network reload = : plugins' rules belong to them
 auto-update = : a new digest is another measured run; let the service manager restart it
 generate spec = : cat-manifest prints what is measured
 untag = : an image is known by its digest
+secret create = : secrets are systemd's: systemd-creds encrypt --name=NAME FILE /etc/credstore.encrypted/NAME
+secret ls = : ls /etc/credstore.encrypted
+secret rm = : remove the file in /etc/credstore.encrypted
+secret inspect = : a secret is shown to its app alone; cat-manifest tells its name, source and rights
 """,
     ),
     *rows(
@@ -125,9 +129,6 @@ image tree =
 manifest =
 kube =
 generate kube =
-secret create =
-secret ls =
-secret rm =
 volume export =
 volume import =
 network create = : write a CNI configuration to /etc/cni/net.d
@@ -198,6 +199,7 @@ RUN = (
     *rows(
         Verdict.BETTER,
         """
+--secret : a file in memory, never swapped and never in the environment; a file or systemd's credential
 --name : names the app in its pod; the pod's name is its UUID, which --uuid-file-save saves
 --privileged : refused unless a policy file allows it, and measured
 """,
@@ -290,7 +292,6 @@ RUN = (
 --no-healthcheck =
 --preserve-fds =
 --restart =
---secret =
 --systemd =
 """,
     ),

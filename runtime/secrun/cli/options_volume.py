@@ -17,6 +17,13 @@ VOLUMES = (
         metavar="type=bind|volume|tmpfs,target=..",
         help="the same in words: source=, readonly, relabel=, noexec, nocopy; mode=, uid=, gid=; size=",
     ),
+    app_option(
+        "--secret",
+        kind=Kind.LIST,
+        metavar="NAME|FILE[,target=..]",
+        help="a file in memory, /run/secrets/NAME: a credential or a file of the host; source=, target=, "
+        "uid=, gid=, mode=, encrypted",
+    ),
 )
 
 _NAME = Positional(name="name", help="the volume's name")

@@ -21,6 +21,7 @@ from secrun.pod.start import StartOptions, start
 from secrun.pod.states import Folder, State, find, lock
 from secrun.record import replace
 from secrun.stage1.machine import AcceleratorChoice, MachineRequest
+from secrun.stage1.secret import Secret
 
 
 def _entrypoint(text: str | None) -> tuple[str, ...] | None:
@@ -57,6 +58,15 @@ def _user(args: Arguments) -> str | None:
     return f"{user or ''}:{group}"
 
 
+def _secrets(args: Arguments) -> tuple[Secret, ...]:
+    words = args.many("secret")
+    if not words:
+        return ()
+    from secrun.pod import secrets
+
+    return secrets.parse_all(request.unicode_text(word, "--secret") for word in words)
+
+
 def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
     name = args.text("name")
     known = mounts.declared(text for app in pod.apps for text in app.many("volume"))
@@ -89,6 +99,7 @@ def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
         stop_signal=args.text("stop_signal"),
         labels=request.marks(args.many("label"), "--label"),
         annotations=request.marks(args.many("annotation"), "--annotation"),
+        secrets=_secrets(args),
     )
 
 

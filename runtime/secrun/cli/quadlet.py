@@ -36,6 +36,7 @@ APP_KEYS: dict[str, tuple[str, Kind]] = {
     "Volume": ("--volume", Kind.TEXT),
     "Mount": ("--mount", Kind.TEXT),
     "Tmpfs": ("--tmpfs", Kind.TEXT),
+    "Secret": ("--secret", Kind.TEXT),
     "AddCapability": ("--cap-add", Kind.LIST),
     "DropCapability": ("--cap-drop", Kind.LIST),
     "AddDevice": ("--device", Kind.TEXT),

@@ -62,6 +62,7 @@ class _Resolved:
             empty_volumes=self.empty_volumes,
             tmpfs=policy.writable_folders(self.request),
             devices=self.request.security.devices,
+            secrets=self.request.secrets,
         )
 
 
@@ -175,6 +176,7 @@ def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: 
         security=confined.security,
         labels=app.request.labels,
         annotations=app.request.annotations,
+        secrets=app.request.secrets,
     )
 
 

@@ -14,6 +14,7 @@ from secrun.pod.security import SecurityRequest
 from secrun.record import field, record
 from secrun.stage1.machine import MachineRequest
 from secrun.stage1.manifest import Limits
+from secrun.stage1.secret import Secret
 from secrun.stage1.volume import EmptyVolume, Volume
 
 # appc AC name, and a file name, a unit name and a crun container name at once.
@@ -80,6 +81,7 @@ class AppRequest:
     stop_signal: str | None = None
     labels: tuple[str, ...] = ()
     annotations: tuple[str, ...] = ()
+    secrets: tuple[Secret, ...] = ()
 
 
 @record

@@ -22,6 +22,7 @@ from secrun.stage1.agent import agent_path
 from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.manifest import Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
+from secrun.stage1.secret import Disclosed
 from secrun.stage1.uidrange import SIZE as POD_IDS
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         options.measuring.denied(pod.uuid, error, what="policy")
         raise
     stdio = _stdio(manifest, options)
+    secrets = _secrets(manifest)
     flavour = flavours.load(manifest.flavour)
     agent = agent_path()
     pod.move(Folder.RUN)
@@ -76,7 +78,9 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         checkpoint.reached("run-folder")
         write_atomic(files.started, f"{time.time_ns()} {os.getpid()}\n".encode(), durable=False)
         network = _connect(pod, manifest, options.places, undo)
-        on_disk = PodOnDisk(layout=pod.layout, path=pod.path, manifest=manifest, network=network)
+        on_disk = PodOnDisk(
+            layout=pod.layout, path=pod.path, manifest=manifest, network=network, secrets=secrets
+        )
         launch = flavour.launch(on_disk, undo)
         with selinux.sockets_as(launch.runtime_label):
             control = files.listen(files.control_socket)
@@ -114,6 +118,15 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             _silence()
         waiter.replace_process(plan)
     raise AssertionError("unreachable: the waiter replaces this process")
+
+
+def _secrets(manifest: PodManifest) -> Disclosed:
+    """Read the pod's secrets; a pod of which one is missing stays prepared."""
+    if not any(app.secrets for app in manifest.apps):
+        return Disclosed()
+    from secrun.pod.secrets import read
+
+    return read(manifest, os.environ)
 
 
 def _connect(pod: LockedPod, manifest: PodManifest, places: Places, undo: ExitStack) -> "Connected | None":

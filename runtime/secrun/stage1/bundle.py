@@ -8,6 +8,7 @@ from secrun.jsonio import JsonObject, JsonValue
 from secrun.record import record, replace
 from secrun.stage1 import places
 from secrun.stage1.manifest import Network
+from secrun.stage1.secret import Secret
 from secrun.stage1.security import Device, Tmpfs
 from secrun.stage1.volume import EmptyVolume, Volume
 
@@ -89,26 +90,28 @@ def _base_mounts(network: Network) -> list[JsonValue]:
     ]
 
 
+# A file that the app may read.
+_SEALED = ("bind", "ro", "nosuid", "nodev", "noexec")
+
+
 def _etc_mounts(names: Sequence[str]) -> list[JsonValue]:
-    return [
-        _mount(f"/etc/{name}", "bind", f"{places.POD}/etc/{name}", "bind", "ro", "nosuid", "nodev", "noexec")
-        for name in names
-    ]
+    return [_mount(f"/etc/{name}", "bind", f"{places.POD}/etc/{name}", *_SEALED) for name in names]
 
 
 @record
 class Extras:
-    """What an app sees beside its image: volumes, folders in memory, devices."""
+    """What an app sees beside its image: volumes, folders in memory, devices, secrets."""
 
     volumes: tuple[Volume, ...] = ()
     empty_volumes: tuple[EmptyVolume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     devices: tuple[Device, ...] = ()
+    secrets: tuple[Secret, ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Where they are inside the app."""
-        kinds = (self.volumes, self.empty_volumes, self.tmpfs, self.devices)
+        kinds = (self.volumes, self.empty_volumes, self.tmpfs, self.devices, self.secrets)
         return tuple(item.target for kind in kinds for item in kind)
 
 
@@ -141,6 +144,8 @@ def _extra_mounts(app: str, extras: Extras) -> list[JsonValue]:
     for index, device in enumerate(extras.devices):
         source = places.device(app, index)
         found[device.target] = _mount(device.target, "bind", source, "bind", "rw", "nosuid", "noexec")
+    for index, secret in enumerate(extras.secrets):
+        found[secret.target] = _mount(secret.target, "bind", places.secret(app, index), *_SEALED)
     return [found[target] for target in sorted(found)]
 
 

@@ -15,6 +15,7 @@ from secrun.record import field, record
 from secrun.stage1.label import Label
 from secrun.stage1.machine import CommandLine, Machine, MachineRequest
 from secrun.stage1.manifest import PodManifest
+from secrun.stage1.secret import Disclosed
 from secrun_policies.labels import LabelRequest
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class PodOnDisk:
     manifest: PodManifest
     network: "Connected | None" = None
     """The namespace that the pod joins; `network.state()` waits for what is in it."""
+    secrets: Disclosed = field(default_factory=Disclosed)
 
 
 @record

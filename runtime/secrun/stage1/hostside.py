@@ -13,7 +13,7 @@ from secrun.image.rootfs import RootfsImage
 from secrun.launch import run
 from secrun.paths import Layout
 from secrun.record import row
-from secrun.stage1 import cgroups, labels
+from secrun.stage1 import cgroups, labels, places
 from secrun.stage1.contract import PodOnDisk
 from secrun.stage1.labels import Assigned
 from secrun.stage1.manifest import AppManifest, PodManifest
@@ -107,6 +107,32 @@ def private_mounts(call: Syscalls, hierarchy: cgroups.Hierarchy) -> None:
     call.mount("", "/", "", MS_REC | MS_SLAVE)
     if not hierarchy.pure:
         call.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+
+
+def show_secrets(call: Syscalls, pod: PodOnDisk, owner: int | None, label: str = "") -> None:
+    """Write the pod's secrets into memory that no disk ever sees, in its private mount namespace.
+
+    A ramfs, as a tmpfs may be swapped. With `owner`, the host's uid of the pod's root, each file belongs to
+    whom its app will find it to belong; without, all are root's alone.
+    """
+    if not pod.secrets.values:
+        return
+    folder = PodFiles(pod.path).secrets
+    folder.mkdir(parents=True, exist_ok=True)
+    data = "mode=700" + (f',context="{label}"' if label else "")
+    call.mount("ramfs", str(folder), "ramfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data)
+    if owner is not None:
+        os.chown(folder, owner, owner)
+    for app in pod.manifest.apps:
+        for index, secret in enumerate(app.secrets):
+            path = folder / places.secret_name(app.name, index)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb", buffering=0) as stream:
+                stream.write(pod.secrets.values[app.name, index])
+                if owner is not None:
+                    os.fchown(fd, owner + secret.uid, owner + secret.gid)
+                    os.fchmod(fd, int(secret.mode, 8))
+    checkpoint.reached("secrets-shown")
 
 
 def load_rootfs(layout: Layout, manifest: PodManifest, app: AppManifest) -> RootfsImage:

@@ -10,6 +10,7 @@ from secrun.digest import Digest
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.record import field, record
+from secrun.stage1.secret import Secret
 from secrun.stage1.security import AppSecurity
 from secrun.stage1.volume import EmptyVolume, Volume
 
@@ -174,6 +175,7 @@ class AppManifest:
     """`NAME=VALUE`, for people and programs that look for pods; sorted."""
     annotations: tuple[str, ...] = ()
     """`NAME=VALUE`, for whoever wrote them; sorted."""
+    secrets: tuple[Secret, ...] = ()
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -201,6 +203,7 @@ class AppManifest:
             "empty_volumes": [volume.to_json() for volume in self.empty_volumes],
             "labels": list(self.labels),
             "annotations": list(self.annotations),
+            "secrets": [secret.to_json() for secret in self.secrets],
         }
 
     @classmethod
@@ -230,6 +233,7 @@ class AppManifest:
             empty_volumes=tuple(EmptyVolume.from_fields(item) for item in fields.objects("empty_volumes")),
             labels=fields.texts("labels"),
             annotations=fields.texts("annotations"),
+            secrets=tuple(Secret.from_fields(item) for item in fields.objects("secrets")),
         )
         fields.end()
         return app

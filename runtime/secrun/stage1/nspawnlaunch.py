@@ -97,6 +97,9 @@ def command_line(
     words.append(_bind(files.config, places.POD, read_only=True))
     words.append(_bind(files.rw, places.RW, read_only=False, idmap=False))
     words.append(_bind(files.host, places.HOST, read_only=True, idmap=False))
+    if any(app.secrets for app in manifest.apps):
+        # Their owners are the pod's already.
+        words.append(_bind(files.secrets, places.SECRETS, read_only=True, idmap=False))
     for app in manifest.apps:
         words.append(_bind(files.image_mount(app.name), places.image(app.name), read_only=True))
         words += _volume_binds(app.name, app.volumes)
@@ -132,6 +135,7 @@ class NspawnLauncher:
         self._mount_images(pod, files, "" if label is None else label.file, undo)
         mount_volumes(self._syscalls, manifest.apps, _VOLUMES, host.uid_base, SIZE)
         self._make_devices(manifest, files, host.uid_base, "" if label is None else label.file)
+        hostside.show_secrets(self._syscalls, pod, host.uid_base, "" if label is None else label.file)
         checkpoint.reached("images-mounted")
         network = pod.network
         inside = () if network is None else (_NSENTER, f"--net={network.path}", "--")

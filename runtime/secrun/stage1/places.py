@@ -40,6 +40,20 @@ def empty_volume(name: str) -> str:
     return f"{RW}/volumes/{name}"
 
 
+SECRETS = "/run/secrets"
+"""In memory; the agent has the same word (runtime/agent/src/secret.rs)."""
+
+
+def secret_name(app: str, index: int) -> str:
+    """What an app's n-th secret is called in its folder; no two are called the same."""
+    return f"{app}-{index}"
+
+
+def secret(app: str, index: int) -> str:
+    """Where an app's n-th secret is."""
+    return f"{SECRETS}/{secret_name(app, index)}"
+
+
 def volume(app: str, index: int) -> str:
     """Where the host side of an app's n-th volume is bound."""
     return f"{VOLUMES}/{app}-{index}"

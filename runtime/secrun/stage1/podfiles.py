@@ -85,6 +85,11 @@ class PodFiles:
         """Mount point of the pod's own device nodes, in the pod's mount namespace only."""
         return self.path / "mnt" / "devices"
 
+    @property
+    def secrets(self) -> Path:
+        """Mount point of the pod's secrets, in the pod's mount namespace only."""
+        return self.path / "mnt" / "secrets"
+
     def device_node(self, app: str, index: int) -> Path:
         """Return the pod's own node for an app's n-th device."""
         return self.devices / f"{app}-{index}"

@@ -41,6 +41,8 @@ def _volumes(app: AppManifest) -> list[str]:
         found.append((places.empty_volume(empty.name), empty))
     for index, given in enumerate(app.volumes):
         found.append((places.volume(app.name, index), given))
+    for index, secret in enumerate(app.secrets):
+        words += ["--place", places.secret(app.name, index), secret.target]
     # What lies in another comes after it.
     for source, volume in sorted(found, key=lambda item: item[1].target):
         words += ["--place", source, volume.target]

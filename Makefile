@@ -1,7 +1,7 @@
 # Every target is for a fresh Debian 12 with python3, git and make; each does the set-up that it needs.
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help setup demo image test check vmhost bench fuzz docs lock clean
+.PHONY: help setup demo image test check vmhost bench fuzz docs man lock clean
 
 help: ## say what each target does (the default)
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -39,10 +39,13 @@ fuzz: ## the long run of the random tests (root)
 docs: setup ## write the pages that come from the program
 	@.venv/bin/python ci/docs.py
 
+man: setup ## write the manual pages into build/man; a wheel has them too
+	@.venv/bin/python ci/man.py build/man
+
 lock: ## pin Python packages anew from pyproject.toml; LOCK=--upgrade takes the newest
 	@ci/lock $(LOCK)
 
 clean: ## remove what set-up and tools made in this checkout
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runtime/agent/target
-	rm -rf runtime/secrun/_agent dist
+	rm -rf runtime/secrun/_agent dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,6 +39,8 @@ def option_line(option: Option) -> str:
         extra.append("may be given several times")
     if option.default not in (None, "") and option.kind is not Kind.FLAG:
         extra.append(f"default: `{option.default}`")
+    if option.key:
+        extra.append(f"setting: `{option.key}`")
     tail = f" ({'; '.join(extra)})" if extra else ""
     return f"- {flags_of(option)}: {option.help}{tail}\n"
 

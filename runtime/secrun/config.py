@@ -1,7 +1,8 @@
 """Settings from files: UAPI.6 places, TOML, one table of keys; options on the command line come after.
 
 The first `secrun.toml` of /etc/secrun, /run/secrun, /usr/lib/secrun counts, then every drop-in
-`secrun.toml.d/*.toml` in the order of its name, of which the first place again hides the others.
+`secrun.toml.d/*.toml` in the order of its name, of which the first place again hides the others. The
+environment may name one file instead of all these, and one more that is read last (`chosen`).
 """
 
 import os
@@ -14,6 +15,10 @@ from secrun.record import row
 
 PLACES = (Path("/etc/secrun"), Path("/run/secrun"), Path("/usr/lib/secrun"))
 FILE_NAME = "secrun.toml"
+INSTEAD = "SECRUN_CONF"
+"""Names the one file that is read instead of all places, as CONTAINERS_CONF does for podman."""
+LAST = "SECRUN_CONF_OVERRIDE"
+"""Names a file that is read after all others, as CONTAINERS_CONF_OVERRIDE does for podman."""
 # Settings are some lines; a larger file was given by mistake.
 MAX_BYTES = 256 * 1024
 
@@ -87,16 +92,34 @@ def _flatten(tree: Tree, path: Path, prefix: str = "") -> Iterator[tuple[str, st
             )
 
 
+def chosen(file: Path | None, environ: Mapping[str, str], places: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Return the files to read, in order, each with the origin that its settings get.
+
+    `file`, named on the command line, is read alone. An empty variable counts as none, as for podman
+    (containers.conf(5)).
+    """
+    if file is not None:
+        return [(file, str(file))]
+    instead, last = environ.get(INSTEAD), environ.get(LAST)
+    if instead:
+        paths = [(Path(instead), f"{instead} (${INSTEAD})")]
+    else:
+        paths = [(path, str(path)) for path in files(FILE_NAME, places)]
+    return [*paths, (Path(last), f"{last} (${LAST})")] if last else paths
+
+
 def load(
-    keys: Sequence[str], file: Path | None = None, places: Sequence[Path] = PLACES
+    keys: Sequence[str],
+    file: Path | None = None,
+    places: Sequence[Path] = PLACES,
+    environ: Mapping[str, str] | None = None,
 ) -> dict[str, Setting]:
-    """Return the settings that files give, by key; `file` is read alone, instead of all places.
+    """Return the settings that files give, by key; `file` is read alone, `environ` may name others.
 
     Raises UsageError for a file that cannot be read or understood, and for a key that is not one of `keys`.
     """
-    paths = [file] if file is not None else files(FILE_NAME, places)
     found: dict[str, Setting] = {}
-    for path in paths:
+    for path, origin in chosen(file, environ or {}, places):
         for key, value in _flatten(read(path), path):
             if key not in keys:
                 raise UsageError(
@@ -104,5 +127,5 @@ def load(
                     hint=f"known keys: {', '.join(keys)}",
                     code="usage-config",
                 )
-            found[key] = Setting(value, str(path))
+            found[key] = Setting(value, origin)
     return found

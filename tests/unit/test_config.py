@@ -83,6 +83,53 @@ def test_a_file_that_cannot_be_understood_is_an_error_that_names_it(places, text
     assert said in caught.value.message
 
 
+def origins(places: tuple[Path, ...], file: Path | None = None, **environ: Path | str) -> dict[str, str]:
+    """Return what is set and by what, as the environment asks."""
+    words = {name: str(value) for name, value in environ.items()}
+    return {
+        key: f"{setting.value} from {setting.origin}"
+        for key, setting in config.load(KEYS, file, places, words).items()
+    }
+
+
+def test_the_environment_names_one_file_instead_of_all_and_one_that_is_read_last(places, tmp_path):
+    main_file = write(places[0] / "secrun.toml", 'root = "/main"\n[attest]\nmode = "off"\n')
+    write(places[0] / "secrun.toml.d/10-a.toml", '[attest]\nmode = "preferred"\n')
+    mine = write(tmp_path / "mine.toml", 'root = "/mine"\n')
+    last = write(tmp_path / "last.toml", 'root = "/last"\n')
+    assert origins(places, SECRUN_CONF=mine) == {"root": f"/mine from {mine} ($SECRUN_CONF)"}
+    over = f"/last from {last} ($SECRUN_CONF_OVERRIDE)"
+    assert origins(places, SECRUN_CONF_OVERRIDE=last)["root"] == over
+    assert origins(places, SECRUN_CONF_OVERRIDE=last)["attest.mode"].startswith("preferred from ")
+    assert origins(places, SECRUN_CONF=mine, SECRUN_CONF_OVERRIDE=last) == {"root": over}
+    assert origins(places, SECRUN_CONF="", SECRUN_CONF_OVERRIDE="")["root"] == f"/main from {main_file}"
+
+
+def test_a_file_on_the_command_line_leaves_the_environment_without_a_say(places, tmp_path):
+    named = write(tmp_path / "named.toml", 'root = "/named"\n')
+    absent = tmp_path / "absent.toml"
+    found = origins(places, named, SECRUN_CONF=absent, SECRUN_CONF_OVERRIDE=absent)
+    assert found == {"root": f"/named from {named}"}
+
+
+@pytest.mark.parametrize("variable", [config.INSTEAD, config.LAST])
+def test_a_file_that_the_environment_names_must_be_there(places, tmp_path, variable):
+    with pytest.raises(UsageError, match=r"absent.toml: No such file"):
+        origins(places, **{variable: tmp_path / "absent.toml"})
+
+
+def test_every_setting_tells_its_variable(tmp_path, capsys, monkeypatch):
+    file = write(tmp_path / "c.toml", '[attest]\nmode = "off"\n')
+    monkeypatch.setenv("SECRUN_CONF", str(file))
+    monkeypatch.setenv("CNI_PATH", "/plugins")
+    assert main(["config", "show", "--origin"]) == 0
+    out = capsys.readouterr().out
+    assert f'attest.mode = "off"  # {file} ($SECRUN_CONF)\n' in out
+    assert 'network.plugins = "/plugins"  # $CNI_PATH\n' in out
+    assert main(["--cni-path=/mine", "config", "show", "--origin"]) == 0
+    assert 'network.plugins = "/mine"  # --cni-path\n' in capsys.readouterr().out
+
+
 def test_a_missing_named_file_is_an_error(places, tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         load(places, tmp_path / "absent.toml")

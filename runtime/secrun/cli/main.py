@@ -9,7 +9,7 @@ from typing import cast
 from secrun import __version__, checkpoint, config
 from secrun.cli.guard import guarded
 from secrun.cli.options import GLOBAL, all_verbs, families, verbs_of
-from secrun.cli.table import Context, Handler, Kind, Verb
+from secrun.cli.table import Context, Handler, Kind, Option, Verb
 from secrun.config import Setting
 from secrun.errors import HostError, UsageError
 from secrun.paths import Layout
@@ -42,12 +42,18 @@ def _take_globals(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return found, words
 
 
+def _default(option: Option) -> Setting:
+    """Return what an option is when neither a file nor the command line says so."""
+    value = os.environ.get(option.variable) if option.variable else None
+    return Setting(value, f"${option.variable}") if value else Setting(str(option.default), "default")
+
+
 def _settings(found: Mapping[str, str]) -> dict[str, Setting]:
-    """Join defaults, files and the options given, in this order; raises UsageError."""
+    """Join defaults, variables, files and the options given, in this order; raises UsageError."""
     options = {option.key: option for option in GLOBAL if option.key}
-    settings = {key: Setting(str(option.default), "default") for key, option in options.items()}
+    settings = {key: _default(option) for key, option in options.items()}
     file = found.get("config")
-    settings |= config.load(tuple(options), Path(file) if file else None)
+    settings |= config.load(tuple(options), Path(file) if file else None, config.PLACES, os.environ)
     settings |= {
         key: Setting(found[option.dest], option.flags[0])
         for key, option in options.items()

@@ -1,7 +1,5 @@
 """From a verb's options to what a pod's network should be."""
 
-import os
-
 from secrun.cli.table import Arguments, Context
 from secrun.network import request
 from secrun.network.configs import Places, places
@@ -11,12 +9,11 @@ from secrun.record import replace
 
 
 def network_places(context: Context) -> Places:
-    """Return the folders of the settings, of CNI_PATH, or the usual ones."""
+    """Return the folders of the settings, or the usual ones."""
     settings = context.settings
     return places(
         settings["network.config"].value,
         settings["network.plugins"].value,
-        os.environ,
         duration(settings["network.timeout"].value),
     )
 

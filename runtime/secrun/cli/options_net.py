@@ -16,7 +16,8 @@ NETWORK_GLOBAL = (
         metavar="DIR[:DIR]",
         default="",
         key="network.plugins",
-        help="where CNI plugins are; default $CNI_PATH, else /usr/lib/cni and /opt/cni/bin",
+        variable="CNI_PATH",
+        help="where CNI plugins are; default: /usr/lib/cni and /opt/cni/bin",
     ),
     Option(
         flags=("--net-timeout",),

@@ -49,6 +49,8 @@ class Option:
     scope: Scope = Scope.VERB
     key: str = ""
     """The TOML key that sets the same; only options before the verb have one."""
+    variable: str = ""
+    """The variable of the environment that stands in for the default; files and the command line win."""
 
     @property
     def dest(self) -> str:

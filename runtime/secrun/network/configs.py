@@ -1,7 +1,7 @@
 """Find network configurations and plugins in the folders of this host."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from secrun.errors import HostError, NetworkError, UsageError
 from secrun.network import builtin, conflist
@@ -26,8 +26,8 @@ class Places:
     plugin_seconds: int = PLUGIN_SECONDS
 
 
-def places(configs: str, plugins: str, environment: Mapping[str, str], seconds: float) -> Places:
-    """Read lists of folders separated by colons; empty ones mean CNI_PATH, then the usual folders.
+def places(configs: str, plugins: str, seconds: float) -> Places:
+    """Read lists of folders separated by colons; empty ones mean the usual folders.
 
     Raises UsageError for a time limit that is none.
     """
@@ -35,7 +35,6 @@ def places(configs: str, plugins: str, environment: Mapping[str, str], seconds: 
         raise UsageError(
             f"network.timeout is {seconds:g} s, expected 1 to {MAX_PLUGIN_SECONDS}", code="usage-network"
         )
-    plugins = plugins or environment.get("CNI_PATH", "")
     return Places(
         configs=tuple(filter(None, configs.split(":"))) or CONFIG_FOLDERS,
         plugins=tuple(filter(None, plugins.split(":"))) or PLUGIN_FOLDERS,

@@ -79,7 +79,18 @@ def test_version_loads_only_what_is_allowed():
 def test_the_overview_loads_no_parser_and_no_dataclasses():
     tables = {
         f"secrun.cli.options_{name}"
-        for name in ("attest", "audit", "host", "look", "policy", "security", "serve", "trust", "verifier")
+        for name in (
+            "attest",
+            "audit",
+            "host",
+            "list",
+            "look",
+            "policy",
+            "security",
+            "serve",
+            "trust",
+            "verifier",
+        )
     }  # the overview names every verb
     assert loaded_by("--help") - VERSION - SHARED - STANDARD - tables == set()
 

@@ -36,6 +36,7 @@ FAMILIES = {
     "audit": ("secrun.cli.options_audit:AUDIT_VERBS",),
     "metrics": ("secrun.cli.options_audit:METRICS_VERBS",),
     "policy": ("secrun.cli.options_policy:POLICY_VERBS",),
+    "list": ("secrun.cli.options_list:LIST_VERBS",),
     "inspect": ("secrun.cli.options_look:LOOK_VERBS",),
     "top": ("secrun.cli.options_look:LOOK_VERBS",),
     "stats": ("secrun.cli.options_look:LOOK_VERBS",),
@@ -89,7 +90,7 @@ GLOBAL = (
     Option(
         flags=("--config",),
         metavar="FILE",
-        help="read settings from FILE alone, not from /etc/secrun and its like",
+        help="read settings from FILE alone: not from /etc/secrun and its like, nor what $SECRUN_CONF names",
     ),
     Option(flags=("--debug",), kind=Kind.FLAG, help="tell each step on stderr"),
 )
@@ -226,17 +227,6 @@ VERBS: tuple[Verb, ...] = (
         positionals=(UUID,),
         options=_RUN_ONLY[:3],
         needs_root=True,
-    ),
-    Verb(
-        words=("list",),
-        summary="List pods",
-        handler="secrun.cli.views:list_pods",
-        options=(
-            FORMAT,
-            NO_LEGEND,
-            Option(flags=("--full",), kind=Kind.FLAG, help="whole UUIDs and digests, absolute times"),
-            Option(flags=("-q", "--quiet"), kind=Kind.FLAG, help="UUIDs only"),
-        ),
     ),
     Verb(
         words=("status",),

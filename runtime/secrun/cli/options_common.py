@@ -30,7 +30,7 @@ def app_option(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = ""
     return Option(flags=flags, help=help, kind=kind, metavar=metavar, scope=Scope.APP)
 
 
-NO_LEGEND = Option(flags=("--no-legend",), kind=Kind.FLAG, help="leave out the heading")
+NO_LEGEND = Option(flags=("--no-legend", "--noheading"), kind=Kind.FLAG, help="leave out the heading")
 
 IMAGE = (
     Option(

@@ -52,26 +52,51 @@ def write_json(context: Context, value: Mapping[str, object]) -> None:
 
 def list_pods(args: Arguments, context: Context) -> int:
     """List pods, the newest last."""
+    seen = _chosen(args, context)
     if args.text("format") == "json":
         from secrun.pod import view
 
-        pods = sorted(view.all_pods(context.layout), key=lambda pod: pod.created_ns)
-        write_json(context, {"schema": view.LIST_SCHEMA, "pods": [pod.to_json() for pod in pods]})
+        wanted = [pod.uuid for pod in seen]
+        found = {pod.uuid: pod for pod in view.all_pods(context.layout, frozenset(wanted))}
+        rows = [found[uuid].to_json() for uuid in wanted if uuid in found]
+        write_json(context, {"schema": view.LIST_SCHEMA, "pods": rows})
         return 0
-    from secrun.pod.glance import glances
-
-    seen = sorted(glances(context.layout), key=lambda pod: pod.created_ns)
     if args.flag("quiet"):
         context.out.write("".join(f"{pod.uuid}\n" for pod in seen))
         return 0
     full = args.flag("full")
     heading = ("UUID", "APP", "IMAGE", "STATE", "CREATED", "STARTED", "NETWORKS")
-    rows = [row for pod in seen for row in _rows(pod, full=full)]
-    table(context, heading, rows, legend=not args.flag("no_legend"))
+    lines = [row for pod in seen for row in _rows(pod, full=full)]
+    table(context, heading, lines, legend=not args.flag("no_legend"))
     for pod in seen:
         if pod.problem:
             context.err.write(f"secrun: pod {pod.uuid}: {pod.problem}\n")
     return 0
+
+
+def _last(args: Arguments) -> int | None:
+    """Return how many of the pods created last are asked for; None for all."""
+    last, latest = args.integer("last"), args.flag("latest")
+    if last is not None and latest:
+        raise UsageError("--last and --latest exclude each other")
+    if last is not None and last < 1:
+        raise UsageError(f"--last {last} is no number of pods")
+    return 1 if latest else last
+
+
+def _chosen(args: Arguments, context: Context) -> "list[Glance]":
+    from secrun.pod import select
+    from secrun.pod.glance import glances
+
+    last = _last(args)
+
+    def created(text: str) -> int:
+        uuid = find(context.layout, text).uuid
+        return next(pod.created_ns for pod in glances(context.layout) if pod.uuid == uuid)
+
+    wanted = select.parse(args.many("filter"), time.time_ns(), created)
+    seen = [pod for pod in glances(context.layout, ends=wanted.needs_ends) if wanted.holds(pod)]
+    return select.arrange(seen, key=args.required("sort"), backwards=args.flag("reverse"), last=last)
 
 
 def _bare(addresses: Sequence[str]) -> list[str]:

@@ -11,14 +11,13 @@ from secrun.pod import readback
 from secrun.pod.inside import MAX_RECORD_BYTES, printable, read_record
 from secrun.record import record
 from secrun.stage1.manifest import PodManifest
-from secrun.stage1.podfiles import PodFiles
+from secrun.stage1.podfiles import MAX_EXIT_BYTES, PodFiles
 
 # podman-run(1): the runtime itself failed.
 RUNTIME_FAILED = 125
 KILLED = 128 + signal.SIGKILL
 # How the agent begins a line of its own on stage1's standard error.
 _OWN_WORD = "secrun: "
-_MAX_EXIT_BYTES = 1024 * 1024
 _MAX_CODE = 255
 
 
@@ -79,7 +78,7 @@ class PodExit:
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Parse the stored form."""
-        fields = Fields(parse_object(data, what="exit record", limit=_MAX_EXIT_BYTES), "exit record")
+        fields = Fields(parse_object(data, what="exit record", limit=MAX_EXIT_BYTES), "exit record")
         result = cls(
             code=fields.integer("code"),
             finished_ns=fields.integer("finished_ns"),
@@ -169,6 +168,6 @@ def read(files: PodFiles) -> PodExit | None:
     """Return the stored exit, or None if the pod has none (yet)."""
     try:
         with files.exit.open("rb") as stream:
-            return PodExit.from_bytes(stream.read(_MAX_EXIT_BYTES + 1))
+            return PodExit.from_bytes(stream.read(MAX_EXIT_BYTES + 1))
     except FileNotFoundError:
         return None

@@ -9,7 +9,7 @@ from secrun.paths import Layout
 from secrun.pod.states import WHOLE, Folder, State, folder_path, state_of, uuids_in
 from secrun.record import record
 from secrun.stage1.manifest import FILE_NAME, MAX_MANIFEST_BYTES, Outline
-from secrun.stage1.podfiles import ADDRESSES_NAME, STARTED_NAME
+from secrun.stage1.podfiles import ADDRESSES_NAME, EXIT_NAME, MAX_EXIT_BYTES, STARTED_NAME
 
 # A line for each of a pod's few interfaces.
 MAX_ADDRESSES_BYTES = 64 * 1024
@@ -27,6 +27,10 @@ class Glance:
     apps: tuple[tuple[str, str, str], ...]
     networks: tuple[tuple[str, ...], ...]
     """Of each interface the network, its name, its addresses."""
+    labels: tuple[str, ...] = ()
+    """Those of all apps, `NAME=VALUE`."""
+    exit_code: int | None = None
+    """Read only if it was asked for; None also if the pod has not ended."""
 
 
 def _read_at(folder_fd: int, name: str, limit: int) -> bytes | None:
@@ -41,7 +45,18 @@ def _read_at(folder_fd: int, name: str, limit: int) -> bytes | None:
         os.close(fd)
 
 
-def _glance(uuid: str, folder: Folder, fd: int) -> Glance:
+def _exit_code(data: bytes | None) -> int | None:
+    if data is None:
+        return None
+    from secrun.pod.exits import PodExit  # most tables do without
+
+    try:
+        return PodExit.from_bytes(data).code
+    except (StateError, ImageError):
+        return None  # the look at this pod says what is wrong
+
+
+def _glance(uuid: str, folder: Folder, fd: int, *, ends: bool) -> Glance:
     state = state_of(folder, locked=not lock_fd(fd, shared=True, blocking=False))
     outline, problem = Outline(created_ns=0, apps=()), "the pod has no manifest"
     data = _read_at(fd, FILE_NAME, MAX_MANIFEST_BYTES + 1)
@@ -60,11 +75,13 @@ def _glance(uuid: str, folder: Folder, fd: int) -> Glance:
         started_ns=int(started.split()[0]) if started and started.split()[0].isdigit() else None,
         apps=outline.apps,
         networks=tuple(tuple(line.split()) for line in connected.decode("utf-8", "replace").splitlines()),
+        labels=outline.labels,
+        exit_code=_exit_code(_read_at(fd, EXIT_NAME, MAX_EXIT_BYTES + 1)) if ends else None,
     )
 
 
-def glances(layout: Layout) -> Iterator[Glance]:
-    """Yield every pod as a table shows it; takes no lock."""
+def glances(layout: Layout, *, ends: bool = False) -> Iterator[Glance]:
+    """Yield every pod as a table shows it, with `ends` also how it ended; takes no lock."""
     seen: dict[str, Glance] = {}
     for folder in Folder:
         base = str(folder_path(layout, folder))
@@ -76,7 +93,7 @@ def glances(layout: Layout) -> Iterator[Glance]:
                     raise
                 continue
             try:
-                seen[uuid] = _glance(uuid, folder, fd)
+                seen[uuid] = _glance(uuid, folder, fd, ends=ends)
             finally:
                 os.close(fd)
     yield from seen.values()

@@ -62,7 +62,7 @@ def _nanoseconds(text: str) -> int | None:
     return seconds * _NS + int((fraction or "").ljust(9, "0")[:9])
 
 
-def _moment(text: str, now_ns: int, option: str) -> int:
+def moment(text: str, now_ns: int, option: str) -> int:
     """Parse a time in RFC 3339, or how long ago it was; raises UsageError."""
     stamp = _nanoseconds(text)
     if stamp is not None:
@@ -77,8 +77,8 @@ def _moment(text: str, now_ns: int, option: str) -> int:
 def span(since: str | None, until: str | None, now_ns: int) -> Span:
     """Return the time that two options tell; raises UsageError."""
     return Span(
-        since_ns=_moment(since, now_ns, "--since") if since else 0,
-        until_ns=_moment(until, now_ns, "--until") if until else None,
+        since_ns=moment(since, now_ns, "--since") if since else 0,
+        until_ns=moment(until, now_ns, "--until") if until else None,
     )
 
 

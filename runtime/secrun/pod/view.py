@@ -173,10 +173,12 @@ def look(found: Found) -> PodView:
     )
 
 
-def all_pods(layout: Layout) -> Iterator[PodView]:
-    """Yield every pod once, in the state it was seen last, with all that is known of it."""
+def all_pods(layout: Layout, wanted: frozenset[str] | None = None) -> Iterator[PodView]:
+    """Yield every pod, or those of the UUIDs `wanted`, once, in the state it was seen last."""
     seen: dict[str, PodView] = {}
     for found in walk(layout):
+        if wanted is not None and found.uuid not in wanted:
+            continue
         try:
             seen[found.uuid] = look(found)
         except OSError as error:

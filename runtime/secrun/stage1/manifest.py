@@ -354,13 +354,17 @@ class Outline:
 
     created_ns: int
     apps: tuple[tuple[str, str, str], ...]
+    labels: tuple[str, ...] = ()
+    """Those of all apps."""
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Parse only what is shown; raises StateError or ImageError if that is damaged."""
         fields = Fields(parse_object(data, what="pod manifest", limit=MAX_MANIFEST_BYTES), "pod manifest")
         apps: list[tuple[str, str, str]] = []
+        labels: tuple[str, ...] = ()
         for app in fields.objects("apps"):
             image = app.object("image")
             apps.append((app.text("name"), image.text("reference"), image.text("manifest")))
-        return cls(created_ns=fields.integer("created_ns"), apps=tuple(apps))
+            labels += app.texts("labels")
+        return cls(created_ns=fields.integer("created_ns"), apps=tuple(apps), labels=labels)

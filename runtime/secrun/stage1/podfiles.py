@@ -17,6 +17,9 @@ _BACKLOG = 64
 STARTED_NAME = "started"
 ADDRESSES_NAME = "addresses"
 FILTER_NAME = "filter.bpf"
+EXIT_NAME = "exit.json"
+# 64 apps with long reasons fit many times over.
+MAX_EXIT_BYTES = 1024 * 1024
 
 
 @row
@@ -128,7 +131,7 @@ class PodFiles:
     @property
     def exit(self) -> Path:
         """How the pod ended."""
-        return self.path / "exit.json"
+        return self.path / EXIT_NAME
 
     @property
     def expected(self) -> Path:

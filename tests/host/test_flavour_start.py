@@ -202,7 +202,7 @@ def test_prepare_then_run_prepared_and_when_each_step_was_reached(pods: Secrun):
     assert (manifest["machine"] is None) == (pods.flavour == "nspawn")
     result = pods("run-prepared", "--timing", uuid[:13], code=4)
     assert result.out == "ready\n"
-    assert "expected prepared" in pods("run-prepared", uuid, code=2).err
+    assert "expected prepared" in pods("run-prepared", uuid, code=125).err
     status = pods.status(uuid)
     assert (status["state"], status["exit_code"], status["stage1"]) == ("exited", 4, pods.flavour)
     _check_marks(pods, status["timing"], result.err)

@@ -12,7 +12,7 @@ from secrun.cli.guard import each
 from secrun.cli.imageoptions import fetch_options
 from secrun.cli.netoptions import network_places, network_request
 from secrun.cli.table import Arguments, Context
-from secrun.errors import UsageError
+from secrun.errors import StateError, UsageError
 from secrun.measure.measuring import Measuring
 from secrun.pod import mounts, request
 from secrun.pod.prepare import prepared
@@ -173,7 +173,12 @@ def run_prepared(args: Arguments, context: Context) -> int:
     found = find(context.layout, args.required("uuid"))
     pod = lock(found, context.layout) if found.folder is Folder.PREPARED else None
     if pod is None:
-        raise UsageError(f"pod {found.uuid} is {found.state}, expected prepared", code="state-not-prepared")
+        # What was prepared a moment ago is being started by whoever holds its lock.
+        state = "started by another process" if found.folder is Folder.PREPARED else found.state
+        hint = "a pod starts once: run or prepare another"
+        raise StateError(
+            f"pod {found.uuid} is {state}, expected prepared", hint=hint, code="state-not-prepared"
+        )
     with pod:
         return _start(context, pod.uuid, start(pod, options), options)
 

@@ -6,6 +6,7 @@
 import ast
 import json
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -220,6 +221,25 @@ def pod_manifest_page() -> str:
 _JSON_TYPES = {Kind.FLAG: "true or false", Kind.INTEGER: "integer", Kind.LIST: "list of strings"}
 
 
+def behaviours() -> str:
+    """Render what secrun does otherwise than rkt, of the table that names a test for each behaviour."""
+    rows = tomllib.loads((TOP / "tests/rkt-behaviour.toml").read_text())["behaviour"]
+    parts = [BEHAVIOURS_HEAD]
+    parts += [f"| {row['area']} | {row['rkt']} | {row['here']} |\n" for row in rows if "here" in row]
+    return "".join(parts)
+
+
+BEHAVIOURS_HEAD = """
+## Behaviour
+
+Of what rkt does on every flavour, the rest is the same here. The tests of each are
+named in `tests/rkt-behaviour.toml`.
+
+| | rkt | here |
+|---|---|---|
+"""
+
+
 def sorted_rows(found: Iterable[foreign.Row]) -> list[foreign.Row]:
     """Sort by their word, without dashes."""
     return sorted(found, key=lambda row: row.theirs.rpartition(", ")[2].lstrip("-"))
@@ -237,7 +257,10 @@ def main(arguments: list[str]) -> int:
             json.dumps(podmanifest.json_schema(), indent=1) + "\n",
         ),
         (TOP / "docs/from-podman.md", comparison("podman", foreign_podman.COMMANDS, foreign_podman.RUN)),
-        (TOP / "docs/from-rkt.md", comparison("rkt", foreign_rkt.COMMANDS, foreign_rkt.RUN)),
+        (
+            TOP / "docs/from-rkt.md",
+            comparison("rkt", foreign_rkt.COMMANDS, foreign_rkt.RUN) + behaviours(),
+        ),
     ):
         if arguments == ["--check"]:
             if not path.exists() or path.read_text() != text:

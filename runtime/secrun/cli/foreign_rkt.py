@@ -15,7 +15,6 @@ cat-manifest
 fetch
 image cat-manifest
 image list
-image rm
 version
 help = --help
 """,
@@ -28,6 +27,7 @@ run-prepared : keeps every option that was prepared, labels included
 enter : joins every namespace, the filter, the capabilities, the label and the user of the app
 status : --format json with all that is enforced
 trust = trust : add, list, show, rm; also for sigstore, cosign and Notation
+image rm : an image that a prepared or running pod needs stays until no pod does
 image export : also as an OCI archive; an app container image is flattened, so it has another ID
 image verify : re-hashes and judges the signatures anew
 config = config show : --origin tells which file set a value

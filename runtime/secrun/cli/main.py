@@ -74,16 +74,17 @@ def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
         count = len(verb.words)
         if tuple(words[:count]) == verb.words:
             return verb, list(words[count:])
+    from secrun.cli.foreign import explain_command
+
+    for said in (" ".join(words[:2]), words[0]):
+        reason = explain_command(said)
+        if reason and not (verbs and said == words[0]):
+            raise UsageError(f"there is no command {said!r}: {reason}", hint="see secrun --help")
     if verbs:
         members = ", ".join(" ".join(verb.words[1:]) for verb in verbs)
         raise UsageError(f"secrun {words[0]} needs one of: {members}")
     import difflib
 
-    from secrun.cli.foreign import explain_command
-
-    reason = explain_command(words[0])
-    if reason:
-        raise UsageError(f"there is no command {words[0]!r}: {reason}", hint="see secrun --help")
     near = difflib.get_close_matches(words[0], families(), n=1)
     hint = f"did you mean {near[0]}?" if near else "see secrun --help"
     raise UsageError(f"unknown command {words[0]!r}", hint=hint)

@@ -36,6 +36,7 @@ class RelaxationKind(StrEnum):
     CORE_DUMPS = "core-dumps"
     SYSCTL = "sysctl"
     DEVICE = "device"
+    CONTROL_GROUP = "control-group"
     PRIVILEGED = "privileged"
 
 
@@ -60,7 +61,8 @@ class AppFacts(NamedTuple):
 
     `seccomp` is the profile to use, None for no filter at all. `unmasked_paths` gives the app the kernel's
     files as they are, `unmask` some of them; `new_privileges` lets setuid programs and file capabilities
-    work. `privileged` only names what the other fields add up to.
+    work. `privileged` only names what the other fields add up to. With `control_group` it may divide one of
+    its own.
     """
 
     name: str
@@ -80,6 +82,7 @@ class AppFacts(NamedTuple):
     oom_score_adj: int | None = None
     devices: tuple[str, ...] = ()
     privileged: bool = False
+    control_group: bool = False
 
 
 class PodFacts(NamedTuple):
@@ -177,6 +180,7 @@ _REASONS = {
     RelaxationKind.CORE_DUMPS: "the app may write core files",
     RelaxationKind.SYSCTL: "the pod's kernel settings are not the kernel's defaults",
     RelaxationKind.DEVICE: "the app may open a device of the host",
+    RelaxationKind.CONTROL_GROUP: "the app divides a control group of its own, below its limits",
     RelaxationKind.PRIVILEGED: "the app is confined by the pod alone",
 }
 
@@ -196,6 +200,7 @@ def _relaxations(
         *((kinds.CORE_DUMPS, app.name) for _ in (1,) if core),
         *((kinds.SYSCTL, f"{name}={value}") for name, value in app.sysctls),
         *((kinds.DEVICE, path) for path in app.devices),
+        *((kinds.CONTROL_GROUP, app.name) for _ in (1,) if app.control_group),
         *((kinds.PRIVILEGED, app.name) for _ in (1,) if app.privileged),
     ]
     return tuple(

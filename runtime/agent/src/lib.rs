@@ -14,6 +14,7 @@ pub mod crun;
 pub mod dm;
 pub mod elf;
 pub mod frame;
+mod group;
 pub mod hold;
 pub mod lane;
 pub mod log;

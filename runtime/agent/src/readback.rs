@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use crate::frame::Violation;
+use crate::group::{APP, SUPERVISOR};
 use crate::report::now_ns;
 
 const GROUPS: &str = "/sys/fs/cgroup";
@@ -143,8 +144,14 @@ fn group_of(pid: i32) -> io::Result<String> {
 
 /// Find the app's first process among those of its shim's group; None if it is not there.
 fn find(shim: i32) -> io::Result<Option<(i32, String)>> {
-    let group = group_of(shim)?;
-    let members = bounded(format!("{GROUPS}{group}/cgroup.procs"))?;
+    let own = group_of(shim)?;
+    let mut members = bounded(format!("{GROUPS}{own}/cgroup.procs"))?;
+    if let Some(unit) = own.strip_suffix(SUPERVISOR) {
+        // An app that is a manager has a group of its own beside it, and soon divides it.
+        for group in [APP, "app/init.scope"] {
+            members += &bounded(format!("{GROUPS}{unit}{group}/cgroup.procs")).unwrap_or_default();
+        }
+    }
     for pid in members.lines().filter_map(|line| line.parse().ok()) {
         // Others may end meanwhile.
         if let Ok(status) = bounded(format!("/proc/{pid}/status")) {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::crun::Failure;
+use crate::group;
 use crate::sys::Status;
 
 /// Nanoseconds since 1970.
@@ -53,9 +54,10 @@ fn quoted(text: &str) -> String {
 
 /// What the unit's own cgroup says, one `name value` a line; a controller that is missing has no line.
 pub fn stats() -> String {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    let read = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup{path}/{file}")).unwrap_or_default();
+    let own = group::own().unwrap_or_default();
+    // A shim with a group beside the app's counts for both by the one above.
+    let unit = if own.ends_with(group::SUPERVISOR) { own.parent().unwrap_or(&own) } else { &own };
+    let read = |file: &str| fs::read_to_string(unit.join(file)).unwrap_or_default();
     let mut text = String::new();
     for file in ["memory.current", "memory.peak", "pids.current"] {
         if let Some(value) = read(file).lines().next() {

@@ -14,6 +14,7 @@ use crate::args::Words;
 use crate::conn::CHUNK;
 use crate::crun::{pipes, Ends, Failure, Launch, Target};
 use crate::frame::{flag, Message, Size};
+use crate::group::Groups;
 use crate::log::{Log, Stream, MIN_LIMIT};
 use crate::peers::Peer;
 use crate::report::{now_ns, write_record};
@@ -48,6 +49,8 @@ pub(crate) struct Options {
     pub hold: bool,
     /// The host cannot see the app: tell it what the kernel enforces.
     pub read_back: bool,
+    /// The app may divide its control group.
+    pub own_group: bool,
     pub stop_signal: i32,
     pub stop_timeout: Duration,
     pub target: Target,
@@ -81,6 +84,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
         linger: false,
         hold: false,
         read_back: false,
+        own_group: false,
         stop_signal: libc::SIGTERM,
         stop_timeout: Duration::from_secs(10),
         target: Target::default(),
@@ -99,6 +103,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--linger" => options.linger = true,
             "--hold" => options.hold = true,
             "--read-back" => options.read_back = true,
+            "--own-group" => options.own_group = true,
             "--stop-signal" => options.stop_signal = words.number()?,
             "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
             "--program" => options.target.program = words.os_value()?.into_vec(),
@@ -156,6 +161,7 @@ pub(crate) struct Shim {
     pub log_warned: bool,
     pub reporter: Reporter,
     pub orphans: Vec<(i32, Status)>,
+    groups: Option<Groups>,
     pub started_ns: u64,
     pub kill_at: Option<Instant>,
     pub flush_until: Option<Instant>,
@@ -206,6 +212,8 @@ impl Shim {
             true => None,
             false => Some(context(Log::open(&keep.join("log"), options.log_max), "log")?),
         };
+        let groups = options.own_group.then(Groups::divide).transpose();
+        let groups = context(groups, "the app's control group")?;
         let socket = keep.join("ctl.sock");
         // A socket of an earlier start of the unit.
         let _ = fs::remove_file(&socket);
@@ -225,6 +233,7 @@ impl Shim {
             log_warned: false,
             reporter: Reporter::default(),
             orphans: Vec::new(),
+            groups,
             started_ns: 0,
             kill_at: None,
             flush_until: None,
@@ -378,7 +387,12 @@ impl Shim {
             true => (None, Ends::default()),
             false => pipes(stdin).map(|(streams, ends)| (Some(streams), ends))?,
         };
-        let crun = context(launch.start(words, &self.options.app, streams), "crun")?;
+        let app = &self.options.app;
+        let crun = match &self.groups {
+            Some(groups) => groups.within(|| launch.start(words, app, streams)),
+            None => launch.start(words, app, streams),
+        };
+        let crun = context(crun, "crun")?;
         Ok(Session::new(launch, Some(crun), ends, size))
     }
 

@@ -199,6 +199,7 @@ RUN = (
     *rows(
         Verdict.BETTER,
         """
+--systemd : only if asked for: an init gets a control group of its own and CAP_SETPCAP, both measured
 --secret : a file in memory, never swapped and never in the environment; a file or systemd's credential
 --name : names the app in its pod; the pod's name is its UUID, which --uuid-file-save saves
 --privileged : refused unless a policy file allows it, and measured
@@ -292,7 +293,6 @@ RUN = (
 --no-healthcheck =
 --preserve-fds =
 --restart =
---systemd =
 """,
     ),
 )

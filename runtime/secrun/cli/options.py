@@ -17,7 +17,7 @@ from secrun.cli.options_common import (
 from secrun.cli.options_net import NETWORK, NETWORK_GLOBAL
 from secrun.cli.options_security import SECURITY
 from secrun.cli.options_volume import VOLUMES
-from secrun.cli.table import Kind, Option, Positional, Verb
+from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 from secrun.paths import DEFAULT_ROOT, DEFAULT_RUN_ROOT
 
 # Families of verbs with tables of their own: most starts of secrun need none of them.
@@ -166,6 +166,13 @@ APP = (
         help="an annotation of the app; in its manifest, so it is measured",
     ),
     _app("--init", kind=Kind.FLAG, help="implied: every pod has an init, and the agent reaps for each app"),
+    Option(
+        flags=("--systemd",),
+        kind=Kind.CHOICE,
+        choices=("true", "false", "always"),
+        scope=Scope.APP,
+        help="the app is a system container: its program an init; always: whatever it is called",
+    ),
     *VOLUMES,
     _app("-m", "--memory", metavar="BYTES[k|m|g]", help="memory limit"),
     _app("--cpus", metavar="NUMBER", help="CPU limit, e.g. 1.5"),

@@ -16,7 +16,7 @@ from secrun.errors import StateError, UsageError
 from secrun.measure.measuring import Measuring
 from secrun.pod import mounts, request
 from secrun.pod.prepare import prepared
-from secrun.pod.request import AppRequest, PodRequest
+from secrun.pod.request import AppRequest, PodRequest, Systemd
 from secrun.pod.start import StartOptions, start
 from secrun.pod.states import Folder, State, find, lock
 from secrun.record import replace
@@ -100,6 +100,7 @@ def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
         labels=request.marks(args.many("label"), "--label"),
         annotations=request.marks(args.many("annotation"), "--annotation"),
         secrets=_secrets(args),
+        systemd=Systemd(args.text("systemd") or "false"),
     )
 
 

@@ -6,6 +6,7 @@ from secrun.digest import Digest
 from secrun.errors import UsageError
 from secrun.jsonio import JsonObject, JsonValue, canonical
 from secrun.pod.request import AppRequest
+from secrun.pod.system import is_asked
 from secrun.record import record
 from secrun.stage1 import places
 from secrun.stage1.bundle import Process
@@ -83,6 +84,7 @@ def _facts(name: str, request: AppRequest, process: Process) -> AppFacts:
         oom_score_adj=asked.oom_score_adj,
         devices=tuple(device.source for device in asked.devices),
         privileged=asked.privileged,
+        control_group=is_asked(request),
     )
 
 

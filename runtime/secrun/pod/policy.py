@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from secrun import policyfiles
 from secrun.errors import DeniedError, StateError, UsageError
 from secrun.pod import request as requests
-from secrun.pod import security
+from secrun.pod import security, system
 from secrun.pod.request import AppRequest
 from secrun.pod.security import SecurityRequest
 from secrun.record import replace
@@ -124,16 +124,18 @@ def _limits(profile: Profile, asked: Limits) -> Limits:
 
 
 def writable_folders(app: AppRequest) -> tuple[Tmpfs, ...]:
-    """Return the folders in memory of an app, those of --read-only-tmpfs among them."""
+    """Return the folders in memory of an app, those of --read-only-tmpfs and of --systemd among them."""
     asked = app.security
-    if not asked.read_only_tmpfs:
-        return asked.tmpfs
-    if not app.read_only:
-        raise UsageError("--read-only-tmpfs has no meaning without --read-only", code="usage-tmpfs")
     kinds = (asked.tmpfs, app.volumes, app.empty_volumes)
     taken = {item.target for kind in kinds for item in kind}
+    found = (*asked.tmpfs, *system.folders(app, taken))
+    if not asked.read_only_tmpfs:
+        return found
+    if not app.read_only:
+        raise UsageError("--read-only-tmpfs has no meaning without --read-only", code="usage-tmpfs")
+    taken |= {item.target for item in found}
     own = (Tmpfs(target=path) for path in security.WRITABLE_FOLDERS if path not in taken)
-    return (*asked.tmpfs, *own)
+    return (*found, *own)
 
 
 def _app_view(app: AppManifest, labels: Labels) -> AppView:

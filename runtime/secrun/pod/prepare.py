@@ -18,7 +18,7 @@ from secrun.network import decide as network
 from secrun.network import hostfiles, plan
 from secrun.network.plan import Connection
 from secrun.paths import Layout
-from secrun.pod import confine, podconfig, policy, request
+from secrun.pod import confine, podconfig, policy, request, system
 from secrun.pod.confine import ConfinedApp
 from secrun.pod.process import resolve as resolve_process
 from secrun.pod.removal import delete
@@ -63,6 +63,7 @@ class _Resolved:
             tmpfs=policy.writable_folders(self.request),
             devices=self.request.security.devices,
             secrets=self.request.secrets,
+            control_group=system.is_asked(self.request),
         )
 
 
@@ -92,6 +93,7 @@ def _resolve(
             )
         profile = policy.choose(known, app, image.reference, image.config.labels)
         asked = _appc(layout, pod, name, image, (app, policy.apply(profile, app)))
+        asked = system.prepared(asked)
         result.append(_Resolved(name=name, request=asked, image=image, rootfs=rendered))
     return tuple(result)
 
@@ -165,7 +167,7 @@ def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: 
         read_only=app.request.read_only,
         terminal=app.request.terminal,
         stdin=app.request.stdin,
-        stop_signal=request.stop_signal(app.request.stop_signal or app.image.config.stop_signal),
+        stop_signal=system.stop_signal(app.request, app.image.config.stop_signal),
         stop_timeout_seconds=app.request.stop_timeout_seconds,
         volumes=app.request.volumes,
         empty_volumes=app.empty_volumes,
@@ -177,6 +179,7 @@ def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: 
         labels=app.request.labels,
         annotations=app.request.annotations,
         secrets=app.request.secrets,
+        systemd=system.is_asked(app.request),
     )
 
 
@@ -206,6 +209,7 @@ def _decide(
         for volume in app.request.volumes:
             labels.check_relabel(volume)
         processes[app.name] = resolve_process(app.request, app.image.config, app.rootfs, hostname)
+        system.check(app.request, processes[app.name])
     asked = confine.label([app.request for app in apps])
     connection = _connection(layout, pod, apps)
     stage1 = flavour.ensure_image(layout)

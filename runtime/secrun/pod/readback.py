@@ -100,7 +100,8 @@ def _tests(app: "AppManifest", kernel: Kernel) -> Iterator[str]:
     if kernel.guest:
         from secrun.stage1.units import app_unit
 
-        yield f"equal cgroup {kernel.group}{app_unit(app.name)}"
+        unit = f"{kernel.group}{app_unit(app.name)}"
+        yield f"under cgroup {unit}/app" if app.systemd else f"equal cgroup {unit}"
     else:
         yield f"under cgroup {kernel.group}"
     if kernel.label:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 
 from secrun.errors import UsageError
@@ -37,6 +38,15 @@ MAX_MARKS_CHARACTERS = 16 * 1024
 DEFAULT_STOP_TIMEOUT_SECONDS = 10
 # Rows and columns where the caller has no terminal to copy; none would make a terminal of 0 by 0.
 USUAL_TERMINAL = (24, 80)
+
+
+class Systemd(StrEnum):
+    """Whether an app is a system container: its program an init that manages services."""
+
+    FALSE = "false"
+    TRUE = "true"
+    ALWAYS = "always"
+    """Whatever its program is called."""
 
 
 @record
@@ -82,6 +92,7 @@ class AppRequest:
     labels: tuple[str, ...] = ()
     annotations: tuple[str, ...] = ()
     secrets: tuple[Secret, ...] = ()
+    systemd: Systemd = Systemd.FALSE
 
 
 @record

@@ -90,6 +90,11 @@ def _base_mounts(network: Network) -> list[JsonValue]:
     ]
 
 
+def _cgroup_mounts() -> list[JsonValue]:
+    """Show the app its own control group as the root of all, writable (runtime-spec, config.md, mounts)."""
+    return [_mount("/sys/fs/cgroup", "cgroup", "cgroup", "rw", "nosuid", "noexec", "nodev")]
+
+
 # A file that the app may read.
 _SEALED = ("bind", "ro", "nosuid", "nodev", "noexec")
 
@@ -107,6 +112,8 @@ class Extras:
     tmpfs: tuple[Tmpfs, ...] = ()
     devices: tuple[Device, ...] = ()
     secrets: tuple[Secret, ...] = ()
+    control_group: bool = False
+    """One of its own, which the app may divide."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -162,12 +169,13 @@ def check_targets(extras: Extras) -> None:
         seen.add(target)
 
 
-def _namespaces(linux: Mapping[str, JsonValue]) -> list[JsonValue]:
+def _namespaces(linux: Mapping[str, JsonValue], extras: Extras) -> list[JsonValue]:
     """Return the app's own namespaces, and by name the pod's network if its settings change.
 
     crun sets no sysctl of a namespace that the bundle does not name (runtime-spec, config-linux.md, sysctl).
     """
     own: list[JsonValue] = [{"type": "pid"}, {"type": "mount"}]
+    own += [{"type": "cgroup"}] if extras.control_group else []
     return [*own, {"type": "network", "path": "/proc/self/ns/net"}] if linux.get("sysctl") else own
 
 
@@ -196,10 +204,11 @@ def runtime_config(
         "process": process.to_oci(process_confinement),
         "mounts": [
             *_base_mounts(network),
+            *(_cgroup_mounts() if extras.control_group else ()),
             *_etc_mounts(etc),
             *_extra_mounts(app, extras),
             *(_tpm_mounts() if vtpm else ()),
         ],
-        "linux": {**linux_confinement, "namespaces": _namespaces(linux_confinement)},
+        "linux": {**linux_confinement, "namespaces": _namespaces(linux_confinement, extras)},
         "annotations": {SALT_ANNOTATION: salt},
     }

@@ -176,6 +176,8 @@ class AppManifest:
     annotations: tuple[str, ...] = ()
     """`NAME=VALUE`, for whoever wrote them; sorted."""
     secrets: tuple[Secret, ...] = ()
+    systemd: bool = False
+    """It is a system of its own: its first process manages services below a control group of its own."""
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -204,6 +206,7 @@ class AppManifest:
             "labels": list(self.labels),
             "annotations": list(self.annotations),
             "secrets": [secret.to_json() for secret in self.secrets],
+            "systemd": self.systemd,
         }
 
     @classmethod
@@ -234,6 +237,7 @@ class AppManifest:
             labels=fields.texts("labels"),
             annotations=fields.texts("annotations"),
             secrets=tuple(Secret.from_fields(item) for item in fields.objects("secrets")),
+            systemd=fields.flag("systemd"),
         )
         fields.end()
         return app

@@ -60,6 +60,8 @@ def _shim(app: AppManifest, etc: Sequence[str], *, guest: bool, held: bool) -> s
         words += ["--place", f"{places.POD}/etc/{name}", f"/etc/{name}"]
     if held:
         words.append("--hold")
+    if app.systemd:
+        words.append("--own-group")
     if app.terminal:
         words.append("--terminal")
     if app.stdin:

@@ -19,6 +19,7 @@ image list
 image inspect
 image rm
 image push
+image prune
 volume create
 volume inspect
 volume rm
@@ -56,7 +57,6 @@ info = doctor
 system info = doctor
 system df = image list : sizes are in the list
 system prune = gc
-image prune = gc
 generate systemd = generate : from .container files, as podman's own generator reads them
 volume prune = volume prune
 container prune = gc

@@ -14,6 +14,7 @@ gc
 cat-manifest
 fetch
 image cat-manifest
+image gc
 image list
 version
 help = --help
@@ -39,7 +40,6 @@ metadata-service = --vtpm : an app proves itself by a TPM of its own
     *rows(
         Verdict.RENAMED,
         """
-image gc = gc
 api-service = list : every reader takes --format json; there is no daemon
 """,
     ),

@@ -7,9 +7,10 @@ from secrun.cli.guard import each
 from secrun.cli.imageoptions import fetch_options
 from secrun.cli.table import Arguments, Context
 from secrun.cli.views import table, write_json
-from secrun.errors import DeniedError
+from secrun.digest import Digest
+from secrun.errors import DeniedError, ImageError, StateError
+from secrun.image import filters, resolve, view
 from secrun.image import reference as references
-from secrun.image import resolve, view
 from secrun.image.entries import Entry
 from secrun.image.fetch import StoredImage, ensure_image
 from secrun.image.options import FetchOptions
@@ -41,8 +42,9 @@ def fetch(args: Arguments, context: Context) -> int:
     options = fetch_options(args, context)
 
     def one(word: str) -> None:
-        image = _ensured(args, context, word, options)
-        rendered = rootfs.ensure(context.layout, image.layers)
+        with ImageStore(context.layout).using():
+            image = _ensured(args, context, word, options)
+            rendered = rootfs.ensure(context.layout, image.layers)
         if args.text("format") == "json":
             row = view.fetched_json(image, rendered)
             context.out.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -58,15 +60,16 @@ def _age(imported_at: str) -> str:
 
 
 def list_images(args: Arguments, context: Context) -> int:
-    """List stored images by reference."""
+    """List stored images by reference; one that is damaged is named and hides no other."""
     store = ImageStore(context.layout)
-    entries = sorted(store.entries(), key=lambda entry: (entry.reference, entry.digest))
+    chosen = filters.chosen(store, args.many("filter"), lambda: _in_use(context))
+    entries = sorted(chosen, key=lambda entry: (entry.reference, entry.digest))
     if args.flag("quiet"):
         context.out.write("".join(f"{digest}\n" for digest in sorted({entry.digest for entry in entries})))
         return 0
-    sizes = {entry.digest: store.image_size(entry) for entry in entries}
+    sizes = {entry.digest: _size(store, entry, context) for entry in entries}
     if args.text("format") == "json":
-        rows = [view.entry_json(entry, sizes[entry.digest]) for entry in entries]
+        rows = [view.entry_json(entry, sizes[entry.digest], store.used_at(entry)) for entry in entries]
         write_json(context, {"schema": view.LIST_SCHEMA, "images": [*rows]})
         return 0
     cells = [
@@ -74,14 +77,29 @@ def list_images(args: Arguments, context: Context) -> int:
             entry.digest.hex[:_SHORT_ID],
             entry.reference,
             str(entry.descriptor.platform or "-"),
-            human(sizes[entry.digest]),
+            "-" if (size := sizes[entry.digest]) is None else human(size),
             _age(entry.imported_at),
+            _age(view.stamp(store.used_at(entry))),
         )
         for entry in entries
     ]
-    heading = ("ID", "REFERENCE", "PLATFORM", "SIZE", "IMPORTED (UTC)")
+    heading = ("ID", "REFERENCE", "PLATFORM", "SIZE", "IMPORTED (UTC)", "LAST USED (UTC)")
     table(context, heading, cells, legend=not args.flag("no_legend"))
     return 0
+
+
+def _in_use(context: Context) -> frozenset[Digest]:
+    from secrun.pod.view import images_of_pods
+
+    return images_of_pods(context.layout)
+
+
+def _size(store: ImageStore, entry: Entry, context: Context) -> int | None:
+    try:
+        return store.image_size(entry)
+    except (ImageError, StateError) as error:
+        context.warn(f"image {entry.digest.hex[:_SHORT_ID]}: {error.message}")
+        return None
 
 
 def _lookup(store: ImageStore, word: str) -> list[Entry]:
@@ -110,10 +128,10 @@ def remove(args: Arguments, context: Context) -> int:
     from secrun.pod.view import images_in_use
 
     store = ImageStore(context.layout)
-    in_use = images_in_use(context.layout)
 
     def one(word: str) -> None:
-        done = store.remove(_lookup(store, word), in_use=in_use)
+        with store.sole_use():
+            done = store.remove(_lookup(store, word), in_use=images_in_use(context.layout))
         for entry in done.removed:
             context.out.write(f"{entry.digest} {entry.reference}\n")
         if done.kept:

@@ -29,7 +29,7 @@ FAMILIES = {
     ),
     "volume": ("secrun.cli.options_volume:VOLUME_VERBS",),
     "network": ("secrun.cli.options_net:NETWORK_VERBS",),
-    "image": ("secrun.cli.options_trust:IMAGE_VERBS",),
+    "image": ("secrun.cli.options_image:IMAGE_VERBS",),
     "sign": ("secrun.cli.options_trust:SIGN_VERBS",),
     "trust": ("secrun.cli.options_trust:TRUST_VERBS",),
     "config": ("secrun.cli.options_attest:CONFIG_VERBS",),
@@ -358,6 +358,13 @@ VERBS: tuple[Verb, ...] = (
             FORMAT,
             NO_LEGEND,
             Option(flags=("-q", "--quiet"), kind=Kind.FLAG, help="image IDs only"),
+            Option(
+                flags=("-f", "--filter"),
+                kind=Kind.LIST,
+                metavar="NAME=VALUE",
+                help="reference=PATTERN, label=NAME[=VALUE], before=IMAGE, since=IMAGE, used=true|false; "
+                "all that are given must hold",
+            ),
         ),
     ),
     Verb(

@@ -1,4 +1,4 @@
-"""The verbs about trust: keys, signatures, and images that travel with them."""
+"""The verbs about trust: keys and signatures."""
 
 from secrun.cli.options_common import FORMAT, IMAGE, NO_LEGEND
 from secrun.cli.table import Kind, Option, Positional, Verb
@@ -15,7 +15,7 @@ _PASSPHRASE = Option(
     flags=("--passphrase-file",), metavar="FILE", help="the first line of FILE unlocks the private key"
 )
 # Of a verb with an image: how a registry is reached.
-_PLATFORM, _TLS_VERIFY, _AUTHFILE, _POLICY = IMAGE[:4]
+_TLS_VERIFY, _AUTHFILE, _POLICY = IMAGE[1:4]
 
 TRUST_VERBS: tuple[Verb, ...] = (
     Verb(
@@ -100,69 +100,5 @@ SIGN_VERBS: tuple[Verb, ...] = (
             _AUTHFILE,
         ),
         examples=("secrun sign --key team.key docker://registry.example/team/app:1",),
-    ),
-)
-
-IMAGE_VERBS: tuple[Verb, ...] = (
-    Verb(
-        words=("image", "cat-manifest"),
-        summary="Print the manifest of a stored image",
-        handler="secrun.cli.imagefiles:cat_manifest",
-        description="Of an app container image its own, byte for byte; else manifest and configuration.",
-        positionals=(Positional(name="image", help="a stored image's name or ID prefix"),),
-        options=(Option(flags=("--pretty-print",), kind=Kind.FLAG, help="indent it"),),
-    ),
-    Verb(
-        words=("image", "export"),
-        summary="Write a stored image to a file, as an app container image or an OCI archive",
-        handler="secrun.cli.imagefiles:export",
-        description="The same image gives the same bytes. An app container image has all files in one "
-        "rootfs and no dependencies.",
-        positionals=(
-            Positional(name="image", help="a stored image's name or ID prefix"),
-            Positional(name="file", help="the file to write"),
-        ),
-        options=(
-            Option(
-                flags=("--format",),
-                kind=Kind.CHOICE,
-                choices=("aci", "oci"),
-                default="aci",
-                help="aci: of the appc spec, uncompressed; oci: an archive of an image layout",
-            ),
-            Option(flags=("--overwrite",), kind=Kind.FLAG, help="replace a file that exists"),
-        ),
-    ),
-    Verb(
-        words=("image", "verify"),
-        summary="Judge stored images anew, with all their signatures",
-        handler="secrun.cli.sign:verify",
-        description="Nothing is fetched. Ends with 120 if an image would not be admitted.",
-        positionals=(Positional(name="image", help="names or ID prefixes", count="+"),),
-        options=(_POLICY, FORMAT),
-    ),
-    Verb(
-        words=("image", "push"),
-        summary="Write a stored image to a registry, a layout or an archive",
-        handler="secrun.cli.sign:push",
-        positionals=(
-            Positional(name="image", help="a stored image's name or ID prefix"),
-            Positional(
-                name="target",
-                help="docker://REGISTRY/NAME:TAG, oci:DIR[:TAG], docker-archive:FILE[:NAME:TAG]",
-            ),
-        ),
-        options=(_TLS_VERIFY, _AUTHFILE),
-    ),
-    Verb(
-        words=("image", "copy"),
-        summary="Copy an image with its signatures from one place to another",
-        handler="secrun.cli.sign:copy",
-        description="Nothing is stored or judged. An index is copied as a whole unless a platform is given.",
-        positionals=(
-            Positional(name="source", help="an image reference, or a stored image"),
-            Positional(name="target", help="docker://REGISTRY/NAME:TAG, oci:DIR[:TAG], docker-archive:FILE"),
-        ),
-        options=(_PLATFORM, _TLS_VERIFY, _AUTHFILE),
     ),
 )

@@ -158,6 +158,7 @@ class Fetching:
         names = _names(entries, entry.digest)
         image = load(self.store, entry, admission, reference=reference, names=names)
         self.check_platform(image.config, reference)
+        self.store.touch(entry.digest)
         return image
 
     def cached(self, reference: Origin, entries: Sequence[Entry]) -> Entry | None:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from secrun import locks
 from secrun.digest import Digest
-from secrun.errors import HostError, StateError
+from secrun.errors import HostError, ImageError, StateError
 from secrun.files import fsync_dir, write_atomic
 from secrun.image import apart, limits
 from secrun.image import entries as entries_module
@@ -25,10 +24,8 @@ from secrun.paths import Layout
 from secrun.record import record
 
 if TYPE_CHECKING:
-    from secrun.image.reachable import Reachable
     from secrun.trust.signatures import SignatureSet
 
-_HEX = re.compile(r"[0-9a-f]{64,128}\Z")
 _LAYOUT_VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 _SCRATCH_PREFIX = "fetch-"
 # Blob locks are spread over 4,096 files by the digest's first digits: a file per blob would never go away
@@ -43,11 +40,15 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 @record
 class Removal:
-    """What removing images did; `kept` is why blobs were left for the next removal, or empty."""
+    """What removing images did; `kept` is why blobs were left for the next removal, or empty.
+
+    `damaged` tells that they are left until another image is removed, which is damaged.
+    """
 
     removed: tuple[Entry, ...]
     freed_bytes: int
     kept: str = ""
+    damaged: bool = False
 
 
 @contextmanager
@@ -326,9 +327,12 @@ class ImageStore:
             self._write([entry for entry in self.entries() if entry.key not in keys])
         try:
             freed = self.collect(in_use=used)
-        except StateError:
-            # A fetch holds blobs that no entry names yet; they and ours go with a later removal.
-            return Removal(removed=tuple(doomed), freed_bytes=0, kept="another image is being fetched")
+        except (StateError, ImageError) as error:
+            # A fetch holds blobs that no entry names yet; they and ours go with a later removal. And which
+            # files a damaged image needs nobody can tell.
+            busy = error.code == "state-locked"
+            why = "another image is being fetched" if busy else error.message
+            return Removal(removed=tuple(doomed), freed_bytes=0, kept=why, damaged=not busy)
         return Removal(removed=tuple(doomed), freed_bytes=freed)
 
     def collect(self, *, in_use: Iterable[Digest]) -> int:
@@ -336,37 +340,66 @@ class ImageStore:
 
         Raises StateError while something is being fetched.
         """
-        from secrun.image.reachable import reachable
-
         with locks.held(self._lock("images-sweep"), blocking=False):
             self.purge_stale()
-            keep = reachable(self.entries(), in_use, self.facts)
-            freed = self._sweep_blobs(keep) + self._sweep_rootfs(keep)
-            self._sweep_facts(keep)
-            return freed
+            return sum(map(_removed, self.unneeded(self.entries(), in_use=in_use)))
 
-    def _sweep_facts(self, keep: "Reachable") -> None:
-        for path in self.layout.facts.glob("*/*.json"):
-            if f"{path.parent.name}:{path.stem}" not in keep.blobs:
-                path.unlink(missing_ok=True)
+    def unneeded(self, entries: Sequence[Entry], *, in_use: Iterable[Digest]) -> list[Path]:
+        """Return the files that would go if only `entries` were listed; raises what `reachable` raises."""
+        from secrun.image import sweeping
+        from secrun.image.reachable import reachable
 
-    def _sweep_blobs(self, keep: "Reachable") -> int:
-        freed = 0
-        for directory in (self._images / "blobs").iterdir():
-            for path in directory.iterdir():
-                if f"{directory.name}:{path.name}" not in keep.blobs:
-                    freed += path.lstat().st_size
-                    path.unlink()
-        return freed
+        return [*sweeping.unneeded(self.layout, reachable(entries, in_use, self.facts))]
 
-    def _sweep_rootfs(self, keep: "Reachable") -> int:
-        freed = 0
-        for path in self.layout.rootfs.iterdir() if self.layout.rootfs.is_dir() else ():
-            # Only finished files: what is in the making has a name of another form.
-            if path.suffix in (".erofs", ".json") and _HEX.match(path.stem) and path.stem not in keep.rootfs:
-                freed += path.lstat().st_size
-                path.unlink(missing_ok=True)
-        return freed
+    # Use.
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Until the end of the block no image goes that somebody is about to use and no pod names yet."""
+        with locks.held(self._lock("images-use"), shared=True):
+            yield
+
+    @contextmanager
+    def sole_use(self, *, blocking: bool = True) -> Iterator[None]:
+        """Wait for who is about to use images and keep others from it: which are in use may be asked now.
+
+        Raises StateError if somebody is and not `blocking`.
+        """
+        with locks.held(self._lock("images-use"), blocking=blocking):
+            yield
+
+    def touch(self, manifest: Digest) -> None:
+        """Remember that an image is used now, if this process may."""
+        try:
+            os.utime(self._facts_path(manifest))
+        except OSError as error:
+            # Who only reads a store that is another's, or read-only, leaves no trace in it.
+            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+
+    def used_at(self, entry: Entry) -> float:
+        """Return when an image was last used, or fetched; seconds since the epoch."""
+        try:
+            return self._facts_path(entry.digest).stat().st_mtime
+        except FileNotFoundError:
+            return imported_seconds(entry)
+
+
+def imported_seconds(entry: Entry) -> float:
+    """Return when an entry was made; seconds since the epoch."""
+    import calendar
+
+    return float(calendar.timegm(time.strptime(entry.imported_at, "%Y-%m-%dT%H:%M:%SZ")))
+
+
+def _removed(path: Path) -> int:
+    """Remove a file; return its bytes."""
+    try:
+        size = path.lstat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
 
 
 def purge_stale(layout: Layout) -> int:

@@ -1,6 +1,7 @@
 """Stored images as the JSON that `fetch`, `image list` and `image inspect` print (docs/images.md)."""
 
 import json
+import time
 from collections.abc import Sequence
 
 from secrun.image.config import ImageConfig
@@ -34,8 +35,13 @@ def fetched_json(image: StoredImage, rendered: RootfsImage) -> JsonObject:
     }
 
 
-def entry_json(entry: Entry, size: int) -> JsonObject:
-    """Return what `image list` says about one reference; `size` in bytes."""
+def stamp(seconds: float) -> str:
+    """Return a time since the epoch as RFC 3339 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def entry_json(entry: Entry, size: int | None, used_at: float) -> JsonObject:
+    """Return what `image list` says about one reference; `size` in bytes, None of a damaged image."""
     return {
         "id": str(entry.digest),
         "reference": entry.reference,
@@ -44,6 +50,7 @@ def entry_json(entry: Entry, size: int) -> JsonObject:
         "size": size,
         "source_digest": str(entry.source_digest),
         "imported_at": entry.imported_at,
+        "last_used_at": stamp(used_at),
     }
 
 

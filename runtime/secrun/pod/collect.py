@@ -207,9 +207,10 @@ def purge_store(layout: Layout) -> None:
         store = ImageStore(layout)
         store.purge_stale()
         try:
-            store.collect(in_use=images_in_use(layout))
+            with store.sole_use(blocking=False):
+                store.collect(in_use=images_in_use(layout))
         except StateError as error:
-            # Somebody is fetching: what looks unused may be theirs, and the next gc will see.
+            # Somebody fetches or prepares a pod: what looks unused may be theirs, and the next gc will see.
             if error.code != "state-locked":
                 raise
     remove_unused(layout, stage1_in_use(layout))

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from secrun import checkpoint, policyfiles
 from secrun.digest import Digest
@@ -12,6 +12,7 @@ from secrun.files import fsync_tree, write_atomic
 from secrun.image import rootfs
 from secrun.image.fetch import StoredImage, ensure_image
 from secrun.image.rootfs import RootfsImage
+from secrun.image.store import ImageStore
 from secrun.jsonio import canonical
 from secrun.measure.measuring import Measuring
 from secrun.network import decide as network
@@ -362,8 +363,12 @@ def prepared(
     uuid = new_uuid()
     if pod.uuid_file is not None:
         write_atomic(pod.uuid_file, f"{uuid}\n".encode())
-    plan = planned(layout, pod, names, measuring, uuid)
-    with create(layout, uuid) as locked:
+    with ExitStack() as stack:
+        # What looks unused goes: until its manifest is written nobody else knows what this pod needs.
+        using = stack.enter_context(ExitStack())
+        using.enter_context(ImageStore(layout).using())
+        plan = planned(layout, pod, names, measuring, uuid)
+        locked = stack.enter_context(create(layout, uuid))
         checkpoint.reached("preparing")
         try:
             files = PodFiles(locked.path)
@@ -374,6 +379,7 @@ def prepared(
             checkpoint.reached("config-written")
             write_atomic(files.manifest, plan.manifest.to_bytes())
             checkpoint.reached("manifest-written")
+            using.close()
             locked.move(Folder.PREPARED)
             checkpoint.reached("prepared")
             measuring.prepared(PodFiles(locked.path), plan.manifest)

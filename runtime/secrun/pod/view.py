@@ -1,6 +1,6 @@
 """What readers are told of pods; works without root where the folders may be read, takes no lock."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -187,17 +187,27 @@ def all_pods(layout: Layout, wanted: frozenset[str] | None = None) -> Iterator[P
     yield from seen.values()
 
 
-def _manifests_in_use(layout: Layout) -> list[PodManifest]:
-    """Return the manifests of pods that may still start or run."""
-    live = (State.PREPARED, State.RUNNING, State.PREPARING)
-    return [view.manifest for view in all_pods(layout) if view.state in live and view.manifest]
+_LIVE = (State.PREPARED, State.RUNNING, State.PREPARING)
+
+
+def _manifests(layout: Layout, states: Sequence[State]) -> list[PodManifest]:
+    return [view.manifest for view in all_pods(layout) if view.state in states and view.manifest]
+
+
+def _images(manifests: Sequence[PodManifest]) -> frozenset[Digest]:
+    return frozenset(app.image.manifest for pod in manifests for app in pod.apps)
 
 
 def images_in_use(layout: Layout) -> frozenset[Digest]:
-    """Return the manifest digests of the images that pods still need."""
-    return frozenset(app.image.manifest for pod in _manifests_in_use(layout) for app in pod.apps)
+    """Return the manifest digests of the images of pods that may still start or run."""
+    return _images(_manifests(layout, _LIVE))
+
+
+def images_of_pods(layout: Layout) -> frozenset[Digest]:
+    """Return those of all pods that are there: of one that has ended, what it changed can be exported."""
+    return _images(_manifests(layout, (*_LIVE, *WHOLE)))
 
 
 def stage1_in_use(layout: Layout) -> frozenset[Digest]:
     """Return the stage1 images that pods still need."""
-    return frozenset(pod.stage1 for pod in _manifests_in_use(layout))
+    return frozenset(pod.stage1 for pod in _manifests(layout, _LIVE))

@@ -20,6 +20,7 @@ image inspect
 image rm
 image push
 image prune
+image load
 volume create
 volume inspect
 volume rm
@@ -49,6 +50,8 @@ pull = fetch
 push = image push
 images = image list
 rmi = image rm
+load = image load
+untag = image untag : names the tag, not the image
 image trust = trust
 volume ls = volume list
 network ls = network list
@@ -69,6 +72,10 @@ events : from the measured log: whoever changes it is found out
 image sign = sign : signatures are checked before every run, by default
 image scp = image copy : with the image's signatures
 copy = image copy
+image save : an OCI archive of several images, with digests and signatures, or a docker-archive
+save = image save : the same
+image tag : a tag is for this host alone: it shadows no name of a registry and changes no policy
+tag = image tag : the same
 export : an OCI archive with the image's configuration, its own layers and one of changes, not a bare tar
 """,
     ),
@@ -104,7 +111,6 @@ network disconnect = : the same
 network reload = : plugins' rules belong to them
 auto-update = : a new digest is another measured run; let the service manager restart it
 generate spec = : cat-manifest prints what is measured
-untag = : an image is known by its digest
 secret create = : secrets are systemd's: systemd-creds encrypt --name=NAME FILE /etc/credstore.encrypted/NAME
 secret ls = : ls /etc/credstore.encrypted
 secret rm = : remove the file in /etc/credstore.encrypted
@@ -119,12 +125,6 @@ healthcheck =
 diff =
 history =
 image mount =
-image save =
-image load =
-image tag =
-tag =
-save =
-load =
 image tree =
 manifest =
 kube =

@@ -87,7 +87,10 @@ def _removed(store: ImageStore, doomed: Sequence[Entry], in_use: frozenset[Diges
 def _tell(args: Arguments, context: Context, done: _Done) -> None:
     dry = args.flag("dry_run")
     if args.text("format") == "json":
-        rows = [{"id": str(entry.digest), "reference": entry.reference} for entry in done.entries]
+        rows = [
+            {"id": str(entry.digest), "reference": entry.reference, "tag": entry.tag}
+            for entry in done.entries
+        ]
         write_json(
             context,
             {
@@ -100,7 +103,7 @@ def _tell(args: Arguments, context: Context, done: _Done) -> None:
         )
         return
     for entry in done.entries:
-        context.out.write(f"{entry.digest} {entry.reference}\n")
+        context.out.write(f"{entry.digest} {entry.shown}\n")
     context.out.write(f"{'would free' if dry else 'freed'} {human(done.freed)}\n")
     if done.kept:
         context.warn(f"note: files that nothing needs stay for now: {done.kept}")

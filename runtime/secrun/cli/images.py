@@ -37,22 +37,23 @@ def _ensured(args: Arguments, context: Context, word: str, options: FetchOptions
 
 def fetch(args: Arguments, context: Context) -> int:
     """Fetch images and render their root file systems; the last line is the image's ID."""
+    options = fetch_options(args, context)
+    return each(args.many("image"), lambda word: fetch_one(args, context, word, options))
+
+
+def fetch_one(args: Arguments, context: Context, word: str, options: FetchOptions) -> None:
+    """Fetch, admit and render one image; tell its ID. Raises what ensure_image does."""
     from secrun.image import rootfs
 
-    options = fetch_options(args, context)
-
-    def one(word: str) -> None:
-        with ImageStore(context.layout).using():
-            image = _ensured(args, context, word, options)
-            rendered = rootfs.ensure(context.layout, image.layers)
-        if args.text("format") == "json":
-            row = view.fetched_json(image, rendered)
-            context.out.write(json.dumps(row, ensure_ascii=False) + "\n")
-        else:
-            context.out.write(f"{image.manifest_digest}\n")
-        context.out.flush()
-
-    return each(args.many("image"), one)
+    with ImageStore(context.layout).using():
+        image = _ensured(args, context, word, options)
+        rendered = rootfs.ensure(context.layout, image.layers)
+    if args.text("format") == "json":
+        row = view.fetched_json(image, rendered)
+        context.out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    else:
+        context.out.write(f"{image.manifest_digest}\n")
+    context.out.flush()
 
 
 def _age(imported_at: str) -> str:
@@ -63,7 +64,7 @@ def list_images(args: Arguments, context: Context) -> int:
     """List stored images by reference; one that is damaged is named and hides no other."""
     store = ImageStore(context.layout)
     chosen = filters.chosen(store, args.many("filter"), lambda: _in_use(context))
-    entries = sorted(chosen, key=lambda entry: (entry.reference, entry.digest))
+    entries = sorted(chosen, key=lambda entry: (entry.shown, entry.digest))
     if args.flag("quiet"):
         context.out.write("".join(f"{digest}\n" for digest in sorted({entry.digest for entry in entries})))
         return 0
@@ -75,7 +76,7 @@ def list_images(args: Arguments, context: Context) -> int:
     cells = [
         (
             entry.digest.hex[:_SHORT_ID],
-            entry.reference,
+            entry.shown,
             str(entry.descriptor.platform or "-"),
             "-" if (size := sizes[entry.digest]) is None else human(size),
             _age(entry.imported_at),
@@ -133,7 +134,7 @@ def remove(args: Arguments, context: Context) -> int:
         with store.sole_use():
             done = store.remove(_lookup(store, word), in_use=images_in_use(context.layout))
         for entry in done.removed:
-            context.out.write(f"{entry.digest} {entry.reference}\n")
+            context.out.write(f"{entry.digest} {entry.shown}\n")
         if done.kept:
             context.err.write(f"secrun: note: its data stays for now: {done.kept}\n")
 

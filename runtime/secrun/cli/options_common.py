@@ -30,6 +30,10 @@ def app_option(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = ""
     return Option(flags=flags, help=help, kind=kind, metavar=metavar, scope=Scope.APP)
 
 
+ARCHIVE = (
+    Option(flags=("-o", "--output"), metavar="FILE", help="the file to write; default is standard output"),
+    Option(flags=("--overwrite",), kind=Kind.FLAG, help="replace a file that exists"),
+)
 NO_LEGEND = Option(flags=("--no-legend", "--noheading"), kind=Kind.FLAG, help="leave out the heading")
 
 IMAGE = (

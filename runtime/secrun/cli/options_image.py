@@ -1,6 +1,6 @@
 """The verbs on stored images that are not of every day."""
 
-from secrun.cli.options_common import FORMAT, IMAGE
+from secrun.cli.options_common import ARCHIVE, FORMAT, IMAGE, pull
 from secrun.cli.table import Kind, Option, Positional, Verb
 
 # Of a verb with an image: how a registry is reached.
@@ -62,6 +62,57 @@ IMAGE_VERBS: tuple[Verb, ...] = (
             ),
             Option(flags=("--overwrite",), kind=Kind.FLAG, help="replace a file that exists"),
         ),
+    ),
+    Verb(
+        words=("image", "tag"),
+        summary="Give a stored image further names on this host",
+        handler="secrun.cli.imagearchives:tag",
+        description="A tag is NAME[:TAG] without a registry, or localhost/NAME[:TAG]. It moves if another "
+        "image has it. Which policy decides stays the affair of where the image came from.",
+        positionals=(
+            Positional(name="image", help="a stored image's name or ID prefix"),
+            Positional(name="name", help="NAME[:TAG]", count="+"),
+        ),
+        examples=("secrun image tag registry.example/team/app:1 app:good",),
+    ),
+    Verb(
+        words=("image", "untag"),
+        summary="Take names away that image tag gave",
+        handler="secrun.cli.imagearchives:untag",
+        description="The image stays; the last name of an image is not taken away.",
+        positionals=(Positional(name="name", help="NAME[:TAG]", count="+"),),
+    ),
+    Verb(
+        words=("image", "save"),
+        summary="Write stored images to one archive",
+        handler="secrun.cli.imagearchives:save",
+        description="An oci-archive keeps digests and signatures; a docker-archive has no place for either.",
+        positionals=(Positional(name="image", help="names or ID prefixes", count="+"),),
+        options=(
+            Option(
+                flags=("--format",),
+                kind=Kind.CHOICE,
+                choices=("oci-archive", "docker-archive"),
+                default="oci-archive",
+                help="docker-archive: for docker load and podman load",
+            ),
+            *ARCHIVE,
+        ),
+        examples=("secrun image save -o apps.tar app:1 db:2",),
+    ),
+    Verb(
+        words=("image", "load"),
+        summary="Store the images of an archive that the policy admits",
+        handler="secrun.cli.imagearchives:load",
+        description="Each image is fetched as oci-archive:FILE:NAME or docker-archive:FILE:NAME and judged "
+        "by the rules for such files; one that is refused keeps no other from its turn. Prints the IDs.",
+        options=(
+            Option(flags=("-i", "--input"), metavar="FILE", help="the archive; it need not stay"),
+            pull("always"),
+            *IMAGE,
+            FORMAT,
+        ),
+        examples=("secrun image load -i apps.tar",),
     ),
     Verb(
         words=("image", "verify"),

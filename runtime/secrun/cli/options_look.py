@@ -1,7 +1,7 @@
 """Verbs that look closely at pods."""
 
 from secrun.cli.options_audit import SPAN
-from secrun.cli.options_common import FORMAT, NO_LEGEND, UUID, UUIDS
+from secrun.cli.options_common import ARCHIVE, FORMAT, NO_LEGEND, UUID, UUIDS
 from secrun.cli.table import Kind, Option, Positional, Verb
 
 LOOK_VERBS = (
@@ -45,12 +45,7 @@ LOOK_VERBS = (
         positionals=(UUID,),
         options=(
             Option(flags=("--app",), metavar="NAME", help="the app; needed if there are several"),
-            Option(
-                flags=("-o", "--output"),
-                metavar="FILE",
-                help="the file to write; default is standard output",
-            ),
-            Option(flags=("--overwrite",), kind=Kind.FLAG, help="replace a file that exists"),
+            *ARCHIVE,
         ),
         needs_root=True,
         examples=("secrun export 3f2a -o app.tar",),

@@ -84,6 +84,13 @@ def choose(images: Sequence[ArchivedImage], tag: str, *, what: str) -> ArchivedI
     )
 
 
+def names(files: ArchiveFiles, what: str) -> list[str]:
+    """Return for each image of an archive its first name, else its position; raises ImageError."""
+    data = files.read("manifest.json", limits.MAX_ARCHIVE_MANIFEST_BYTES)
+    images = parse_manifest_json(data, what=f"{what}: manifest.json")
+    return [image.tags[0] if image.tags else f"@{number}" for number, image in enumerate(images)]
+
+
 def _full_tag(name: str) -> str:
     """Return a name as containers-transports(5) expands it, so that busybox and docker.io/... agree."""
     first, slash, _ = name.partition("/")

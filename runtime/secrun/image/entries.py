@@ -27,6 +27,8 @@ class Entry:
     itself), `given` what a layout or an archive calls it, `stamp` identifies the state of the file that
     it came from, `imported_at` is RFC 3339 in UTC, and `admission` is the last decision as JSON.
     `signatures` is the digest of the blob with the signatures that were found, empty if none were sought.
+    `tag` is a further name that was given here, localhost/NAME:TAG; whatever it is, `reference` says where
+    the image came from, and so which policy it is judged by.
     """
 
     descriptor: Descriptor
@@ -38,6 +40,12 @@ class Entry:
     imported_at: str
     admission: str
     signatures: str = ""
+    tag: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What a list calls it."""
+        return self.tag or self.reference
 
     @property
     def digest(self) -> Digest:
@@ -46,8 +54,8 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What a newer entry replaces: the same reference for the same platform."""
-        return self.reference, str(self.descriptor.platform)
+        """What a newer entry replaces: the same reference, or the same tag, for the same platform."""
+        return f"tag:{self.tag}" if self.tag else self.reference, str(self.descriptor.platform)
 
 
 def ref_name(name: str, platform: Platform, host: Platform) -> str:
@@ -73,6 +81,8 @@ def to_json(entries: Sequence[Entry]) -> JsonObject:
             f"{_PREFIX}admission": entry.admission,
             f"{_PREFIX}signatures": entry.signatures,
         }
+        if entry.tag:
+            annotations[f"{_PREFIX}tag"] = entry.tag
         manifests.append({**descriptor_document(entry.descriptor), "annotations": annotations})
     return {"schemaVersion": 2, "mediaType": str(MediaType.OCI_INDEX), "manifests": manifests}
 
@@ -93,6 +103,7 @@ def _entry(source: JsonObject, what: str) -> Entry | None:
         imported_at=fields.text(annotations, f"{_PREFIX}imported-at", what, None),
         admission=fields.text(annotations, f"{_PREFIX}admission", what),
         signatures=fields.text(annotations, f"{_PREFIX}signatures", what),
+        tag=fields.text(annotations, f"{_PREFIX}tag", what),
     )
 
 

@@ -135,7 +135,7 @@ class Fetching:
             return self.ensure(whole)
         found = found or resolve.select(entries, word, self.platform)
         asks = self.options.pull in (PullPolicy.ALWAYS, PullPolicy.NEWER)
-        if asks and not word.is_id_of(found[0].digest):
+        if asks and not found[0].tag and not word.is_id_of(found[0].digest):
             origin = references.parse(resolve.newest(found).reference)
             if not isinstance(origin, StoredReference):
                 return self.ensure(origin)
@@ -173,6 +173,9 @@ class Fetching:
     def ensure(self, reference: Origin) -> StoredImage:
         """Apply the pull policy."""
         entries = self.store.entries()
+        if (own := resolve.tagged(entries, reference, self.platform)) is not None:
+            # Nobody but this host knows that name, and its image is judged by where it came from.
+            return self.use_admitted(own, reference, entries)
         entry = self.cached(reference, entries)
         pull = self.options.pull
         if entry is not None and pull in (PullPolicy.MISSING, PullPolicy.NEVER):
@@ -193,6 +196,8 @@ class Fetching:
     def use_admitted(self, entry: Entry, reference: Origin, entries: Sequence[Entry]) -> StoredImage:
         """Judge a stored image under the reference that was asked for, else under the one it came by."""
         origin = references.parse(entry.reference)
+        if entry.tag and not isinstance(origin, StoredReference):
+            return self.use(entry, self.admitter.stored(entry, origin), entry.reference, entries)
         if isinstance(reference, RegistryReference) and isinstance(origin, FileReference):
             return self.use(entry, self.admitter.stored(entry, origin), entry.reference, entries)
         return self.use(entry, self.admitter.stored(entry, reference), str(reference), entries)

@@ -53,6 +53,17 @@ def _images(entries: list[tuple[str, Descriptor]]) -> list[tuple[str, Descriptor
     return [item for item in entries if not _ATTACHED_TAG.match(item[0])]
 
 
+def names(files: Files, what: str) -> list[str]:
+    """Return the name of each image of a layout, empty for one that has none; raises ImageError."""
+    data = files.read("index.json", limits.MAX_LAYOUT_INDEX_BYTES)
+    what = f"{what}: index.json"
+    document = parse_object(data, what=what, limit=limits.MAX_LAYOUT_INDEX_BYTES)
+    members = fields.objects(document, "manifests", what, limit=limits.MAX_ARCHIVE_MEMBERS)
+    # Signatures that are listed as referrers have a type of their own, and no name.
+    images = zip(_entries(document, what), members, strict=True)
+    return [name for name, _ in _images([own for own, item in images if not item.get("artifactType")])]
+
+
 def _blob(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
 

@@ -39,7 +39,8 @@ def _by_digest(entries: Sequence[Entry], reference: RegistryReference) -> list[E
 
 def find(entries: Sequence[Entry], reference: ImageReference, platform: Platform | None) -> Entry | None:
     """Return the stored image that answers to a reference with a transport, None if there is none."""
-    fitting = [entry for entry in entries if _fits(entry, platform)]
+    # A tag is a name of its own: the reference that its image came by may mean another one now.
+    fitting = [entry for entry in entries if _fits(entry, platform) and not entry.tag]
     exact = _newest([entry for entry in fitting if entry.reference == str(reference)])
     if exact is not None or not isinstance(reference, RegistryReference):
         return exact
@@ -48,6 +49,13 @@ def find(entries: Sequence[Entry], reference: ImageReference, platform: Platform
     if reference.explicit or reference.domain != _LOCAL:
         return None
     return _newest([entry for entry in fitting if entry.given == reference.name])
+
+
+def tagged(entries: Sequence[Entry], reference: ImageReference, platform: Platform | None) -> Entry | None:
+    """Return the image that was given a name here, `localhost/NAME:TAG`; docker:// never means one."""
+    if not isinstance(reference, RegistryReference) or reference.explicit or reference.digest:
+        return None
+    return _newest([entry for entry in entries if entry.tag == reference.name and _fits(entry, platform)])
 
 
 def _unique(found: Sequence[Entry], text: str) -> list[Entry]:
@@ -73,8 +81,9 @@ def matching(
 ) -> list[Entry]:
     """Return all entries of the one image that a bare word means; raises UsageError if it means several.
 
-    A whole name comes first, then the end of one (app:1 for registry.example/team/app:1, as in podman), then
-    an ID prefix. Names stand for the images of `platform`, None for any.
+    A tag comes first, which no archive can claim; then a whole name, the end of one (app:1 for
+    registry.example/team/app:1, as in podman), and an ID prefix. Names stand for the images of `platform`,
+    None for any.
     """
     if digits := reference.image_id:
         found = [entry for entry in entries if entry.source_digest.algorithm == "sha512"]
@@ -83,7 +92,11 @@ def matching(
         )
     names = (reference.text, f"{reference.text}:latest")
     ends = tuple(f"/{name}" for name in names)
-    named = [entry for entry in entries if _fits(entry, platform)]
+    fitting = [entry for entry in entries if _fits(entry, platform)]
+    own = {f"{_LOCAL}/{name}" for name in names}
+    if found := [entry for entry in fitting if entry.tag in own]:
+        return found
+    named = [entry for entry in fitting if not entry.tag]
     if found := [entry for entry in named if entry.name in names or entry.given in names]:
         return _unique(found, reference.text)
     if found := [entry for entry in named if _called(entry).endswith(ends) or entry.given.endswith(ends)]:
@@ -108,7 +121,9 @@ def lookup(entries: Sequence[Entry], reference: ImageReference) -> list[Entry]:
     if isinstance(reference, StoredReference):
         found = matching(entries, reference)
     else:
-        found = [entry for entry in entries if entry.reference == str(reference)]
+        found = [entry for entry in entries if entry.reference == str(reference) and not entry.tag]
+        if not found and (own := tagged(entries, reference, None)) is not None:
+            found = [own]
         if not found and (one := find(entries, reference, None)) is not None:
             found = [one]
     if not found:

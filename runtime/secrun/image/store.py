@@ -304,6 +304,28 @@ class ImageStore:
             if old in entries:
                 self._write([new if entry == old else entry for entry in entries])
 
+    def alias(self, old: Entry, new: Entry) -> None:
+        """List an image that is listed under a further name; raises StateError if it has just gone."""
+        with locks.held(self._lock("images-index")):
+            entries = self.entries()
+            if not any(entry.key == old.key and entry.digest == old.digest for entry in entries):
+                raise StateError(f"image {old.shown} has just been removed", code="state-image-missing")
+            self._write([*(entry for entry in entries if entry.key != new.key), new])
+
+    def drop_alias(self, doomed: Sequence[Entry]) -> None:
+        """Take names from images that keep another; raises StateError if one would lose its last."""
+        keys = {entry.key for entry in doomed}
+        with locks.held(self._lock("images-index")):
+            left = [entry for entry in self.entries() if entry.key not in keys]
+            for entry in doomed:
+                if not any(other.digest == entry.digest for other in left):
+                    raise StateError(
+                        f"image {entry.digest.hex[:_SHOWN_DIGITS]} has no other name than {entry.shown}",
+                        hint=f"remove the image: secrun image rm {entry.shown}",
+                        code="state-image-last-name",
+                    )
+            self._write(left)
+
     def _write(self, entries: Sequence[Entry]) -> None:
         """Replace index.json; the caller holds its lock, so unfinished ones belong to the dead."""
         for path in self._images.glob(".index.json.*"):
@@ -318,7 +340,7 @@ class ImageStore:
         for entry in doomed:
             if entry.digest in used:
                 raise StateError(
-                    f"image {entry.reference} ({entry.digest.hex[:12]}) is used by a pod",
+                    f"image {entry.shown} ({entry.digest.hex[:12]}) is used by a pod",
                     hint="remove the pod first (secrun list, secrun rm)",
                     code="state-image-used",
                 )

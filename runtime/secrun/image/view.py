@@ -45,6 +45,7 @@ def entry_json(entry: Entry, size: int | None, used_at: float) -> JsonObject:
     return {
         "id": str(entry.digest),
         "reference": entry.reference,
+        "tag": entry.tag,
         "name": entry.name,
         "platform": str(entry.descriptor.platform or ""),
         "size": size,
@@ -89,6 +90,7 @@ def _reference_json(entry: Entry) -> JsonObject:
     what = f"admission of {entry.reference}"
     return {
         "reference": entry.reference,
+        "tag": entry.tag,
         "name": entry.name,
         "given_name": entry.given,
         "source_digest": str(entry.source_digest),

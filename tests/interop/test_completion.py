@@ -16,7 +16,7 @@ SECONDS = 60
 # What is typed, a word that must be offered, and one that must not.
 CASES = (
     ("secrun im", "image", "list"),
-    ("secrun image ", "inspect", "run"),
+    ("secrun image ", "inspect", "attest"),
     ("secrun attest policy ", "sign", "status"),
     ("secrun run --st", "--stop-timeout", "--hostname"),
     ("secrun run --pull ", "newer", "--pull"),

@@ -83,6 +83,7 @@ def test_the_overview_loads_no_parser_and_no_dataclasses():
             "attest",
             "audit",
             "host",
+            "image",
             "list",
             "look",
             "policy",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from secrun import errors
-from secrun.cli import foreign, foreign_podman, foreign_rkt, podmanifest
+from secrun.cli import foreign, foreign_flags, foreign_podman, foreign_rkt, podmanifest
 from secrun.cli.options import GLOBAL, all_verbs
 from secrun.cli.table import Kind, Option, Positional, Scope, Verb
 
@@ -176,7 +176,9 @@ def errors_page() -> str:
 
 def comparison(name: str, commands: Iterable[foreign.Row], flags: Iterable[foreign.Row]) -> str:
     """Render the page for users of another program from the table that its error texts come from."""
-    tables = (("Commands", sorted_rows(commands)), (f"Flags of `{name} run`", sorted_rows(flags)))
+    tables = [("Commands", sorted_rows(commands)), (f"Flags of `{name} run`", sorted_rows(flags))]
+    if name == "podman":
+        tables.append(("Flags of other commands", sorted(foreign_flags.FLAGS, key=lambda row: row.theirs)))
     return NOTE + foreign.page(name, tables)
 
 

@@ -76,6 +76,26 @@ def test_all_pods_are_stopped_and_removed(secrun: Secrun):
     assert secrun("list", "-q").out == ""
 
 
+def test_pods_are_stopped_and_removed_by_filter_and_those_that_are_gone_may_be_ignored(
+    secrun: Secrun, tmp_path: Path
+):
+    marked = ("--label=fleet=blue",)
+    running, other = secrun.detach("sleep", "1000", options=marked), secrun.detach("sleep", "1000")
+    prepared = secrun.prepare("true", options=marked)
+    assert secrun("stop", "--force", "--filter=label=fleet").out.split() == [running]
+    assert secrun.status(running)["exit_code"] == 137
+    removed = secrun("rm", "--filter=label=fleet=blue", "--filter=exited=137").out.split()
+    assert removed == [running]
+    # One that runs is left alone, unless it is killed.
+    assert secrun("rm", f"--filter=id={other}").out == ""
+    absent = ("--ignore", f"--cidfile={tmp_path}/absent", running)
+    assert secrun("rm", *absent, prepared).out.split() == [prepared]
+    assert secrun("stop", *absent).out == ""
+    assert "is no UUID" in secrun("rm", "--ignore", "../x", code=2).err
+    assert "exclude each other" in secrun("rm", "--filter=id=0", "--all", code=2).err
+    assert secrun("rm", "--force", f"--filter=id={other}").out.split() == [other]
+
+
 def test_a_uuid_may_be_shortened_and_in_capitals(secrun: Secrun):
     uuid = secrun.prepare("true")
     assert f"uuid={uuid}" in secrun("status", uuid[:9].upper()).out

@@ -84,6 +84,8 @@ def test_a_folder_in_memory_in_words(secrun: Secrun):
         (("--mount", "type=tmpfs,target=/v,source=/etc"), "'source' is not known for type tmpfs"),
         (("--mount", "type=bind,source=/etc,target=/v,target=/w"), "given twice"),
         (("--mount", "type=bind,source=/etc,target=/v,readonly=maybe"), "neither true nor false"),
+        (("--mount", "type=image,source=x,target=/v"), "secrun image export"),
+        (("--mount", "type=glob,source=/etc/*,target=/v"), "each source is named"),
         (("--mount", "volume=x,target=/v"), "there is no --volume x"),
         (("--volume", "x,kind=moon", "--mount", "volume=x,target=/v"), "neither host nor empty"),
         (("--volume", "x,kind=empty,source=/etc"), "source is not possible"),

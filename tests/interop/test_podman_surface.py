@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from secrun.cli import foreign_podman
+from secrun.cli import foreign_flags, foreign_podman
+from secrun.cli.options import all_verbs
 
 # Of its commands, those that only group others.
 GROUPS = {
@@ -22,6 +23,13 @@ GROUPS = {
         "play",
     ),
     *("pod", "secret", "system", "volume"),
+}
+# Of flags of other commands, those that are not there yet.
+LATER = {
+    "exec": {"--detach", "-d", "--detach-keys", "--preserve-fds"},
+    "start": {"--detach-keys"},
+    "images": {"--filter", "-f"},
+    "rmi": {"--all", "-a"},
 }
 COMMANDS = {row.theirs for row in foreign_podman.COMMANDS}
 # What is said of all commands of a group, or of the plain form, is said once.
@@ -69,8 +77,21 @@ def test_every_command_of_a_group_has_a_row(group: str):
     assert sorted(missing - SHORT[group]) == []
 
 
+def flags_of(command: str) -> set[str]:
+    flags = set(re.findall(r"^ +(?:-\w, )?(--[a-z0-9-]+)", helped(command), re.MULTILINE))
+    return flags | set(re.findall(r"^ +(-\w), --", helped(command), re.MULTILINE))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), foreign_flags.COMMANDS.items())
+def test_every_flag_of_another_command_is_there_or_has_a_row(ours: str, theirs: str):
+    (verb,) = (verb for verb in all_verbs() if " ".join(verb.words) == ours)
+    known = {flag for option in verb.options for flag in option.flags} | {"--help"}
+    rows = [row.theirs.partition(" ") for row in foreign_flags.FLAGS]
+    known |= {flag for command, _, flags in rows if command == theirs for flag in flags.split(", ")}
+    assert sorted(flags_of(theirs) - known - LATER.get(theirs, set())) == []
+
+
 def test_every_flag_of_run_has_a_row():
-    flags = set(re.findall(r"^ +(?:-\w, )?(--[a-z0-9-]+)", helped("run"), re.MULTILINE))
-    flags |= set(re.findall(r"^ +(-\w), --", helped("run"), re.MULTILINE))
+    flags = flags_of("run")
     known = {word for row in foreign_podman.RUN for word in row.theirs.split(", ")}
     assert sorted(flags - known) == []

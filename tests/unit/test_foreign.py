@@ -2,13 +2,14 @@
 
 import pytest
 
-from secrun.cli import foreign_podman, foreign_rkt
+from secrun.cli import foreign_flags, foreign_podman, foreign_rkt
 from secrun.cli.foreign import Row, Verdict
 from secrun.cli.main import main
 from secrun.cli.options import GLOBAL, all_verbs
 
 VERBS = {" ".join(verb.words): verb for verb in all_verbs()}
 FLAGS = {flag for verb in VERBS.values() for option in (*verb.options, *GLOBAL) for flag in option.flags}
+OTHER = foreign_flags.FLAGS
 COMMANDS = (*foreign_podman.COMMANDS, *foreign_rkt.COMMANDS)
 RUN = (*foreign_podman.RUN, *foreign_rkt.RUN)
 # Words of `ours` that are neither a command nor a flag: the separator, and what stands for itself.
@@ -33,7 +34,7 @@ def fits(row: Row) -> bool:
 
 
 def test_what_is_named_in_place_of_theirs_exists():
-    assert [row for row in (*COMMANDS, *RUN) if not fits(row)] == []
+    assert [row for row in (*COMMANDS, *RUN, *OTHER) if not fits(row)] == []
 
 
 def test_what_is_refused_or_not_there_yet_is_not_there():
@@ -43,8 +44,16 @@ def test_what_is_refused_or_not_there_yet_is_not_there():
     assert missing & {*VERBS, *run} == set()
 
 
+def test_flags_of_other_commands_that_are_refused_are_not_there():
+    ours = {theirs: VERBS[words] for words, theirs in foreign_flags.COMMANDS.items()}
+    for row in OTHER:
+        command, _, flags = row.theirs.partition(" ")
+        known = {flag for option in ours[command].options for flag in option.flags}
+        assert known & set(flags.split(", ")) == set(), row
+
+
 def test_nothing_is_told_twice():
-    for table in (foreign_podman.COMMANDS, foreign_podman.RUN, foreign_rkt.COMMANDS, foreign_rkt.RUN):
+    for table in (foreign_podman.COMMANDS, foreign_podman.RUN, foreign_rkt.COMMANDS, foreign_rkt.RUN, OTHER):
         names = [row.theirs for row in table]
         assert sorted(names) == sorted(set(names))
 
@@ -62,6 +71,12 @@ def test_nothing_is_told_twice():
         (["run", "-P", "x"], "there is no -P: each port is published by name"),
         (["run", "--cpu-quota=5", "x"], "there is no --cpu-quota: here it is --cpus"),
         (["run", "--nonsense", "x"], "unrecognized arguments: --nonsense"),
+        (["list", "--size"], "there is no --size: what a pod wrote is counted by stats"),
+        (["logs", "-l"], "there is no -l: here it is list --latest --quiet. secrun logs $(secrun list"),
+        (["image", "list", "--digests"], "the ID is the digest"),
+        (["list", "--format", "{{.ID}}"], "there are no templates"),
+        (["run", "--creds=a:b", "x"], "everybody's to read: --authfile"),
+        (["run", "--network-alias=a", "x"], "--add-host names others"),
         (["list", "--restart"], "unrecognized arguments: --restart"),
     ],
 )

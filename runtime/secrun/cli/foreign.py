@@ -53,6 +53,18 @@ def explain(flag: str) -> str:
     return next((_said(row) for row in (*PODMAN, *RKT) if flag in row.theirs.split(", ")), "")
 
 
+def explain_of(command: str, flag: str) -> str:
+    """Return what to do instead of a flag that a command of podman's has and ours, `command`, lacks."""
+    from secrun.cli.foreign_flags import COMMANDS, FLAGS
+
+    theirs = COMMANDS.get(command)
+    for row in FLAGS if theirs else ():
+        name, _, flags = row.theirs.partition(" ")
+        if name == theirs and flag in flags.split(", "):
+            return _said(row)
+    return ""
+
+
 def explain_command(word: str) -> str:
     """Return what to type instead of a command that is podman's or rkt's; empty if it is neither's."""
     from secrun.cli.foreign_podman import COMMANDS as PODMAN

@@ -106,6 +106,15 @@ system reset = : rm --all, then remove --root
 system migrate = : there is nothing to migrate
 system renumber = : there are no lock numbers
 system connection = : there is no remote client; ssh HOST secrun
+diff = : export POD, and compare it with the image
+history = : layers are told by image inspect; what their builder says of them, by skopeo inspect --config
+image tree = : the same
+manifest = : an index is made by buildah or skopeo, and fetched by platform
+kube = : a pod from a file is --pod-manifest, in words of its own
+generate kube = : the same
+volume export = : tar -C $(secrun volume inspect NAME | jq -r .path) -c .
+volume import = : volume create, then tar into the path that volume inspect tells
+network create = : write a CNI configuration to /etc/cni/net.d
 network connect = : networks are part of the measured manifest
 network disconnect = : the same
 network reload = : plugins' rules belong to them
@@ -122,16 +131,7 @@ secret inspect = : a secret is shown to its app alone; cat-manifest tells its na
         """
 attach =
 healthcheck =
-diff =
-history =
 image mount =
-image tree =
-manifest =
-kube =
-generate kube =
-volume export =
-volume import =
-network create = : write a CNI configuration to /etc/cni/net.d
 """,
     ),
 )
@@ -261,6 +261,16 @@ RUN = (
 --init-path = : the init is the stage1's, and measured
 --ipc = : an IPC namespace is the pod's own and shared by its apps
 --memory-swappiness = : cgroup2 has no such limit
+--network-alias = : no name server runs for pods; --add-host names others
+--no-hosts = : a pod's own name resolves; a file of your own is mounted by -v FILE:/etc/hosts
+--creds = : a password on a command line is everybody's to read: --authfile
+--cert-dir = : certificates lie in /etc/containers/certs.d
+--decryption-key = : layers are not encrypted; signatures say whose they are
+--retry = : what can be tried again is, within limits
+--retry-delay = : the same
+--gpus = : --device gives one device and is measured
+--hosts-file = : --hosts-entry host, or -v FILE:/etc/hosts
+--no-hostname = : a pod has a name of its own
 --oom-kill-disable = : an app beyond its limit is killed
 --passwd = : the image's /etc/passwd is the image's
 --passwd-entry = : the image's /etc/passwd is the image's
@@ -282,8 +292,6 @@ RUN = (
     *rows(
         Verdict.LATER,
         """
---network-alias =
---no-hosts =
 --health-cmd =
 --health-interval =
 --health-on-failure =

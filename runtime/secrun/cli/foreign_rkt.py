@@ -47,6 +47,8 @@ api-service = list : every reader takes --format json; there is no daemon
         Verdict.REFUSED,
         """
 fly = : not a command in rkt either; the flavour without isolation is not there yet
+image extract = : image export, then tar or umoci; root unpacks nothing of an image
+image render = : the same
 app sandbox = : pods are made whole, so that a measurement says what ran
 app add = : the same
 app start = : the same
@@ -59,8 +61,6 @@ app exec = enter
         Verdict.LATER,
         """
 attach =
-image extract =
-image render =
 """,
     ),
 )

@@ -3,7 +3,9 @@
 import importlib
 
 from secrun.cli.options_common import (
+    FILTERS,
     FORMAT,
+    IGNORE,
     IMAGE,
     NO_LEGEND,
     UUID,
@@ -267,6 +269,8 @@ VERBS: tuple[Verb, ...] = (
         options=(
             Option(flags=("--force", "-f"), kind=Kind.FLAG, help="kill at once"),
             Option(flags=("-a", "--all"), kind=Kind.FLAG, help="all that run"),
+            FILTERS,
+            IGNORE,
             UUID_FILES,
         ),
         needs_root=True,
@@ -279,6 +283,8 @@ VERBS: tuple[Verb, ...] = (
         options=(
             Option(flags=("--force", "-f"), kind=Kind.FLAG, help="kill a pod that runs, then remove it"),
             Option(flags=("-a", "--all"), kind=Kind.FLAG, help="all that do not run; with --force all"),
+            FILTERS,
+            IGNORE,
             UUID_FILES,
         ),
         needs_root=True,

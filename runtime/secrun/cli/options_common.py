@@ -4,15 +4,25 @@ from secrun.cli.table import Kind, Option, Positional, Scope
 
 UUID = Positional(name="uuid", help="the pod's UUID or a unique prefix of it")
 UUID_MAYBE = Positional(name="uuid", help="the pod's UUID or a unique prefix of it", count="?")
+_UUID_FILE_FLAGS = ("--uuid-file", "--cidfile", "--pod-id-file")
 UUID_FILE = Option(
-    flags=("--uuid-file",), metavar="FILE", help="read the UUID from FILE, as --uuid-file-save wrote it"
+    flags=_UUID_FILE_FLAGS, metavar="FILE", help="read the UUID from FILE, as --uuid-file-save wrote it"
 )
 UUIDS_MAYBE = Positional(name="uuid", help="UUIDs or unique prefixes", count="*")
 UUID_FILES = Option(
-    flags=("--uuid-file",),
+    flags=_UUID_FILE_FLAGS,
     kind=Kind.LIST,
     metavar="FILE",
     help="read a UUID from FILE, as --uuid-file-save wrote it",
+)
+FILTERS = Option(
+    flags=("--filter",),
+    kind=Kind.LIST,
+    metavar="KEY=VALUE",
+    help="instead of UUIDs, the pods of which it holds, as secrun list has it",
+)
+IGNORE = Option(
+    flags=("-i", "--ignore"), kind=Kind.FLAG, help="a pod that is not there, and a file, is no error"
 )
 UUIDS = Positional(name="uuid", help="UUIDs or unique prefixes", count="+")
 

@@ -26,7 +26,7 @@ LOOK_VERBS = (
         options=(
             Option(flags=("-f", "--follow"), kind=Kind.FLAG, help="go on until interrupted"),
             Option(
-                flags=("--interval",),
+                flags=("-i", "--interval"),
                 metavar="DURATION",
                 default="1s",
                 help="the time over which the use of the processor is counted",

@@ -67,12 +67,12 @@ class _Scanner:
 
     def _unknown(self, flag: str, word: str) -> UsageError:
         """Say what to do instead of a flag that users bring along from podman or rkt."""
-        if any(option.scope is Scope.APP for option in self.options.values()):
-            from secrun.cli.foreign import explain
+        from secrun.cli.foreign import explain, explain_of
 
-            reason = explain(flag)
-            if reason:
-                return UsageError(f"there is no {flag}: {reason}", hint=f"see {self.prog} --help")
+        starts = any(option.scope is Scope.APP for option in self.options.values())
+        reason = explain(flag) if starts else explain_of(self.prog.removeprefix("secrun "), flag)
+        if reason:
+            return UsageError(f"there is no {flag}: {reason}", hint=f"see {self.prog} --help")
         return self.fail(f"unrecognized arguments: {word}")
 
     def _cluster(self, word: str) -> None:
@@ -115,6 +115,8 @@ class _Scanner:
                 raise self.fail(f"argument {name}: invalid int value: {given[:80]!r}") from error
         elif option.choices and given not in option.choices:
             choices = ", ".join(option.choices)
+            if given.startswith("{{"):
+                raise UsageError(f"{name}: there are no templates", hint="--format json is for jq")
             raise self.fail(f"argument {name}: invalid choice: {given[:80]!r} (choose from {choices})")
         else:
             self.values[option.dest] = given

@@ -86,16 +86,9 @@ def _last(args: Arguments) -> int | None:
 
 def _chosen(args: Arguments, context: Context) -> "list[Glance]":
     from secrun.pod import select
-    from secrun.pod.glance import glances
 
     last = _last(args)
-
-    def created(text: str) -> int:
-        uuid = find(context.layout, text).uuid
-        return next(pod.created_ns for pod in glances(context.layout) if pod.uuid == uuid)
-
-    wanted = select.parse(args.many("filter"), time.time_ns(), created)
-    seen = [pod for pod in glances(context.layout, ends=wanted.needs_ends) if wanted.holds(pod)]
+    seen = uuids.chosen(context, args.many("filter"))
     return select.arrange(seen, key=args.required("sort"), backwards=args.flag("reverse"), last=last)
 
 

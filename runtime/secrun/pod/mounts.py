@@ -201,6 +201,14 @@ _KNOWN = {
     "volume": _COMMON | {"source", "relabel", "noexec", "nocopy"} | _OWN,
     "tmpfs": _COMMON | {"size", "mode"},
 }
+# podman's other types, and what there is instead.
+_NOT_HERE = {
+    "image": "what runs beside an app is an app; files of an image come out by secrun image export",
+    "artifact": "files of an artifact come out by skopeo copy",
+    "devpts": "an app has a /dev/pts of its own",
+    "ramfs": "memory without a limit is the host's; type=tmpfs has one",
+    "glob": "each source is named, so that what is mounted is measured",
+}
 _RELABELS = {"shared": "z", "private": "Z", "z": "z", "Z": "Z"}
 
 
@@ -209,7 +217,9 @@ def _long(layout: Layout, text: str, given: Mapping[str, str]) -> Volume | Empty
     pairs = {_ALIASES.get(key, key): value for key, value in given.items()}
     kind = pairs.get("type", "volume")
     if kind not in _KNOWN:
-        raise _bad("--mount", text, f"type {kind[:40]!r} is none of {', '.join(sorted(_KNOWN))}")
+        error = _bad("--mount", text, f"type {kind[:40]!r} is none of {', '.join(sorted(_KNOWN))}")
+        error.hint = _NOT_HERE.get(kind, error.hint)
+        raise error
     unknown = sorted(set(pairs) - _KNOWN[kind])
     if unknown or "target" not in pairs:
         what = f"{unknown[0][:40]!r} is not known for type {kind}" if unknown else "it has no target"

@@ -258,4 +258,4 @@ def find(layout: Layout, text: str) -> Found:
                 return pod
         if not found:
             break
-    raise UsageError(f"no pod matches {text!r}", hint="see secrun list", code="usage-uuid")
+    raise UsageError(f"no pod matches {text!r}", hint="see secrun list", code="usage-no-pod")

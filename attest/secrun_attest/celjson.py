@@ -1,7 +1,7 @@
 """Records as TCG Canonical Event Log JSON, one per line: the form that the log itself has on disk."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 from secrun_attest import jcs
@@ -67,6 +67,17 @@ def from_json(value: JsonValue) -> Record:
 def line(record: Record) -> bytes:
     """Return `record` as one line with its end."""
     return jcs.encode(to_json(record)) + b"\n"
+
+
+# What stands before the event in each line.
+BEFORE_DATA = b'{"content":{"event_data":"'
+
+
+def tail_of(pcr: int, banks: Iterable[Bank]) -> bytes:
+    """Return what `line` writes behind an event, with a place for each digest in hex, and for the recnum."""
+    digests = b",".join(b'{"digest":"%%b","hashAlg":"%b"}' % bank.encode() for bank in banks)
+    kind = b'","event_type":"%b"},"content_type":"%b",' % (EVENT_TYPE.encode(), CONTENT_TYPE.encode())
+    return kind + b'"digests":[%b],"pcr":%d,"recnum":%%d}\n' % (digests, pcr)
 
 
 def parse_line(data: bytes) -> Record:

@@ -302,6 +302,13 @@ def guest(bench: Bench, rounds: int) -> tuple[Rows, Profiles]:
     return guest_rows(bench, rounds)
 
 
+def audit(bench: Bench, _: int) -> tuple[Rows, Profiles]:
+    """An audit log of a million records: exported in every form, and verified."""
+    from bench_audit import audit_rows
+
+    return audit_rows(bench), []
+
+
 CASES: dict[str, Callable[[Bench, int], tuple[Rows, Profiles]]] = {
     "cli": command_line,
     "pod": pod,
@@ -309,6 +316,7 @@ CASES: dict[str, Callable[[Bench, int], tuple[Rows, Profiles]]] = {
     "memory": memory,
     "guest": guest,
     "attest": attest,
+    "audit": audit,
 }
 
 

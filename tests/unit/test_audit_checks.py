@@ -262,7 +262,7 @@ def test_the_page_of_one_framework_has_no_other():
 
 def bar(started, ended, code=0):
     return Run(
-        pod=POD, index=1, started=started, ended=ended, code=code, who="", apps=(), images=(), relaxed=False
+        pod=POD, leaf=1, started=started, ended=ended, code=code, who="", apps=(), images=(), relaxed=False
     )
 
 

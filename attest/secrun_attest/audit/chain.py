@@ -8,15 +8,16 @@ hashes and a line that nobody counts, and the next writer cuts them off.
 import fcntl
 import os
 import re
+from binascii import Error, unhexlify
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from secrun_attest import frozen, jcs
+from secrun_attest import celjson, frozen, jcs
 from secrun_attest.audit import entries, merkle
 from secrun_attest.audit.entries import Closing, Entry, Pruned, State
-from secrun_attest.audit.walk import Walk, parse_record
+from secrun_attest.audit.walk import Walk
 from secrun_attest.errors import FormatError, LogError
 from secrun_attest.evidence import banks
 from secrun_attest.fields import Fields, parse_json
@@ -285,13 +286,12 @@ class Chain:
                 if not line.endswith(b"\n") and len(line) <= MAX_LOG_LINE:
                     break  # the end, or a record that was never whole
                 try:
-                    record = parse_record(line)
-                    walk.take(record)
+                    data = walk.take_line(line)
                 except FormatError as error:
                     why = f"record {walk.count}: {error.message}"
                     break
                 end += len(line)
-                fresh += tree.append(merkle.leaf_hash(record.event_data))
+                fresh += tree.append(merkle.leaf_hash(data))
                 if len(fresh) > _FLUSH:
                     _write_all(self._hashes, b"".join(fresh))
                     fresh.clear()
@@ -359,23 +359,21 @@ class Chain:
         size = merkle.HASH_SIZE
         low = merkle.stored_count(first)
         found = os.pread(self._hashes, size * (merkle.stored_count(end) - low), size * low)
+        if len(found) != size * (merkle.stored_count(end) - low):
+            raise self._damaged("its hashes are cut")
+        at = 0
         for index in range(first, end):
-            at = size * (merkle.stored_count(index) - low)
-            leaf = found[at : at + size]
-            if len(leaf) != size:
-                raise self._damaged("its hashes are cut")
-            yield leaf
-
-
-_BEFORE_DATA = b'{"content":{"event_data":"'
+            yield found[at : at + size]
+            # Behind a leaf are the subtrees that it completes: as many as its number ends in ones.
+            at += size * (~index & index + 1).bit_length()
 
 
 def _event_of(line: bytes) -> bytes:
     """Return the event of a line as it is written, or nothing: the hash of its leaf is the judge."""
-    end = line.find(b'"', len(_BEFORE_DATA))
+    begin = len(celjson.BEFORE_DATA)
     try:
-        return bytes.fromhex(line[len(_BEFORE_DATA) : end].decode("ascii"))
-    except ValueError:
+        return unhexlify(line[begin : line.find(b'"', begin)])
+    except Error:
         return b""
 
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
+from itertools import takewhile
 
 from secrun_attest import frozen
 from secrun_attest.errors import FormatError
@@ -15,6 +16,11 @@ CATALOGUE = "checks.toml"
 APP = "app"
 # What one check shows of what broke it; the count is whole.
 MAX_EVIDENCE = 100
+# How much of a value is shown.
+_MAX_VALUE = 200
+# Subjects whose answers are remembered, and how long what is asked of one may be: some megabytes in all.
+_MAX_KNOWN = 256
+_MAX_ASKED = 8 * 1024
 FRAMEWORKS: Mapping[str, str] = {
     "sp800-190": "NIST SP 800-190",
     "sp800-53": "NIST SP 800-53 r5",
@@ -184,15 +190,55 @@ class _Tally:
         self.evidence: list[Evidence] = []
 
 
+class _Group:
+    """The checks that look at subjects of one kind; what they say of equal ones is worked out once.
+
+    A host runs the same few things again and again, so a million apps have some dozen answers.
+    """
+
+    def __init__(self, tallies: Sequence[_Tally]) -> None:
+        self._tallies = tallies
+        paths = {
+            tuple(takewhile("*".__ne__, path))
+            for tally in tallies
+            for condition in (*tally.check.where, *tally.check.require)
+            for path in condition.paths
+        }
+        self._heads = sorted(paths)
+        self._known: dict[str, Sequence[tuple[_Tally, str]]] = {}
+
+    def answers(self, subject: JsonObject) -> Sequence[tuple[_Tally, str]]:
+        """Return the checks that look at this, each with the value that breaks it, empty if none does."""
+        asked = repr([_at(subject, head) for head in self._heads])
+        found = self._known.get(asked)
+        if found is None:
+            looking = [tally for tally in self._tallies if tally.check.applies(subject)]
+            found = [(tally, tally.check.broken(subject)[:_MAX_VALUE]) for tally in looking]
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            if len(asked) <= _MAX_ASKED:
+                self._known[asked] = found
+        return found
+
+
+def _at(value: JsonValue, path: Sequence[str]) -> object:
+    """Return what is at a path, or what no JSON is."""
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            return ...
+        value = value[name]
+    return value
+
+
 class Checker:
     """Evaluates checks record by record."""
 
     def __init__(self, checks: Sequence[Check]) -> None:
         self._tallies = [_Tally(check) for check in checks]
-        self._by: dict[str, list[_Tally]] = {}
-        for tally in self._tallies:
-            for event in tally.check.on:
-                self._by.setdefault(event, []).append(tally)
+        events = {event for check in checks for event in check.on}
+        self._by = {
+            event: _Group([tally for tally in self._tallies if event in tally.check.on]) for event in events
+        }
 
     def wants(self, event: str) -> bool:
         """Tell whether any check looks at this event."""
@@ -200,11 +246,10 @@ class Checker:
 
     def take(self, event: str, index: int, time: int, subject: JsonObject) -> None:
         """Look at one row, or as APP at one app of a pod's account with the pod as `pod`."""
-        for tally in self._by.get(event, ()):
-            if not tally.check.applies(subject):
-                continue
+        group = self._by.get(event)
+        for tally, got in group.answers(subject) if group else ():
             tally.looked += 1
-            if got := tally.check.broken(subject):
+            if got:
                 tally.broken += 1
                 if len(tally.evidence) < MAX_EVIDENCE:
                     tally.evidence.append(_evidence(event, index, time, subject, got))
@@ -223,7 +268,7 @@ def _evidence(event: str, index: int, time: int, subject: JsonObject, got: str) 
         event="PodExit" if event == APP else event,
         pod=uuid if isinstance(uuid, str) else "",
         app=name if event == APP and isinstance(name, str) else "",
-        value=got[:200],
+        value=got,
     )
 
 

@@ -36,7 +36,7 @@ from secrun_attest.audit.survey import Survey, Surveyor, survey_of
 from secrun_attest.audit.tarball import TarWriter, parts_of
 from secrun_attest.audit.trail import Projection, Row
 from secrun_attest.audit.walk import chained, parse_record
-from secrun_attest.events import parse_event
+from secrun_attest.events import parse_event, retold
 from secrun_attest.jcs import JsonObject
 from secrun_attest.limits import MAX_INTEGER, MAX_LOG_LINE
 from secrun_attest.quotefiles import quote_files
@@ -102,10 +102,7 @@ def rows(chain: Chain, scope: Scope) -> Iterator[Row]:
     """Yield the rows of the trail within the span; raises ChainError if a record is not what it was."""
     projection = Projection()
     for index, data, line in chain.leaves(scope.first, scope.head.size):
-        if line:
-            row = projection.row(index, parse_event(data))
-        else:
-            row = projection.entry(index, entries.parse(data))
+        row = projection.row(index, retold(data)) if line else projection.entry(index, entries.parse(data))
         if scope.span.since <= row.time < scope.span.until:
             yield row
 
@@ -218,8 +215,8 @@ class BundleWriter:
         chain, scope = self._chain, self._scope
         projection = Projection()
         for index, data, line in chain.leaves(scope.first, scope.head.size):
-            event = parse_event(data) if line else None
-            row = projection.row(index, event) if event else projection.entry(index, entries.parse(data))
+            told = retold(data) if line else None
+            row = projection.row(index, told) if told else projection.entry(index, entries.parse(data))
             account = accounts(row.account) if row.account else None
             if row.account:
                 # One line for each that is named, in the span or not: the verifier counts them so.

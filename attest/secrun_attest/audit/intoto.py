@@ -12,7 +12,7 @@ from secrun_attest.audit.note import Signer
 from secrun_attest.audit.rows import when
 from secrun_attest.audit.trail import Image, Outcome, Row
 from secrun_attest.dsse import sign
-from secrun_attest.jcs import JsonObject, JsonValue, encode
+from secrun_attest.jcs import JsonObject, JsonValue
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -21,6 +21,8 @@ SUMMARY = "https://slsa.dev/verification_summary/v1"
 # A level of our own: names that begin with SLSA_ are SLSA's.
 ADMITTED = "SECRUN_ADMITTED"
 _PREFIX = "sha256:"
+# An account may be none, and its statement still has to say so: no canonical form, which refuses some JSON.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def _subject(image: Image) -> JsonObject:
@@ -31,7 +33,8 @@ def _subject(image: Image) -> JsonObject:
 
 
 def _statement(subjects: list[JsonValue], kind: str, predicate: JsonObject) -> bytes:
-    return encode({"_type": STATEMENT, "subject": subjects, "predicateType": kind, "predicate": predicate})
+    said = {"_type": STATEMENT, "subject": subjects, "predicateType": kind, "predicate": predicate}
+    return _ENCODER.encode(said).encode()
 
 
 def statements(about: About, row: Row, account: bytes | None) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from secrun_attest import frozen
 from secrun_attest.audit.chain import Chain, Records
 from secrun_attest.audit.entries import Pruned
 from secrun_attest.audit.trail import Projection
-from secrun_attest.events import parse_event
+from secrun_attest.events import retold
 from secrun_attest.logstore import HEAD_SUFFIX, MARK_SUFFIX, sync_directory
 
 
@@ -50,7 +50,7 @@ def _accounts(chain: Chain, name: str) -> Iterator[str]:
     for placed in chain.placed:
         if isinstance(placed.part, Records) and placed.part.name == name:
             for index, data, _ in chain.leaves(placed.at, placed.end):
-                if account := projection.row(index, parse_event(data)).account:
+                if account := projection.row(index, retold(data)).account:
                     yield account
 
 

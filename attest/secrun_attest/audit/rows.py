@@ -68,7 +68,7 @@ def csv_lines(rows: Iterable[Row]) -> Iterator[bytes]:
     writer = csv.writer(buffer)
     writer.writerow(COLUMNS)
     for number, row in enumerate(rows):
-        writer.writerow([f"'{cell}" if cell and str(cell)[0] in _FORMULA else cell for cell in _cells(row)])
+        writer.writerow([f"'{cell}" if cell[:1] in _FORMULA else cell for cell in _cells(row)])
         if number % _FLUSH == 0:
             yield _taken(buffer)
     yield _taken(buffer)
@@ -86,12 +86,12 @@ def image_text(image: Image) -> str:
     return f"{image.reference}@{image.manifest}" if image.reference else image.manifest
 
 
-def _cells(row: Row) -> tuple[str | int, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     return (
-        row.leaf, when(row.time), row.event, row.outcome.value, row.pod, row.who, " ".join(row.apps),
+        str(row.leaf), when(row.time), row.event, row.outcome.value, row.pod, row.who, " ".join(row.apps),
         " ".join(map(image_text, row.images)), _signers(row), row.flavour, ", ".join(row.relaxations),
-        row.policy, row.label, row.network, row.command, "" if row.code is None else row.code, row.what,
-        row.why, row.epoch, row.number, row.manifest, row.confinement, row.stage1, row.account,
+        row.policy, row.label, row.network, row.command, "" if row.code is None else str(row.code), row.what,
+        row.why, row.epoch, str(row.number), row.manifest, row.confinement, row.stage1, row.account,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from secrun_attest import frozen
 from secrun_attest.audit.checks import APP, Check, Checker, Finding
@@ -16,15 +17,14 @@ MAX_RUNNING = 10_000
 MAX_NOTABLE = 400
 
 
-@frozen.record
-class Run:
+class Run(NamedTuple):
     """A pod from its start to its end in milliseconds since 1970; `ended` is 0 while it runs.
 
-    `index` is the leaf of its PodStart.
+    `leaf` is that of its PodStart. A tuple, as there may be millions.
     """
 
     pod: str
-    index: int
+    leaf: int
     started: int
     ended: int
     code: int | None
@@ -98,7 +98,7 @@ class Surveyor:
         _trim(self._images)
         self._open[row.pod] = Run(
             pod=row.pod,
-            index=row.leaf,
+            leaf=row.leaf,
             started=row.time,
             ended=0,
             code=None,
@@ -112,7 +112,7 @@ class Surveyor:
     def _end(self, row: Row) -> None:
         run = self._open.pop(row.pod, None)
         if run is not None:
-            self._runs[run.index] = frozen.replace(run, ended=row.time, code=row.code)
+            self._runs[run.leaf] = run._replace(ended=row.time, code=row.code)
             _bound(self._runs, MAX_RUNS)
 
     def _account(self, row: Row, data: bytes | None) -> None:

@@ -7,11 +7,12 @@ an image, as far as it is remembered; everything else is in the record itself.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from secrun_attest.audit.entries import Entry, Pruned, State
+from secrun_attest.events import Told
 from secrun_attest.jcs import JsonObject, JsonValue
-from secrun_attest.record import Event, Operation
+from secrun_attest.record import Epoch, Event, Operation
 
 # Images that are remembered with who signed them. A host runs tens; one that is forgotten shows its digests.
 MAX_IMAGES = 4096
@@ -53,7 +54,7 @@ class Row(NamedTuple):
     number: int
     time: int
     event: str
-    outcome: Outcome
+    outcome: Outcome = Outcome.DONE
     pod: str = ""
     who: str = ""
     apps: tuple[str, ...] = ()
@@ -95,6 +96,29 @@ class Row(NamedTuple):
         return fields
 
 
+class _Tell(TypedDict, total=False):
+    """What the events say of a row, as far as each has it."""
+
+    outcome: Outcome
+    pod: str
+    who: str
+    apps: tuple[str, ...]
+    images: tuple[Image, ...]
+    flavour: str
+    stage1: str
+    manifest: str
+    confinement: str
+    policy: str
+    relaxations: tuple[str, ...]
+    label: str
+    network: str
+    command: str
+    code: int | None
+    account: str
+    what: str
+    why: str
+
+
 _TEXTS = (
     "pod", "who", "flavour", "stage1", "manifest", "confinement", "policy", "label", "network", "command",
     "account", "what", "why",
@@ -117,27 +141,28 @@ class Projection:
 
     def __init__(self) -> None:
         self._epoch = ""
+        self._last: Epoch | None = None
         self._images: OrderedDict[tuple[str, str], Image] = OrderedDict()
 
-    def row(self, index: int, event: Event) -> Row:
+    def row(self, index: int, event: Event | Told) -> Row:
         """Return the row of one event."""
+        if event.epoch is not self._last or event.operation is Operation.LOG_OPEN:
+            self._begin(event)
+        fields = event.fields
+        said = _Said(fields)
+        by = fields.get("by")
+        told: _Tell = {"pod": said.text("pod"), "who": _who(by) if isinstance(by, dict) else ""}
+        tell = _TELLERS.get(event.operation)
+        if tell is not None:
+            told |= tell(self, said)
+        return Row(index, self._epoch, event.seq, event.t, event.operation.value, **told)
+
+    def _begin(self, event: Event | Told) -> None:
+        """Forget the images of another epoch."""
         epoch = f"{event.epoch.reset}-{event.epoch.restart}"
         if event.operation is Operation.LOG_OPEN or epoch != self._epoch:
             self._images.clear()
-            self._epoch = epoch
-        said = _Said(event.fields)
-        row = Row(
-            leaf=index,
-            epoch=epoch,
-            number=event.seq,
-            time=event.t,
-            event=event.operation.value,
-            outcome=Outcome.DONE,
-            pod=said.text("pod"),
-            who=_who(said.inner("by")),
-        )
-        tell = _TELLERS.get(event.operation)
-        return row if tell is None else tell(self, row, said)
+        self._epoch, self._last = epoch, event.epoch
 
     def entry(self, index: int, entry: Entry) -> Row:
         """Return the row of how an epoch ended, or of what was pruned."""
@@ -153,7 +178,7 @@ class Projection:
             why=entry.why,
         )
 
-    def admit(self, row: Row, said: "_Said") -> Row:
+    def admit(self, said: "_Said") -> _Tell:
         """Tell of ImageAdmit, and remember the image."""
         verdict = said.inner("verdict")
         signatures = (_Said(item) for item in verdict.items("signatures") if isinstance(item, dict))
@@ -171,9 +196,9 @@ class Projection:
         if len(self._images) > MAX_IMAGES:
             self._images.popitem(last=False)
         outcome = Outcome.BYPASSED if image.bypass else Outcome.DONE
-        return row._replace(images=(image,), outcome=outcome)
+        return {"images": (image,), "outcome": outcome}
 
-    def prepare(self, row: Row, said: "_Said") -> Row:
+    def prepare(self, said: "_Said") -> _Tell:
         """Tell of PodPrepare."""
         apps = [_Said(item) for item in said.items("apps") if isinstance(item, dict)]
         stage1 = said.inner("stage1")
@@ -181,17 +206,17 @@ class Projection:
         for app in apps:
             relaxations.update(f"{app.text('name')}: {word}" for word in app.texts("relaxations"))
         machine = said.inner("machine").text("accelerator")
-        return row._replace(
-            apps=tuple(app.text("name") for app in apps),
-            images=tuple(self._image(app.text("image"), app.text("tree")) for app in apps),
-            flavour=stage1.text("flavour") + (f"/{machine}" if machine else ""),
-            stage1=stage1.text("digest"),
-            manifest=said.text("manifest"),
-            confinement=said.text("confinement"),
-            policy=said.text("policy"),
-            relaxations=tuple(sorted(relaxations)),
-            outcome=Outcome.BYPASSED if "insecure-options:image" in relaxations else Outcome.DONE,
-        )
+        return {
+            "apps": tuple(app.text("name") for app in apps),
+            "images": tuple(self._image(app.text("image"), app.text("tree")) for app in apps),
+            "flavour": stage1.text("flavour") + (f"/{machine}" if machine else ""),
+            "stage1": stage1.text("digest"),
+            "manifest": said.text("manifest"),
+            "confinement": said.text("confinement"),
+            "policy": said.text("policy"),
+            "relaxations": tuple(sorted(relaxations)),
+            "outcome": Outcome.BYPASSED if "insecure-options:image" in relaxations else Outcome.DONE,
+        }
 
     def _image(self, manifest: str, tree: str) -> Image:
         return self._images.get((manifest, tree)) or Image(manifest=manifest, tree=tree)
@@ -228,73 +253,78 @@ class _Said:
         return tuple(item for item in self.items(name) if isinstance(item, str))
 
 
-def _who(by: _Said) -> str:
-    """Return who did it in one word: `login 1000 as 0 in ssh.service`."""
-    login, uid, unit = by.number("login"), by.number("uid"), by.text("unit")
+def _who(by: JsonObject) -> str:
+    """Return who did it in one word: `login 1000, uid 0, unit ssh.service`."""
+    said = _Said(by)
+    login, uid, unit = said.number("login"), said.number("uid"), said.text("unit")
     words = [f"login {login}"] if login is not None else []
     words += [f"uid {uid}"] if uid is not None else []
     words += [f"unit {unit}"] if unit else []
     return ", ".join(words)
 
 
-def _opened(_: Projection, row: Row, said: _Said) -> Row:
+def _opened(_: Projection, said: _Said) -> _Tell:
     runtime = said.inner("runtime")
-    return row._replace(
-        what=f"secrun {runtime.text('version')} {runtime.text('digest')}".strip(),
-        policy=said.text("policy"),
-        why=f"key {said.text('ak')}, {said.inner('tpm').text('kind')} TPM",
-    )
+    return {
+        "what": f"secrun {runtime.text('version')} {runtime.text('digest')}".strip(),
+        "policy": said.text("policy"),
+        "why": f"key {said.text('ak')}, {said.inner('tpm').text('kind')} TPM",
+    }
 
 
-def _started(_: Projection, row: Row, said: _Said) -> Row:
-    return row._replace(label=said.text("selinux"), network=said.text("network"))
+def _started(_: Projection, said: _Said) -> _Tell:
+    return {"label": said.text("selinux"), "network": said.text("network")}
 
 
-def _entered(_: Projection, row: Row, said: _Said) -> Row:
+def _entered(_: Projection, said: _Said) -> _Tell:
     app, user = said.text("app"), said.text("user")
-    return row._replace(
-        apps=(app,) if app else (), command=said.text("command"), what=f"as user {user}" if user else ""
-    )
+    return {
+        "apps": (app,) if app else (),
+        "command": said.text("command"),
+        "what": f"as user {user}" if user else "",
+    }
 
 
-def _exited(_: Projection, row: Row, said: _Said) -> Row:
-    return row._replace(code=said.number("code"), account=said.text("account"))
+def _exited(_: Projection, said: _Said) -> _Tell:
+    return {"code": said.number("code"), "account": said.text("account")}
 
 
-def _denied(_: Projection, row: Row, said: _Said) -> Row:
-    what = " ".join(filter(None, (said.text("what"), said.text("subject"))))
-    why = ": ".join(filter(None, (said.text("code"), said.text("why"))))
-    return row._replace(outcome=Outcome.REFUSED, what=what, why=why)
+def _denied(_: Projection, said: _Said) -> _Tell:
+    return {
+        "outcome": Outcome.REFUSED,
+        "what": " ".join(filter(None, (said.text("what"), said.text("subject")))),
+        "why": ": ".join(filter(None, (said.text("code"), said.text("why")))),
+    }
 
 
-def _unmeasured(_: Projection, row: Row, said: _Said) -> Row:
+def _unmeasured(_: Projection, said: _Said) -> _Tell:
     what = said.text("what")
     times = said.number("count")
-    return row._replace(
-        outcome=Outcome.BYPASSED,
-        pod=row.pod or (said.text("subject") if what.startswith("Pod") else ""),
-        what=f"{what} {said.text('subject')}".strip() + (f" and {times - 1} more" if times else ""),
-        why=said.text("option"),
-        command=said.text("command"),
-        manifest=said.text("manifest"),
-        code=said.number("code"),
-    )
+    return {
+        "outcome": Outcome.BYPASSED,
+        "pod": said.text("pod") or (said.text("subject") if what.startswith("Pod") else ""),
+        "what": f"{what} {said.text('subject')}".strip() + (f" and {times - 1} more" if times else ""),
+        "why": said.text("option"),
+        "command": said.text("command"),
+        "manifest": said.text("manifest"),
+        "code": said.number("code"),
+    }
 
 
-def _changed(_: Projection, row: Row, said: _Said) -> Row:
+def _changed(_: Projection, said: _Said) -> _Tell:
     digest = said.text("digest") or said.inner("runtime").text("digest")
-    return row._replace(what=said.text("policy"), policy=digest)
+    return {"what": said.text("policy"), "policy": digest}
 
 
-def _resumed(_: Projection, row: Row, said: _Said) -> Row:
-    return row._replace(what=f"restart {said.number('restart')}")
+def _resumed(_: Projection, said: _Said) -> _Tell:
+    return {"what": f"restart {said.number('restart')}"}
 
 
-def _checkpoint(_: Projection, row: Row, said: _Said) -> Row:
-    return row._replace(what=f"{said.number('size')} leaves", why=said.text("root"))
+def _checkpoint(_: Projection, said: _Said) -> _Tell:
+    return {"what": f"{said.number('size')} leaves", "why": said.text("root")}
 
 
-_TELLERS: Mapping[Operation, Callable[[Projection, Row, _Said], Row]] = {
+_TELLERS: Mapping[Operation, Callable[[Projection, _Said], _Tell]] = {
     Operation.LOG_OPEN: _opened,
     Operation.IMAGE_ADMIT: Projection.admit,
     Operation.POD_PREPARE: Projection.prepare,

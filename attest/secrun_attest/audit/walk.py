@@ -1,20 +1,22 @@
 """The records of one epoch's log, one by one: each has the digests of its bytes, and follows the last."""
 
+from binascii import Error, hexlify, unhexlify
 from collections.abc import Mapping
 
 from secrun_attest import celjson
 from secrun_attest.audit.merkle import HASH_SIZE
 from secrun_attest.errors import FormatError
-from secrun_attest.events import parse_event
+from secrun_attest.events import epoch_of, parse_event, usual
 from secrun_attest.history import baseline_of
-from secrun_attest.record import Bank, Epoch, Event, Operation, Record
+from secrun_attest.limits import MAX_RECORDS
+from secrun_attest.record import Bank, Epoch, Event, Operation, Record, digest
 from secrun_attest.replay import extend_all
 
 
 class Walk:
     """Follows a log; `pcrs` is what the PCR holds after `count` records of `epoch`."""
 
-    __slots__ = ("count", "epoch", "pcr", "pcrs")
+    __slots__ = ("_banks", "_tail", "count", "epoch", "pcr", "pcrs")
 
     def __init__(
         self,
@@ -28,6 +30,48 @@ class Walk:
         self.epoch = epoch
         self.pcr = pcr
         self.pcrs: dict[Bank, bytes] = dict(pcrs or {})
+        # The banks in the order of the last line, and what stands behind its event.
+        self._banks: tuple[Bank, ...] = ()
+        self._tail = b""
+
+    def take_line(self, line: bytes) -> bytes:
+        """Take the next line of the log, its end included; return its event, raises FormatError.
+
+        A line is written anew from its event where nothing of it is unusual: that it is the same says at
+        once that it is canonical, that its digests are those of the event, and where it stands.
+        """
+        data = self._usual_line(line)
+        if data is None:
+            record = parse_record(line)
+            self.take(record)
+            data = record.event_data
+            self._banks = tuple(record.digests)
+            self._tail = celjson.tail_of(self.pcr, self._banks)
+        return data
+
+    def _usual_line(self, line: bytes) -> bytes | None:
+        """Take a line of a pod's life that is in its usual form and follows; None says nothing of it."""
+        begin = len(celjson.BEFORE_DATA)
+        try:
+            data = unhexlify(line[begin : line.find(b'"', begin)])
+        except Error:
+            return None
+        if not self._tail or self.count >= MAX_RECORDS or (match := usual(data)) is None:
+            return None
+        seq, epoch = match.group("seq", "epoch")
+        if int(seq) != self.count or ((said := epoch_of(epoch)) is not self.epoch and said != self.epoch):
+            return None
+        digests = [digest(bank, data) for bank in self._banks]
+        expected = self._tail % (*map(hexlify, digests), self.count)
+        if line != celjson.BEFORE_DATA + hexlify(data) + expected:
+            return None
+        values = self.pcrs
+        self.pcrs = {
+            bank: digest(bank, values[bank] + extended)
+            for bank, extended in zip(self._banks, digests, strict=True)
+        }
+        self.count += 1
+        return data
 
     def take(self, record: Record) -> Event:
         """Take the next record; raises FormatError if it cannot follow."""

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -98,7 +97,7 @@ def export(args: Arguments, context: Context) -> int:
     layout, span = context.layout, span_of(args)
     identity = identities.required(layout)
     form = args.required("format")
-    kept = partial(accounts.read, layout)
+    kept = accounts.reader(layout)
     with _output(args, context) as (out, folder):
         auditing.close(layout, identity, State.OPEN)
         with auditing.reading(layout, identity) as (chain, key):
@@ -121,7 +120,7 @@ def report(args: Arguments, context: Context) -> int:
     with auditing.reading(layout, identity) as (chain, key):
         scope = scope_of(chain, key, span)
         about = _about(args, scope, identity.host)
-        found = told(chain, scope, partial(accounts.read, layout))
+        found = told(chain, scope, accounts.reader(layout))
         survey = survey_of(found, chosen(about.framework))
     if args.text("format") == "json":
         rows = [finding.to_json() for finding in survey.findings]

@@ -1,5 +1,7 @@
 """What is kept of a pod beyond its folder: its account, named by the digest that the log holds."""
 
+import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,10 +10,12 @@ from secrun.errors import ImageError
 from secrun.files import write_atomic
 from secrun.paths import Layout
 
+_SUFFIX = ".json"
+
 
 def path_of(layout: Layout, digest: Digest) -> Path:
     """Return where the account of a digest is."""
-    return layout.accounts / digest.hex[:2] / f"{digest.hex}.json"
+    return layout.accounts / digest.hex[:2] / f"{digest.hex}{_SUFFIX}"
 
 
 def keep(layout: Layout, data: bytes) -> str:
@@ -23,12 +27,20 @@ def keep(layout: Layout, data: bytes) -> str:
     return str(digest)
 
 
-def read(layout: Layout, digest: str) -> bytes | None:
-    """Return an account; None if it is gone, or `digest` is none."""
-    try:
-        return path_of(layout, Digest.parse(digest)).read_bytes()
-    except (FileNotFoundError, ImageError):
-        return None
+def reader(layout: Layout) -> Callable[[str], bytes | None]:
+    """Return what gives an account by its digest; None if it is gone, or what was given is no digest."""
+    folder = os.fspath(layout.accounts)
+
+    def read(digest: str) -> bytes | None:
+        # An export reads hundreds of thousands: no Path for each.
+        try:
+            name = Digest.parse(digest).hex
+            with open(f"{folder}/{name[:2]}/{name}{_SUFFIX}", "rb", buffering=0) as stream:
+                return stream.read()
+        except (FileNotFoundError, ImageError):
+            return None
+
+    return read
 
 
 def remove(layout: Layout, digest: str) -> None:

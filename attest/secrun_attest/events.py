@@ -78,7 +78,8 @@ _TAIL = rb'"t":(?P<t>%b),"v":%d\}' % (_NUMBER, VERSION)
 _POD = rb'"pod":"(?P<pod>[ !#-\[\]-~]*)",'
 _BRIEF = (
     _HEAD % b"PodStart|PodExit|PodGC"
-    + rb'\{(?:"by":(?P<by>%b),)?(?:"code":(?P<code>%b),)?"epoch":(?P<epoch>%b),' % (_BY, _NUMBER, _EPOCH)
+    + rb'\{(?:"account":"(?P<account>[ !#-\[\]-~]*)",)?'
+    + rb'(?:"by":(?P<by>%b),)?(?:"code":(?P<code>%b),)?"epoch":(?P<epoch>%b),' % (_BY, _NUMBER, _EPOCH)
     + rb'(?:"network":"(?P<network>[ !#-\[\]-~]*)",)?'
     + _POD
     + rb'(?:"selinux":"(?P<selinux>[ !#-\[\]-~]*)",)?'
@@ -164,6 +165,8 @@ def retold(data: bytes) -> Told:
 def _brief_fields(match: re.Match[bytes]) -> JsonObject:
     pod, code, network, label, by = match.group("pod", "code", "network", "selinux", "by")
     fields: JsonObject = {"pod": pod.decode()}
+    if (account := match["account"]) is not None:
+        fields["account"] = account.decode()
     if by is not None:
         fields["by"] = dict(_actor(by))
     if code is not None:

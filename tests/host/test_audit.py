@@ -101,9 +101,19 @@ def test_the_trail_tells_who_ran_what_and_how_it_ended(audited: Secrun, bundle: 
 
 def test_accounts_say_how_pods_were_confined_and_hold_no_secret(bundle: Path) -> None:
     lines = (bundle / "unpacked/accounts.jsonl").read_bytes().splitlines()
-    digests = [row["account"] for row in rows(bundle) if row.get("account")]
-    assert [f"sha256:{hashlib.sha256(line).hexdigest()}" for line in lines] == digests
-    first, second = map(json.loads, lines)
+    named = [row for row in rows(bundle) if row.get("account")]
+    assert [f"sha256:{hashlib.sha256(line).hexdigest()}" for line in lines] == [
+        row["account"] for row in named
+    ]
+    kept = [(row["event"], json.loads(line)) for row, line in zip(named, lines, strict=True)]
+    started = [found for event, found in kept if event == "PodStart"]
+    first, second = (found for event, found in kept if event == "PodExit")
+    for begun, ended in zip(started, (first, second), strict=False):
+        # What is known before the first instruction is the same; how it went is not known yet.
+        for name in ("pod", "flavour", "hostname", "stage1", "network", "relaxations", "created", "started"):
+            assert begun[name] == ended[name], name
+        assert (begun["finished"], begun["code"], begun["apps"][0]["read_back"]) == (None, None, None)
+        assert begun["apps"][0]["capabilities"] == ended["apps"][0]["capabilities"]
     (app,) = first["apps"]
     assert app["read_back"]["verdict"] == "held"
     assert "TOKEN" in app["environment"]
@@ -111,6 +121,23 @@ def test_accounts_say_how_pods_were_confined_and_hold_no_secret(bundle: Path) ->
     assert "CAP_NET_RAW" in second["apps"][0]["capabilities"]
     for path in (bundle / "unpacked").rglob("*"):
         assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
+
+
+def test_a_pod_that_still_runs_is_told_of(audited: Secrun, bundle: Path, tmp_path: Path) -> None:
+    (sleeping,) = (pod["uuid"] for pod in audited.pods() if pod["state"] == "running")
+    begun = next(row for row in rows(bundle) if row["event"] == "PodStart" and row["pod"] == sleeping)
+    lines = (bundle / "unpacked/accounts.jsonl").read_bytes().splitlines()
+    by_digest = {f"sha256:{hashlib.sha256(line).hexdigest()}": json.loads(line) for line in lines}
+    account = by_digest[begun["account"]]
+    assert (account["pod"], account["finished"], account["apps"][0]["arguments"]) == (sleeping, None, 2)
+    told = json.loads(audited("audit", "report", "--format=json", code=1).out)
+    root = next(item for item in told["findings"] if item["id"] == "image-user")
+    (shown,) = (item for item in root["evidence"] if item["pod"] == sleeping)
+    assert (shown["event"], shown["index"]) == ("PodStart", begun["index"])
+    page = tmp_path / "report.html"
+    audited("audit", "export", "--format=html", "--out", page)
+    (row,) = re.findall(rf'<tr id="pod-{sleeping}">.*?</tr>', page.read_text(), re.DOTALL)
+    assert "<td>runs</td>" in row
 
 
 def test_the_guide_in_a_bundle_works_as_it_is_written(bundle: Path) -> None:
@@ -215,7 +242,7 @@ def test_the_report_gates_by_its_exit_status(audited: Secrun) -> None:
     assert [verdicts[name] for name in failed] == ["fail"] * len(failed)
     assert [verdicts[name] for name in passed] == ["pass"] * len(passed)
     table = audited("audit", "report", "--framework=cis-docker", code=1).out
-    assert re.search(r"^image-user +fail +3/3 +4\.1 ", table, re.MULTILINE)
+    assert re.search(r"^image-user +fail +4/4 +4\.1 ", table, re.MULTILINE)
     assert "measured" not in table
     audited("audit", "report", "--since=2030-01-01")
 

@@ -75,11 +75,18 @@ class AuditedHost:
     def pod(self, *, code: int = 0, relaxations: tuple[str, ...] = (), signer: str = "key:release") -> str:
         self.serial += 1
         pod = str(uuid.UUID(int=self.serial, version=4))
-        account = f'{{"pod":"{pod}"}}'.encode()
+        begun = self.keep(f'{{"finished":null,"pod":"{pod}"}}'.encode())
+        digest = self.keep(f'{{"pod":"{pod}"}}'.encode())
+        events = pod_events(
+            pod, code=code, relaxations=relaxations, signer=signer, begun=begun, account=digest
+        )
+        self.measure(*events)
+        return pod
+
+    def keep(self, account: bytes) -> str:
         digest = f"sha256:{hashlib.sha256(account).hexdigest()}"
         self.accounts[digest] = account
-        self.measure(*pod_events(pod, code=code, relaxations=relaxations, signer=signer, account=digest))
-        return pod
+        return digest
 
     def reboot(self) -> None:
         self.tpm.reboot()
@@ -126,7 +133,7 @@ class AuditedHost:
         return verify_bundle(io.BytesIO(data), self.key).report
 
 
-def pod_events(pod, *, code, relaxations, signer, account):
+def pod_events(pod, *, code, relaxations, signer, account, begun=None):
     image, tree = sha("image"), sha("tree")
     signature = {"kind": "cosign", "signer": signer, "digest": sha("signature")}
     verdict = {
@@ -153,10 +160,11 @@ def pod_events(pod, *, code, relaxations, signer, account):
         "confinement": sha("confinement"),
         "apps": [app],
     }
+    start = {"pod": pod, "by": {"login": 1000, "uid": 0, "unit": "web.service"}}
     return (
         (Operation.IMAGE_ADMIT, admit),
         (Operation.POD_PREPARE, prepare),
-        (Operation.POD_START, {"pod": pod, "by": {"login": 1000, "uid": 0, "unit": "web.service"}}),
+        (Operation.POD_START, start if begun is None else {**start, "account": begun}),
         (
             Operation.POD_EXIT,
             {"pod": pod, "code": code, "apps": [{"name": "web", "code": code}], "account": account},

@@ -20,7 +20,7 @@ def sha(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def account(number: int) -> bytes:
+def account(number: int, *, ended: bool = True) -> bytes:
     """Return an account as `secrun.pod.account` makes it of a pod of one app."""
     values = {
         "capabilities": "00000000a80425fb", "no_new_privs": "1", "seccomp": "2", "label": "",
@@ -41,8 +41,8 @@ def account(number: int) -> bytes:
                      "seccomp_digest": sha("filter"), "devices": [],
                      "masked_paths": ["/proc/kcore", "/proc/keys"],
                      "readonly_paths": ["/proc/sys", "/proc/irq"]},
-        "read_back": {"verdict": "held", "values": values, "differences": []},
-        "code": number % 7 // 6, "started": 1, "finished": 2,
+        "read_back": {"verdict": "held", "values": values, "differences": []} if ended else None,
+        "code": number % 7 // 6 if ended else None, "started": 1, "finished": 2,
     }  # fmt: skip
     return jcs.encode(
         {
@@ -50,13 +50,13 @@ def account(number: int) -> bytes:
             "flavour": "nspawn", "hostname": f"pod-{number}", "stage1": sha("stage1"), "machine": None,
             "network": "cni", "networks": ["default"], "ports": ["127.0.0.1:8080:80/tcp"], "label": "",
             "policy": "", "relaxations": [], "strict_read_back": False, "created": 1, "started": 1,
-            "finished": 2, "code": number % 7 // 6, "apps": [app],
+            "finished": 2 if ended else None, "code": number % 7 // 6 if ended else None, "apps": [app],
         }
     )  # fmt: skip
 
 
-def life(number: int, kept: str) -> Iterator[tuple[Operation, JsonObject]]:
-    """Yield the events of one pod, `kept` being the digest of its account."""
+def life(number: int, begun: str, kept: str) -> Iterator[tuple[Operation, JsonObject]]:
+    """Yield the events of one pod, `begun` and `kept` being the digests of its accounts."""
     pod = str(uuid.UUID(int=number, version=4))
     code = number % 7 // 6
     yield Operation.POD_PREPARE, {
@@ -66,7 +66,8 @@ def life(number: int, kept: str) -> Iterator[tuple[Operation, JsonObject]]:
         "apps": [{"name": "web", "image": sha("image"), "tree": sha("tree"), "relaxations": []}],
     }  # fmt: skip
     yield Operation.POD_START, {
-        "pod": pod, "by": {"login": 1000, "uid": 0, "unit": "web.service"}, "network": sha(f"net {number}"),
+        "pod": pod, "by": {"login": 1000, "uid": 0, "unit": "web.service"}, "account": begun,
+        "network": sha(f"net {number}"),
     }  # fmt: skip
     yield Operation.POD_EXIT, {
         "pod": pod, "code": code, "apps": [{"name": "web", "code": code}], "account": kept,
@@ -74,20 +75,23 @@ def life(number: int, kept: str) -> Iterator[tuple[Operation, JsonObject]]:
     yield Operation.POD_GC, {"pod": pod}
 
 
-def write_accounts(folder: Path) -> list[str]:
-    """Write the accounts where a host keeps them; return their digests."""
-    digests = []
-    for number in range(ACCOUNTS):
-        data = account(number)
-        found = hashlib.sha256(data).hexdigest()
-        place = folder / found[:2] / f"{found}.json"
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place.write_bytes(data)
-        digests.append(f"sha256:{found}")
-    return digests
+def write_accounts(folder: Path) -> list[tuple[str, str]]:
+    """Write accounts where a host keeps them; return the digests of each pod's two."""
+    return [
+        (_write(folder, account(number, ended=False)), _write(folder, account(number)))
+        for number in range(ACCOUNTS)
+    ]
 
 
-def lengthen(log: Path, count: int, digests: list[str]) -> int:
+def _write(folder: Path, data: bytes) -> str:
+    found = hashlib.sha256(data).hexdigest()
+    place = folder / found[:2] / f"{found}.json"
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place.write_bytes(data)
+    return f"sha256:{found}"
+
+
+def lengthen(log: Path, count: int, digests: list[tuple[str, str]]) -> int:
     """Append pods to a log until it has at least `count` records, as the host would but for waiting.
 
     Returns how many it has. The TPM knows nothing of it: the epoch must be over.
@@ -99,7 +103,7 @@ def lengthen(log: Path, count: int, digests: list[str]) -> int:
     with log.open("ab") as out:
         while seq < count:
             time += _MILLISECONDS_OF_A_POD
-            for operation, fields in life(seq, digests[seq % len(digests)]):
+            for operation, fields in life(seq, *digests[seq % len(digests)]):
                 made = Event(operation=operation, seq=seq, epoch=event.epoch, t=time, fields=fields)
                 out.write(celjson.line(make_record(made, pcr=last.pcr, banks=[*last.digests])))
                 seq += 1

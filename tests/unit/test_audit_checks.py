@@ -15,7 +15,7 @@ from secrun_attest.audit.checks import APP, FRAMEWORKS, Checker, Verdict
 from secrun_attest.audit.entries import State
 from secrun_attest.audit.export import Form, pieces
 from secrun_attest.audit.page import page
-from secrun_attest.audit.survey import MAX_RUNS, Run, Surveyor, survey_of
+from secrun_attest.audit.survey import MAX_RUNS, MAX_UNREAD, Run, Surveyor, survey_of
 from secrun_attest.audit.trail import Image, Outcome, Row
 from secrun_attest.errors import FormatError
 from secrun_attest.record import Operation
@@ -40,7 +40,8 @@ GOOD_APP = {
         "devices": [],
     },
     "read_back": {"verdict": "held", "values": {}, "differences": []},
-    "pod": {"pod": POD, "machine": None, "label": "u:r:secrun_pod_t:s0:c1,c2", "network": "cni",
+    "pod": {"pod": POD, "machine": None, "finished": 1_790_000_000_000,
+            "label": "u:r:secrun_pod_t:s0:c1,c2", "network": "cni",
             "ports": ["127.0.0.1:8080:80/tcp", "[::1]:8080:80/tcp"]},
 }  # fmt: skip
 IMAGE = {"manifest": sha("i"), "signers": ["cosign:key"], "bypass": False}
@@ -191,7 +192,7 @@ def made(index, event, *, time=None, outcome=Outcome.DONE, **fields):
 
 def account(*apps):
     pod = {
-        **GOOD_APP["pod"],
+        **(apps[0] if apps else GOOD_APP)["pod"],
         "apps": [{key: value for key, value in one.items() if key != "pod"} for one in apps],
     }
     return json.dumps(pod).encode()
@@ -218,6 +219,47 @@ def test_a_survey_counts_and_joins_what_belongs_together():
     failed = {finding.check.id for finding in found.findings if finding.verdict is Verdict.FAIL}
     assert failed == {"image-user", "hardware-tpm", "epochs-closed", "entry-attributed", "no-entry"}
     assert found.failed
+
+
+def running(pods, **changes):
+    """Pods that were started and have not ended, each with its account from the start."""
+    begun = account(app(read_back=None, pod__finished=None, **changes)[1])
+    for number in range(pods):
+        yield made(2 * number, "PodPrepare", pod=str(number), images=(WEB,), apps=("web",)), None
+        yield made(2 * number + 1, "PodStart", pod=str(number), who="uid 0", account=sha("b")), begun
+
+
+def told_of(found, name):
+    finding = next(item for item in found.findings if item.check.id == name)
+    return finding.verdict, finding.looked, finding.broken
+
+
+@pytest.mark.parametrize("pods", [1, MAX_UNREAD, MAX_UNREAD + 50])
+def test_pods_that_run_are_checked_by_what_was_kept_when_they_started(pods):
+    found = survey_of(running(pods, uid=0), checks.catalogue())
+    assert told_of(found, "image-user") == (Verdict.FAIL, pods, pods)
+    assert told_of(found, "not-privileged") == (Verdict.PASS, pods, 0)
+    # The kernel is asked when they run; the account from the end says what it told.
+    assert told_of(found, "read-back") == (Verdict.NOT_APPLICABLE, 0, 0)
+    evidence = next(item for item in found.findings if item.check.id == "image-user").evidence[0]
+    assert (evidence.event, evidence.index, evidence.app) == ("PodStart", 1, "web")
+    assert [run.ended for run in found.runs] == [0] * min(pods, MAX_RUNS)
+    document = oscal.assessment_results(ABOUT, found)
+    assert "Leaf 1:" in json.dumps(document)
+    shown = page(ABOUT, found)
+    assert "still running" in shown
+    assert '<td class="dim"></td>' in shown
+
+
+def test_a_pod_that_has_ended_is_checked_once_by_its_last_account():
+    many = MAX_UNREAD + 50
+    ends = [
+        (made(1000 + number, "PodExit", pod=str(number), code=0, account=sha("a")), account(app()[1]))
+        for number in range(many)
+    ]
+    found = survey_of([*running(many, uid=0), *ends], checks.catalogue())
+    assert told_of(found, "image-user") == (Verdict.PASS, many, 0)
+    assert told_of(found, "read-back") == (Verdict.PASS, many, 0)
 
 
 def test_a_survey_does_not_grow_with_the_trail():

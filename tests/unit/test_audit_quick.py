@@ -26,7 +26,7 @@ def log():
     baseline = {bank.value: bytes(20 if bank is Bank.SHA1 else 32).hex() for bank in BANKS}
     found = [line_of(Operation.LOG_OPEN, 0, {"baseline": baseline})]
     for number in range(3):
-        for operation, fields in longlog.life(number, longlog.sha("account")):
+        for operation, fields in longlog.life(number, longlog.sha("begun"), longlog.sha("account")):
             found.append(line_of(operation, len(found), fields))
     found.append(line_of(Operation.DENIED, len(found), {"what": "image", "subject": "x\u00e9"}))
     found.append(line_of(Operation.POD_GC, len(found), {"pod": "p"}))

@@ -334,14 +334,22 @@ def test_a_closing_without_its_quote_is_named(three):
 
 
 def test_an_account_that_was_changed_or_left_out_is_named(three):
-    def bend(files):
-        files["accounts.jsonl"] = files["accounts.jsonl"].replace(b'"pod"', b'"top"', 1)
+    def bent(number):
+        """Bend one of the accounts: each pod has one from its start and one from its end."""
+
+        def bend(files):
+            lines = files["accounts.jsonl"].splitlines(keepends=True)
+            lines[number] = lines[number].replace(b'"pod"', b'"top"')
+            files["accounts.jsonl"] = b"".join(lines)
+
+        return bend
 
     def drop(files):
         files["accounts.jsonl"] = b""
 
-    assert faults(changed(three, bend, key=three.signer())) == [Fault.ACCOUNT]
-    assert faults(changed(three, drop, key=three.signer())) == [Fault.ACCOUNT] * 3
+    for number in range(6):
+        assert faults(changed(three, bent(number), key=three.signer())) == [Fault.ACCOUNT]
+    assert faults(changed(three, drop, key=three.signer())) == [Fault.ACCOUNT] * 6
 
 
 def test_a_trail_that_says_something_else_than_the_records_is_named(three):

@@ -330,9 +330,10 @@ def test_who_logged_in_is_a_number_or_nobody(text, login):
 def test_an_account_is_found_by_its_digest_only(tmp_path):
     layout = Layout(root=tmp_path)
     digest = accounts.keep(layout, b"{}")
-    assert accounts.read(layout, digest) == b"{}"
+    read = accounts.reader(layout)
+    assert read(digest) == b"{}"
     assert (accounts.path_of(layout, Digest.parse(digest))).stat().st_mode & 0o077 == 0
-    assert [accounts.read(layout, word) for word in (str(DIGEST), "../../x", "")] == [None] * 3
+    assert [read(word) for word in (str(DIGEST), "../../x", "")] == [None] * 3
 
 
 def test_what_was_refused_for_want_of_room_is_told_when_there_is_some(layout):

@@ -22,7 +22,7 @@ from secrun_attest.errors import FormatError, LogError
 from secrun_attest.evidence import banks
 from secrun_attest.fields import Fields, parse_json
 from secrun_attest.jcs import JsonObject
-from secrun_attest.limits import MAX_LOG, MAX_LOG_LINE, MAX_PCR, MAX_RECORDS
+from secrun_attest.limits import MAX_LOG_LINE, MAX_PCR, MAX_RECORDS
 from secrun_attest.logstore import LOG_SUFFIX, sync_directory
 from secrun_attest.record import Bank, Epoch, epoch_json, parse_epoch
 
@@ -116,8 +116,8 @@ def parse_segment(line: bytes) -> Records | Entry:
         epoch=parse_epoch(fields.take("epoch")),
         first=fields.integer("first", limit=MAX_RECORDS),
         count=fields.integer("count", limit=MAX_RECORDS),
-        begin=fields.integer("begin", limit=MAX_LOG),
-        end=fields.integer("end", limit=MAX_LOG),
+        begin=fields.integer("begin"),
+        end=fields.integer("end"),
         pcr=fields.integer("pcr", limit=MAX_PCR),
         pcrs=banks(fields.mapping("pcrs", limit=len(Bank)), "segment.pcrs"),
     )

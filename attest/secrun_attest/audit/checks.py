@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from itertools import takewhile
+from typing import NamedTuple
 
 from secrun_attest import frozen
 from secrun_attest.errors import FormatError
@@ -230,6 +231,23 @@ def _at(value: JsonValue, path: Sequence[str]) -> object:
     return value
 
 
+class Judged(NamedTuple):
+    """What the checks say of one subject at a leaf."""
+
+    leaf: int
+    time: int
+    event: str
+    pod: str
+    app: str
+    answers: Sequence[tuple[_Tally, str]]
+
+    def evidence(self, value: str) -> Evidence:
+        """Return what shows that a value breaks a check."""
+        return Evidence(
+            index=self.leaf, time=self.time, event=self.event, pod=self.pod, app=self.app, value=value
+        )
+
+
 class Checker:
     """Evaluates checks record by record."""
 
@@ -244,32 +262,39 @@ class Checker:
         """Tell whether any check looks at this event."""
         return event in self._by
 
-    def take(self, event: str, index: int, time: int, subject: JsonObject) -> None:
-        """Look at one row, or as APP at one app of a pod's account with the pod as `pod`."""
+    def take(self, event: str, leaf: int, time: int, subject: JsonObject) -> None:
+        """Look at one row."""
+        self.count(self.judged(event, leaf, time, subject))
+
+    def judged(self, event: str, leaf: int, time: int, subject: JsonObject, *, record: str = "") -> "Judged":
+        """Look at one row, or as APP at one app of a pod's account with the pod as `pod`; count nothing.
+
+        `record` is the event that names the account.
+        """
         group = self._by.get(event)
-        for tally, got in group.answers(subject) if group else ():
+        pod, name = subject.get("pod"), subject.get("name")
+        uuid = pod.get("pod") if isinstance(pod, dict) else pod
+        return Judged(
+            leaf=leaf,
+            time=time,
+            event=record or event,
+            pod=uuid if isinstance(uuid, str) else "",
+            app=name if event == APP and isinstance(name, str) else "",
+            answers=group.answers(subject) if group else (),
+        )
+
+    def count(self, judged: "Judged") -> None:
+        """Count what was looked at."""
+        for tally, got in judged.answers:
             tally.looked += 1
             if got:
                 tally.broken += 1
                 if len(tally.evidence) < MAX_EVIDENCE:
-                    tally.evidence.append(_evidence(event, index, time, subject, got))
+                    tally.evidence.append(judged.evidence(got))
 
     def findings(self) -> tuple[Finding, ...]:
         """Return what the checks came to."""
         return tuple(_finding(tally) for tally in self._tallies)
-
-
-def _evidence(event: str, index: int, time: int, subject: JsonObject, got: str) -> Evidence:
-    pod, name = subject.get("pod"), subject.get("name")
-    uuid = pod.get("pod") if isinstance(pod, dict) else pod
-    return Evidence(
-        index=index,
-        time=time,
-        event="PodExit" if event == APP else event,
-        pod=uuid if isinstance(uuid, str) else "",
-        app=name if event == APP and isinstance(name, str) else "",
-        value=got,
-    )
 
 
 def _finding(tally: _Tally) -> Finding:

@@ -113,6 +113,7 @@ class Epochs:
                 self._anchored(index, event)
             case Operation.POD_START:
                 self.pods += 1
+                self._account(index, event)
             case Operation.POD_EXIT:
                 self._account(index, event)
 

@@ -3,10 +3,10 @@
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from secrun_attest import frozen
-from secrun_attest.audit.checks import APP, Check, Checker, Finding
+from secrun_attest.audit.checks import APP, Check, Checker, Finding, Judged
 from secrun_attest.audit.trail import Outcome, Row
 from secrun_attest.jcs import JsonObject, JsonValue
 
@@ -15,6 +15,8 @@ MAX_RUNS = 400
 # Pods that started and have not ended yet: more of them at once than any host runs.
 MAX_RUNNING = 10_000
 MAX_NOTABLE = 400
+# Accounts that are kept in memory unread.
+MAX_UNREAD = 100
 
 
 class Run(NamedTuple):
@@ -66,6 +68,9 @@ class Surveyor:
         self._open: OrderedDict[str, Run] = OrderedDict()
         self._prepared: OrderedDict[str, Row] = OrderedDict()
         self._runs: OrderedDict[int, Run] = OrderedDict()
+        # Accounts of pods that have not ended: the last ones as they are, since most end soon.
+        self._begun: OrderedDict[str, tuple[Row, bytes]] = OrderedDict()
+        self._running: OrderedDict[str, list[Judged]] = OrderedDict()
         self._notable: list[Row] = []
         self._pods = self._first = self._last = 0
 
@@ -85,13 +90,20 @@ class Surveyor:
                 self._prepared[row.pod] = row
                 _bound(self._prepared, MAX_RUNNING)
             case "PodStart":
-                self._start(row)
+                self._start(row, account)
             case "PodExit":
                 self._end(row)
-                self._account(row, account)
+                for judged in self._judged(row, account):
+                    self._checker.count(judged)
 
-    def _start(self, row: Row) -> None:
+    def _start(self, row: Row, account: bytes | None) -> None:
         self._pods += 1
+        if account:
+            self._begun[row.pod] = (row, account)
+            if len(self._begun) > MAX_UNREAD:
+                pod, begun = self._begun.popitem(last=False)
+                self._running[pod] = self._judged(*begun)
+                _bound(self._running, MAX_RUNNING)
         prepared = self._prepared.pop(row.pod, None)
         images = tuple(image.reference or image.manifest for image in prepared.images) if prepared else ()
         self._images.update(images)
@@ -110,28 +122,42 @@ class Surveyor:
         _bound(self._open, MAX_RUNNING)
 
     def _end(self, row: Row) -> None:
+        # What is kept of the pod in the end says all of this, and more.
+        self._begun.pop(row.pod, None)
+        self._running.pop(row.pod, None)
         run = self._open.pop(row.pod, None)
         if run is not None:
             self._runs[run.leaf] = run._replace(ended=row.time, code=row.code)
             _bound(self._runs, MAX_RUNS)
 
-    def _account(self, row: Row, data: bytes | None) -> None:
-        if not data or not self._checker.wants(APP):
-            return
+    def _judged(self, row: Row, data: bytes | None) -> list[Judged]:
+        """Return what the checks say of each app of an account."""
         try:
-            document: JsonValue = json.loads(data)
+            document: JsonValue = json.loads(data) if data and self._checker.wants(APP) else None
         except ValueError:
-            return  # it is not what was measured either: verification names it
+            return []  # it is not what was measured either: verification names it
         if not isinstance(document, dict):
-            return
+            return []
         apps = document.get("apps")
         pod: JsonObject = {name: value for name, value in document.items() if name != "apps"}
-        for app in apps if isinstance(apps, list) else ():
-            if isinstance(app, dict):
-                self._checker.take(APP, row.leaf, row.time, {**app, "pod": pod})
+        return [
+            self._checker.judged(APP, row.leaf, row.time, {**app, "pod": pod}, record=row.event)
+            for app in (apps if isinstance(apps, list) else ())
+            if isinstance(app, dict)
+        ]
+
+    def _count_running(self) -> None:
+        """Count the apps of pods that have not ended."""
+        while self._begun:
+            pod, begun = self._begun.popitem(last=False)
+            self._running[pod] = self._judged(*begun)
+        while self._running:
+            for judged in self._running.popitem(last=False)[1]:
+                self._checker.count(judged)
 
     def survey(self) -> Survey:
-        """Return what it all came to."""
+        """Return what it all came to; nothing is taken after it."""
+        self._count_running()
         runs = sorted([*self._runs.values(), *self._open.values()], key=lambda run: run.started)
         return Survey(
             rows=self._events.total(),
@@ -147,9 +173,11 @@ class Surveyor:
         )
 
 
-def _bound(
-    items: "OrderedDict[str, Run] | OrderedDict[str, Row] | OrderedDict[int, Run]", most: int
-) -> None:
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+def _bound(items: "OrderedDict[_Key, _Value]", most: int) -> None:
     if len(items) > most:
         items.popitem(last=False)
 

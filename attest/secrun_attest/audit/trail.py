@@ -273,7 +273,11 @@ def _opened(_: Projection, said: _Said) -> _Tell:
 
 
 def _started(_: Projection, said: _Said) -> _Tell:
-    return {"label": said.text("selinux"), "network": said.text("network")}
+    return {
+        "label": said.text("selinux"),
+        "network": said.text("network"),
+        "account": said.text("account"),
+    }
 
 
 def _entered(_: Projection, said: _Said) -> _Tell:

@@ -98,26 +98,33 @@ class Measuring:
             self._let_by(error, manifest.uuid)
 
     def starting(
-        self, files: PodFiles, manifest: PodManifest, *, label: str = "", network: Digest | None = None
+        self,
+        files: PodFiles,
+        manifest: PodManifest,
+        *,
+        account: Callable[[], bytes],
+        label: str = "",
+        network: Digest | None = None,
     ) -> None:
         """Measure PodStart; when this returns the pod may start. Raises HostError if it may not.
 
-        `label` is the SELinux context that the pod gets, categories included; `network` the digest of what
-        the pod's networks answered.
+        `account` gives what is kept of the pod while it runs; its digest is measured. `label` is the SELinux
+        context that the pod gets, categories included; `network` the digest of what its networks answered.
         """
         if self._settings.mode is Mode.OFF:
             self._note(_OFF, manifest)
             return
+        what = f"pod {manifest.uuid} is not started, since it cannot be measured"
         try:
-            with self._open(
-                f"pod {manifest.uuid} is not started, since it cannot be measured", attentive=True
-            ) as log:
+            with translated(what):
+                kept = _keep(self._layout, account())
+            with self._open(what, attentive=True) as log:
                 known = _settled(log, files, manifest.uuid)
                 if known is None or known.last != PREPARE:
                     known = _prepare(log, files, manifest, Marker(epoch=log.epoch))
                 _same_manifest(known, manifest)
-                by = actor.here().to_json()
-                _append(log, files, known, START, events.pod_start(manifest.uuid, label, network, by=by))
+                fields = events.pod_start(manifest.uuid, label, network, by=actor.here().to_json())
+                _append(log, files, known, START, {**fields, "account": kept})
         except HostError as error:
             self._let_by(error, manifest.uuid)
             self._note(_PREFERRED, manifest)
@@ -246,6 +253,20 @@ class Measuring:
         except HostError as failure:
             self._warn(f"warning: {failure.message}")
         journal.note(self._layout, option=self._bypass, what=Operation.DENIED.value, subject=subject[:500])
+
+
+def _keep(layout: Layout, account: bytes) -> str:
+    """Keep the account of a pod that is to start; raises LogError if its file system is full."""
+    try:
+        return accounts.keep(layout, account)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise LogError(
+            f"its account cannot be kept: {error.strerror}: {layout.accounts}",
+            hint="make room on its file system, then try again",
+            code="audit-write",
+        ) from error
 
 
 def _prepare(log: HeldLog, files: PodFiles, manifest: PodManifest, known: Marker) -> Marker:

@@ -1,4 +1,4 @@
-"""The account of a pod: how it was confined and how it ended, kept when its folder is gone.
+"""The accounts of a pod: how it is confined when it starts, and how it ended; kept when its folder is gone.
 
 No secrets: arguments and the values of the environment are bound by the digest of the app's bundle, which
 holds a random salt.
@@ -19,11 +19,11 @@ SCHEMA = "secrun.dev/pod-account/v1"
 _MILLISECOND = 1_000_000
 
 
-def account(files: "PodFiles", manifest: "PodManifest", end: "PodExit") -> bytes:
-    """Return the account of a pod that has ended, as canonical JSON."""
-    exits = {app.name: app for app in end.apps}
+def account(files: "PodFiles", manifest: "PodManifest", end: "PodExit | None") -> bytes:
+    """Return the account of a pod as canonical JSON; `end` is None when it starts."""
+    exits = {} if end is None else {app.name: app for app in end.apps}
     try:
-        found = readback.read(files)
+        found = {} if end is None else readback.read(files)
     except StateError:
         found = {}  # what is damaged was not read back
     connection = manifest.connection
@@ -45,8 +45,8 @@ def account(files: "PodFiles", manifest: "PodManifest", end: "PodExit") -> bytes
             "strict_read_back": manifest.strict_read_back,
             "created": manifest.created_ns // _MILLISECOND,
             "started": _started(files),
-            "finished": end.finished_ns // _MILLISECOND,
-            "code": end.code,
+            "finished": None if end is None else end.finished_ns // _MILLISECOND,
+            "code": None if end is None else end.code,
             "apps": apps,
         }
     )

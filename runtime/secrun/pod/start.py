@@ -111,7 +111,13 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
         )
         # Everything that runs is in place and checked, nothing of it runs yet.
         answered = None if network is None else network.state().digest
-        options.measuring.starting(files, manifest, label=launch.label, network=answered)
+        options.measuring.starting(
+            files,
+            manifest,
+            account=lambda: account(files, manifest, None),
+            label=launch.label,
+            network=answered,
+        )
         checkpoint.reached("before-waiter")
         plan = replace(plan, timing_fd=timing.append(files, checkpoint.marks or ()))
         if options.detach:

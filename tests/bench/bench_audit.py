@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ def audit_rows(bench: Bench, records: int = RECORDS) -> list[Row]:
         rows.append(
             _row(f"{what}: peak memory {used.memory / 1e6:.0f} MB", used, out.stat().st_size, budget)
         )
+        print(rows[-1].markdown(), file=sys.stderr, flush=True)
 
     first = f"audit bundle of {records:,} records, {late:,} of which nobody has put into the tree yet"
     add(first, BUDGET_SECONDS, "export", "--out", str(out))

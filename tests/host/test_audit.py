@@ -242,7 +242,7 @@ def test_the_report_gates_by_its_exit_status(audited: Secrun) -> None:
     assert [verdicts[name] for name in failed] == ["fail"] * len(failed)
     assert [verdicts[name] for name in passed] == ["pass"] * len(passed)
     table = audited("audit", "report", "--framework=cis-docker", code=1).out
-    assert re.search(r"^image-user +fail +4/4 +4\.1 ", table, re.MULTILINE)
+    assert re.search(r"^image-user +fail +(\d)/\1 +4\.1 ", table, re.MULTILINE)
     assert "measured" not in table
     audited("audit", "report", "--since=2030-01-01")
 

@@ -29,7 +29,7 @@ from secrun_attest.record import Bank, Epoch, epoch_json, parse_epoch
 LOCK_NAME, HASHES_NAME, SEGMENTS_NAME = "lock", "hashes", "segments"
 MAX_SEGMENT = 2 * entries.MAX_ENTRY
 # 64 bytes of hashes for a leaf: written in pieces, so that a long log costs no memory.
-_FLUSH = 4096
+_FLUSH = 1024
 _LOG_NAME = re.compile(r"(0|[1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})")
 
 

@@ -43,7 +43,7 @@ from secrun_attest.quotefiles import quote_files
 
 # Gives what is kept of a pod by the digest that was measured; None if it is gone.
 Accounts = Callable[[str], bytes | None]
-_PIECE = 4096
+_PIECE = 1024
 
 
 @frozen.record

@@ -14,7 +14,7 @@ BLOCK = 512
 MAX_MEMBERS = 200_000
 # Eleven octal digits.
 MAX_SIZE = 8**11 - 1
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _MAGIC = b"ustar\x0000"
 _NAME_SIZE, _PREFIX_SIZE = 100, 155
 

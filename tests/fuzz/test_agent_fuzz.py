@@ -20,7 +20,7 @@ MAX_INPUT = 100_000
 def seeds() -> list[bytes]:
     """Valid examples of everything that is parsed."""
     frames = [
-        pack(kind, bytes(size)) for kind in (*range(1, 11), *range(0x81, 0x88)) for size in (0, 2, 5, 8)
+        pack(kind, bytes(size)) for kind in (*range(1, 13), *range(0x81, 0x8A)) for size in (0, 2, 5, 8)
     ]
     hello = pack(1, b"\x02\x00web") + pack(2, bytes(8)) + pack(3, b"out\n") + pack(6, b"\x07\x00")
     execute = pack(0x85, b"\x04\x18\x00\x50\x00\x02\x00sh\x04\x00/bin{}")

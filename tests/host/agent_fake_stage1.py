@@ -47,7 +47,7 @@ def value() -> str:
 
 def greet() -> None:
     connect()
-    frame(0x01, struct.pack("<H", 2) + value().encode())
+    frame(0x01, struct.pack("<H", 3) + value().encode())
 
 
 def expect() -> None:

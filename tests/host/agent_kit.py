@@ -25,8 +25,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 AGENT_SOURCE = REPOSITORY / "runtime" / "agent"
 PATIENCE = 60.0
 
-HELLO, STARTED, STDOUT, STDERR, CREDIT, EXIT, ERROR, STATS, LOST, ENFORCED = range(1, 11)
-ATTACH, STDIN, SIGNAL, RESIZE, EXEC, STATS_REQUEST, STOP = range(0x81, 0x88)
+HELLO, STARTED, STDOUT, STDERR, CREDIT, EXIT, ERROR, STATS, LOST, ENFORCED, STATE, AGAIN = range(1, 13)
+ATTACH, STDIN, SIGNAL, RESIZE, EXEC, STATS_REQUEST, STOP, GO, RESTART = range(0x81, 0x8A)
 WANT_STDOUT, WANT_STDERR, WANT_STDIN, WANT_TTY = 1, 2, 4, 8
 WINDOW = MAX_PAYLOAD = 65_536
 HOLD = ("/proc/self/fd/3", "hold")
@@ -335,7 +335,7 @@ class Stage:
         connection, _ = self.listener.accept()
         self._sockets.append(connection)
         frames = Frames(connection)
-        assert frames.expect(HELLO) == struct.pack("<H", 2) + self.app.encode()
+        assert frames.expect(HELLO) == struct.pack("<H", 3) + self.app.encode()
         return frames
 
     def foreground(self, *, stdin: bool = False, size: tuple[int, int] = (0, 0)) -> Frames:

@@ -116,7 +116,7 @@ class Vm:
     def greeted(self, flags: int = WANT_STDOUT | WANT_STDERR, *, app: str = "a") -> Frames:
         """Be the waiter, and attach to the app that has come."""
         frames = self.waiter()
-        assert frames.expect(HELLO) == struct.pack("<H", 2) + app.encode()
+        assert frames.expect(HELLO) == struct.pack("<H", 3) + app.encode()
         frames.send(ATTACH, struct.pack("<BHH", flags, 0, 0))
         return frames
 

@@ -29,7 +29,7 @@ def test_programs_are_static_and_small(name: str) -> None:
 def test_program_says_its_version() -> None:
     said = launch.run([built_agent(), "--version"]).stdout
     assert said.startswith(b"secrun-agent ")
-    assert said.endswith(b" protocol 2\n")
+    assert said.endswith(b" protocol 3\n")
 
 
 def test_stage0_does_nothing_outside_a_guest() -> None:

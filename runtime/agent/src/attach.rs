@@ -13,7 +13,7 @@ use crate::crun::Failure;
 use crate::frame::{decode, encode, flag, Message, Reader, Violation, VERSION};
 use crate::log::{Log, Stream};
 use crate::mux::{self, Flow, Item};
-use crate::report::{now_ns, write_record};
+use crate::report::{now_ns, write_record, write_state};
 use crate::sys::{self, Status};
 
 /// What the host has for an app before its shim comes.
@@ -22,6 +22,8 @@ pub struct App {
     /// The folder for its log, record and control socket, whatever this process may search later.
     folder: File,
     log: Log,
+    /// That its state could not be written has been told.
+    state_lost: bool,
     /// The control socket.
     pub control: UnixListener,
     /// The connection to the waiter, as long as it listens.
@@ -46,7 +48,7 @@ impl App {
         let log = Log::open(&inside.join("log"), log_max)?;
         sys::change_owner(&inside.join("log"), owner)?;
         let waiter = Some(Conn::new(connect(attach)?)?);
-        Ok(App { name: name.into(), folder, log, control, waiter })
+        Ok(App { name: name.into(), folder, log, state_lost: false, control, waiter })
     }
 
     /// Its name.
@@ -64,6 +66,16 @@ impl App {
         let failure = Some(&failure).filter(|_| !error.is_empty());
         if let Err(error) = write_record(&held(&self.folder), Status { code, signal }, failure, started_ns) {
             eprintln!("secrun: {}: no exit record: {error}", self.name);
+        }
+    }
+
+    /// How the app stands is for whoever looks at the pod, not for the waiter.
+    fn keep_state(&mut self, text: &str) {
+        if let Err(error) = write_state(&held(&self.folder), text) {
+            if !self.state_lost {
+                eprintln!("secrun: {}: its state cannot be written: {error}", self.name);
+            }
+            self.state_lost = true;
         }
     }
 
@@ -150,6 +162,8 @@ impl Attach {
                 self.ended = true;
                 app.finish_log();
             }
+            Message::State(text) => return Ok(app.keep_state(text)),
+            Message::Again(_) => (),
             Message::Credit(_) | Message::Lost(_) | Message::Stats(_) | Message::Enforced(_) => (),
             _ => return Err(Violation("a frame of a shim out of place")),
         }

@@ -1,7 +1,7 @@
 //! The framed protocol of docs/agent-protocol.md: pure encoding and decoding, no I/O.
 
 /// Version that HELLO carries; a peer of another version is refused.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Bytes of a frame's header: type (u8) and payload length (u32, little endian).
 pub const HEADER: usize = 5;
 /// Largest payload; the bound on what one peer can make the other hold.
@@ -10,6 +10,8 @@ pub const MAX_PAYLOAD: usize = 65_536;
 pub const WINDOW: usize = 65_536;
 /// Largest text of ERROR, EXIT and ENFORCED; longer ones are cut by the sender.
 pub const MAX_TEXT: usize = 4096;
+/// Largest text of STATE: five results of health checks with what they wrote, every character escaped.
+pub const MAX_STATE: usize = 8192;
 
 /// What the peer did that the protocol does not allow; the connection ends.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -52,6 +54,8 @@ pub enum Message<'a> {
     Stats(&'a str),
     Lost(u64),
     Enforced(&'a str),
+    State(&'a str),
+    Again(u32),
     Attach { flags: u8, size: Size },
     Stdin(&'a [u8]),
     Signal(u8),
@@ -59,6 +63,8 @@ pub enum Message<'a> {
     Exec { flags: u8, size: Size, program: &'a [u8], path: &'a [u8], process: &'a [u8] },
     StatsRequest,
     Stop,
+    Go,
+    Restart,
 }
 
 /// Take fixed-size fields and rests off a payload.
@@ -135,6 +141,8 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Message<'_>, Violation> {
         0x08 => Message::Stats(fields.text(MAX_PAYLOAD)?),
         0x09 => Message::Lost(fields.number(8)?),
         0x0a => Message::Enforced(fields.text(MAX_TEXT)?),
+        0x0b => Message::State(fields.text(MAX_STATE)?),
+        0x0c => Message::Again(fields.number(4)? as u32),
         0x81 => Message::Attach { flags: fields.flags()?, size: fields.size()? },
         0x82 => Message::Stdin(fields.rest()),
         0x83 => Message::Signal(fields.number(1)? as u8),
@@ -148,6 +156,8 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Message<'_>, Violation> {
         },
         0x86 => Message::StatsRequest,
         0x87 => Message::Stop,
+        0x88 => Message::Go,
+        0x89 => Message::Restart,
         _ => return Err(Violation("unknown frame type")),
     };
     fields.end().map(|()| message)
@@ -168,6 +178,8 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
         Message::Stats(text) => put(out, 0x08, &[text.as_bytes()]),
         Message::Lost(count) => put(out, 0x09, &[&count.to_le_bytes()]),
         Message::Enforced(text) => put(out, 0x0a, &[cut(text).as_bytes()]),
+        Message::State(text) => put(out, 0x0b, &[text.as_bytes()]),
+        Message::Again(count) => put(out, 0x0c, &[&count.to_le_bytes()]),
         Message::Attach { flags, size } => put(out, 0x81, &[&[flags], &packed(size)]),
         Message::Stdin(data) => put(out, 0x82, &[data]),
         Message::Signal(number) => put(out, 0x83, &[&[number]]),
@@ -179,6 +191,8 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) {
         }
         Message::StatsRequest => put(out, 0x86, &[]),
         Message::Stop => put(out, 0x87, &[]),
+        Message::Go => put(out, 0x88, &[]),
+        Message::Restart => put(out, 0x89, &[]),
     };
     let length = out.len() - start - HEADER;
     debug_assert!(length <= MAX_PAYLOAD);

@@ -33,6 +33,18 @@ fn join(group: &Path) -> io::Result<()> {
     fs::write(group.join("cgroup.procs"), "0")
 }
 
+/// Remove the groups below one; those of processes that have just gone are empty.
+fn remove_below(group: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(group)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_below(&entry.path())?;
+            fs::remove_dir(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 impl Groups {
     /// Divide the group that the service manager has given to this process, and hand on what it may control.
     pub fn divide() -> io::Result<Self> {
@@ -50,6 +62,16 @@ impl Groups {
             fs::write(unit.join("cgroup.subtree_control"), format!("+{controller}"))?;
         }
         Ok(Groups { unit })
+    }
+
+    /// Undo what the app has made of its group: it is over, and the next run finds it as the first one did.
+    pub fn clear(&self) -> io::Result<()> {
+        let app = self.unit.join(APP);
+        remove_below(&app)?;
+        for controller in fs::read_to_string(app.join("cgroup.subtree_control"))?.split_whitespace() {
+            fs::write(app.join("cgroup.subtree_control"), format!("-{controller}"))?;
+        }
+        Ok(())
     }
 
     /// Run `start`, whose child begins in the app's group.

@@ -4,6 +4,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
 
+pub mod again;
 pub mod args;
 mod attach;
 mod bridge;
@@ -15,8 +16,10 @@ pub mod dm;
 pub mod elf;
 pub mod frame;
 mod group;
+pub mod health;
 pub mod hold;
 pub mod lane;
+mod life;
 pub mod log;
 pub mod mux;
 mod netlink;

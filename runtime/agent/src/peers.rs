@@ -23,6 +23,8 @@ pub(crate) struct Peer {
     pub foreground: bool,
     pub lost: u64,
     pub closing: bool,
+    /// It has asked for a new start of the app, and waits for that.
+    pub awaits: bool,
     /// It closes the connection, not the shim.
     pub closes: bool,
 }
@@ -42,7 +44,7 @@ impl Peer {
 }
 
 /// Put into the first free place.
-fn place<T>(slots: &mut Vec<Option<T>>, item: T) -> usize {
+pub(crate) fn place<T>(slots: &mut Vec<Option<T>>, item: T) -> usize {
     match slots.iter().position(Option::is_none) {
         Some(index) => {
             slots[index] = Some(item);
@@ -67,6 +69,7 @@ impl Shim {
             foreground,
             lost: 0,
             closing: false,
+            awaits: false,
             closes: foreground && self.options.linger,
         };
         place(&mut self.peers, peer);
@@ -116,7 +119,7 @@ impl Shim {
         }
     }
 
-    fn refuse(&mut self, index: usize, text: &str) {
+    pub fn refuse(&mut self, index: usize, text: &str) {
         if let Some(peer) = self.peers[index].as_mut() {
             peer.conn.send(&Message::Error(text));
             peer.closing = true;
@@ -156,6 +159,8 @@ impl Shim {
                 }
             }
             (Message::Stop, _) => self.stop(false),
+            (Message::Restart, _) => self.restart_for(index),
+            (Message::Go, Some(APP)) => self.go(index)?,
             (Message::StatsRequest, _) => {
                 let text = stats();
                 if let Some(peer) = self.peers[index].as_mut() {
@@ -192,6 +197,7 @@ impl Shim {
         }
         if foreground && app.launch.held {
             app.launch.held = false;
+            self.life.let_go = true;
             self.reporter.stop();
             if app.pid.is_some() {
                 app.launch.release();

@@ -223,6 +223,8 @@ pub struct ReadBack {
     expected: Expected,
     out: File,
     pending: Vec<Pending>,
+    /// What has been written of each app last.
+    written: Vec<(String, &'static str)>,
     pause: Duration,
     next: Instant,
 }
@@ -234,7 +236,14 @@ impl ReadBack {
         expected.read_to_string(&mut text)?;
         let expected = parse(&text)
             .map_err(|text| io::Error::new(io::ErrorKind::InvalidData, format!("read-back: {text}")))?;
-        Ok(ReadBack { expected, out, pending: Vec::new(), pause: FIRST_PAUSE, next: Instant::now() })
+        Ok(ReadBack {
+            expected,
+            out,
+            pending: Vec::new(),
+            written: Vec::new(),
+            pause: FIRST_PAUSE,
+            next: Instant::now(),
+        })
     }
 
     /// Whether apps are held until they have been read.
@@ -255,8 +264,9 @@ impl ReadBack {
         }
     }
 
-    /// Begin to look for the app of a shim.
+    /// Begin to look for the app of a shim; of one that has begun again, for its new process alone.
     pub fn begin(&mut self, app: &str, shim: i32) {
+        self.pending.retain(|item| item.app != app);
         let (app, now) = (app.to_string(), Instant::now());
         let until = if self.expected.strict || self.expected.reported { None } else { Some(now + PATIENCE) };
         self.pending.push(Pending { app, shim, until, last: None });
@@ -311,6 +321,23 @@ impl ReadBack {
         self.expected.apps.iter().find(|(name, _)| name == app).map(|(_, tests)| tests.as_slice())
     }
 
+    /// Whether a verdict is to be written: the first of an app, and of later runs only what says more. An app that begins
+    /// again and again cannot fill the disk, and one that was weaker once stays known for it.
+    fn is_news(&mut self, app: &str, verdict: &'static str) -> bool {
+        let known = match self.written.iter_mut().find(|(name, _)| name == app) {
+            Some(known) => known,
+            None => {
+                self.written.push((app.into(), verdict));
+                return true;
+            }
+        };
+        let news = matches!((known.1, verdict), ("unread", "held" | "weaker") | ("held", "weaker"));
+        if news {
+            known.1 = verdict;
+        }
+        news
+    }
+
     fn decide(&mut self, item: Pending) -> Verdict {
         let tests = self.tests(&item.app).unwrap_or(&[]);
         let (verdict, problem) = match &item.last {
@@ -328,7 +355,10 @@ impl ReadBack {
         for key in item.last.iter().flat_map(|(_, values)| differences(tests, values)) {
             text += &format!("differs {key}\n");
         }
-        let written = self.out.write_all(text.as_bytes());
+        let written = match self.is_news(&item.app, verdict) {
+            true => self.out.write_all(text.as_bytes()),
+            false => Ok(()),
+        };
         let problem =
             problem.or_else(|| written.err().map(|error| format!("the result is not stored: {error}")));
         Verdict { app: item.app, problem }

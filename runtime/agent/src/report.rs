@@ -33,8 +33,14 @@ pub fn write_record(
     fs::rename(keep.join("exit.new"), keep.join("exit"))
 }
 
+/// Replace the app's state record, whole or not at all.
+pub fn write_state(keep: &Path, text: &str) -> io::Result<()> {
+    fs::write(keep.join("state.new"), text)?;
+    fs::rename(keep.join("state.new"), keep.join("state"))
+}
+
 /// A JSON string in the one spelling of RFC 8785.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for char in text.chars() {
         match char {

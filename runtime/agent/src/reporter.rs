@@ -26,6 +26,7 @@ impl Reporter {
     pub fn begin(&mut self, held: bool) {
         self.next = Some(Instant::now());
         self.pause = FIRST_PAUSE;
+        self.told.clear();
         self.looks = if held { LOOKS_HELD } else { LOOKS };
     }
 

@@ -67,6 +67,22 @@ impl Session {
         (failure.as_ref().map_or(status, |failure| Status::exited(failure.status)), failure)
     }
 
+    /// Take over what waits for the next run of an app: who feeds it, and what was fed to the last one.
+    pub fn inherit(&mut self, last: Session) {
+        self.owner = last.owner;
+        self.pending = last.pending;
+        // A terminal's end of input was a character for the last run.
+        self.input_ended = last.input_ended && !self.terminal;
+        if self.input_ended && self.pending.is_empty() {
+            self.ends.input = None;
+        }
+    }
+
+    /// Whether its process is there and may do its work.
+    pub fn is_live(&self) -> bool {
+        self.pid.is_some() && self.status.is_none() && !self.launch.held
+    }
+
     pub fn is_over(&self) -> bool {
         self.crun.is_none() && self.status.is_some() && self.ends.outputs.iter().all(Option::is_none)
     }

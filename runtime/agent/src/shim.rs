@@ -10,11 +10,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::again::Again;
 use crate::args::Words;
 use crate::conn::CHUNK;
 use crate::crun::{pipes, Ends, Failure, Launch, Target};
 use crate::frame::{flag, Message, Size};
 use crate::group::Groups;
+use crate::health::{Health, OnFailure, Rules};
+use crate::life::Life;
 use crate::log::{Log, Stream, MIN_LIMIT};
 use crate::peers::Peer;
 use crate::report::{now_ns, write_record};
@@ -54,6 +57,10 @@ pub(crate) struct Options {
     pub stop_signal: i32,
     pub stop_timeout: Duration,
     pub target: Target,
+    /// What is executed to learn how the app is, and when; without a program nobody asks.
+    pub health_program: Vec<u8>,
+    pub health: Rules,
+    pub again: Option<Again>,
     /// Volumes of the pod, made by the first app that has them.
     pub empties: Vec<Empty>,
     /// Volumes that get the image's content if they are empty.
@@ -73,6 +80,16 @@ fn empty(words: &mut Words) -> Result<Empty, String> {
     Ok(Empty { name, mode, owner: (words.number()?, words.number()?) })
 }
 
+fn on_failure(text: &str) -> Result<OnFailure, String> {
+    Ok(match text {
+        "none" => OnFailure::Nothing,
+        "kill" => OnFailure::Kill,
+        "restart" => OnFailure::Restart,
+        "stop" => OnFailure::Stop,
+        _ => return Err(format!("--health-on-failure: {text:?} is not an action")),
+    })
+}
+
 fn parse(mut words: Words) -> Result<Options, String> {
     let mut options = Options {
         app: String::new(),
@@ -88,6 +105,15 @@ fn parse(mut words: Words) -> Result<Options, String> {
         stop_signal: libc::SIGTERM,
         stop_timeout: Duration::from_secs(10),
         target: Target::default(),
+        health_program: Vec::new(),
+        health: Rules {
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
+            retries: 3,
+            start_period: Duration::ZERO,
+            on_failure: OnFailure::Nothing,
+        },
+        again: None,
         empties: Vec::new(),
         fills: Vec::new(),
         places: Vec::new(),
@@ -108,6 +134,13 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
             "--program" => options.target.program = words.os_value()?.into_vec(),
             "--path" => options.target.path = words.os_value()?.into_vec(),
+            "--restart" => options.again = Some(Again::parse(&words.value()?)?),
+            "--health-program" => options.health_program = words.os_value()?.into_vec(),
+            "--health-interval" => options.health.interval = Duration::from_millis(words.number()?),
+            "--health-timeout" => options.health.timeout = Duration::from_millis(words.number()?),
+            "--health-start-period" => options.health.start_period = Duration::from_millis(words.number()?),
+            "--health-retries" => options.health.retries = words.number()?,
+            "--health-on-failure" => options.health.on_failure = on_failure(&words.value()?)?,
             "--empty" => options.empties.push(empty(&mut words)?),
             "--place" => options.places.push(Place {
                 source: PathBuf::from(words.os_value()?),
@@ -132,6 +165,9 @@ fn parse(mut words: Words) -> Result<Options, String> {
     }
     if options.log_max < MIN_LIMIT {
         return Err(format!("--log-max: {} is less than {MIN_LIMIT} bytes", options.log_max));
+    }
+    if !options.health_program.is_empty() && options.health.interval.is_zero() {
+        return Err("--health-interval: checks without a pause between them".into());
     }
     if !(1..=64).contains(&options.stop_signal) {
         return Err(format!("--stop-signal: {} is not a signal", options.stop_signal));
@@ -160,8 +196,9 @@ pub(crate) struct Shim {
     pub log: Option<Log>,
     pub log_warned: bool,
     pub reporter: Reporter,
+    pub life: Life,
     pub orphans: Vec<(i32, Status)>,
-    groups: Option<Groups>,
+    pub groups: Option<Groups>,
     pub started_ns: u64,
     pub kill_at: Option<Instant>,
     pub flush_until: Option<Instant>,
@@ -202,7 +239,7 @@ fn folder(path: &Path) -> io::Result<()> {
 }
 
 impl Shim {
-    fn new(options: Options, keep: PathBuf) -> io::Result<Self> {
+    fn new(mut options: Options, keep: PathBuf) -> io::Result<Self> {
         let signals = sys::signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD])?;
         sys::become_subreaper()?;
         let run = PathBuf::from(format!("/run/secrun/apps/{}", options.app));
@@ -220,6 +257,10 @@ impl Shim {
         let listener = context(UnixListener::bind(&socket), "ctl.sock")?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
+        let program = std::mem::take(&mut options.health_program);
+        let health = (!program.is_empty()).then(|| Health::new(options.health.clone()));
+        let target = Target { program, path: options.target.path.clone() };
+        let life = Life::new(options.again.take().unwrap_or_default(), health, target, options.hold);
         Ok(Shim {
             options,
             run,
@@ -232,6 +273,7 @@ impl Shim {
             log,
             log_warned: false,
             reporter: Reporter::default(),
+            life,
             orphans: Vec::new(),
             groups,
             started_ns: 0,
@@ -266,6 +308,7 @@ impl Shim {
                 ended = Some(status);
                 continue;
             }
+            self.note();
             self.step()?;
         }
     }
@@ -295,6 +338,7 @@ impl Shim {
         }
         self.report();
         self.settle();
+        self.look_after();
         Ok(())
     }
 
@@ -312,7 +356,8 @@ impl Shim {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.kill_at.into_iter().chain(self.flush_until).chain(self.reporter.deadline()).min()
+        let own = self.kill_at.into_iter().chain(self.flush_until);
+        own.chain(self.reporter.deadline()).chain(self.life.deadline()).min()
     }
 
     fn interests(&self, poller: &mut Poller<Token>) {
@@ -366,7 +411,13 @@ impl Shim {
             sys::mount("overlay", &rootfs.display().to_string(), "overlay", libc::MS_NODEV, &data),
             &format!("overlay over {lower}"),
         )?;
-        volumes::place(&rootfs, &self.options.places)?;
+        self.begin(size)
+    }
+
+    /// Begin a run of the app, in the root that it has.
+    pub fn begin(&mut self, size: Size) -> io::Result<()> {
+        // Again each time: an app may change where links of its root lead.
+        volumes::place(&self.run.join("rootfs"), &self.options.places)?;
         let target = self.options.target.clone();
         let mut launch = Launch::new(self.run.join("run"), self.options.terminal, target)?;
         launch.held = self.options.hold;
@@ -425,11 +476,12 @@ impl Shim {
 
     fn reaped(&mut self, pid: i32, status: Status) {
         let known = |session: &&mut Session| session.crun == Some(pid) || session.pid == Some(pid);
+        let app = self.sessions[APP].as_ref().map_or(false, |app| app.crun == Some(pid));
         match self.sessions.iter_mut().flatten().find(known) {
             Some(session) if session.crun == Some(pid) => {
                 session.crun = None;
                 session.created(status);
-                if self.options.read_back && session.pid.is_some() && self.started_ns == 0 {
+                if self.options.read_back && session.pid.is_some() && app {
                     self.reporter.begin(session.launch.held);
                 }
                 let early = self.orphans.iter().find(|(pid, _)| session.pid == Some(*pid)).copied();
@@ -448,7 +500,12 @@ impl Shim {
     }
 
     /// Tell the peers that the app has started.
-    fn announce(&mut self) {
+    pub fn announce(&mut self) {
+        self.tell_started();
+        self.tell_again();
+    }
+
+    fn tell_started(&mut self) {
         let runs = |app: &Session| app.pid.is_some() && !app.launch.held;
         let started = self.sessions[APP].as_ref().map_or(false, runs);
         if !started || self.started_ns != 0 {
@@ -468,27 +525,26 @@ impl Shim {
 
     /// Once the app is over: write the record, tell the peers, and return the exit status.
     fn ended(&mut self) -> io::Result<Option<u8>> {
-        let (status, failure) = match &mut self.sessions[APP] {
-            Some(app) if app.is_over() => app.outcome(&self.run.join("rootfs")),
-            None if self.stopping => {
-                (Status::killed(libc::SIGTERM as u8), Some(Failure::own("stopped before it started".into())))
-            }
-            _ => return Ok(None),
+        let (status, failure) = match self.over() {
+            Some(end) => end,
+            None => return Ok(None),
         };
+        self.note();
+        self.disappoint();
         self.log.iter_mut().for_each(Log::finish);
         self.listener = None;
         // Where the host keeps the log, it keeps the record too: a full disk of the guest's must not hide the exit.
         if self.log.is_some() {
             context(write_record(&self.keep, status, failure.as_ref(), self.started_ns), "exit record")?;
         }
-        self.finish_session(APP, status, failure);
+        self.finish_session(APP, status, failure.as_ref());
         self.kill_at = None;
         self.flush_until = Some(Instant::now() + FLUSH_TIME);
         Ok(Some(status.code))
     }
 
-    fn finish_session(&mut self, index: usize, status: Status, failure: Option<Failure>) {
-        let error = failure.as_ref().map_or("", |failure| failure.text.as_str());
+    fn finish_session(&mut self, index: usize, status: Status, failure: Option<&Failure>) {
+        let error = failure.map_or("", |failure| failure.text.as_str());
         for peer in self.peers.iter_mut().flatten().filter(|peer| peer.session == Some(index)) {
             peer.report_loss();
             peer.conn.send(&Message::Exit { code: status.code, signal: status.signal, error });
@@ -520,7 +576,8 @@ impl Shim {
             }
             if let Some(mut session) = self.sessions[index].take() {
                 let (status, failure) = session.outcome(&self.run.join("rootfs"));
-                self.finish_session(index, status, failure);
+                self.finish_session(index, status, failure.as_ref());
+                self.probed(index, status, failure.as_ref(), &session.said);
             }
         }
         for index in 0..self.peers.len() {

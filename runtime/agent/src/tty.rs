@@ -168,6 +168,9 @@ pub struct Remote {
     pub reports: usize,
     /// What it has told last, to be taken.
     pub reported: Option<(i32, Values)>,
+    /// Its app has begun again, to be taken.
+    pub again: bool,
+    most_reports: usize,
     /// What it may send and be sent: bits of ATTACH.
     pub flags: u8,
     /// Written before each line of its output.
@@ -188,6 +191,8 @@ impl Remote {
             end: None,
             reports,
             reported: None,
+            again: false,
+            most_reports: reports,
             flags: 0,
             prefix: Vec::new(),
             line_starts: [true; 2],
@@ -220,6 +225,12 @@ impl Remote {
             }
             _ if !self.greeted || self.end.is_some() => return Err(Violation("a frame out of place")),
             Message::Started { .. } if !self.started => self.started = true,
+            Message::Again(_) => {
+                self.again = true;
+                self.reports = self.most_reports;
+                // What was told of the last run says nothing of this one.
+                self.reported = None;
+            }
             Message::Stdout(bytes) if self.flags & flag::STDOUT != 0 => self.show(0, bytes, station),
             Message::Stderr(bytes) if self.flags & flag::STDERR != 0 => self.show(1, bytes, station),
             Message::Credit(count) if self.credit + count as usize <= WINDOW => {

@@ -385,9 +385,14 @@ impl Waiter {
             // The finishing program tells what was only noticed.
             (Some(_), false) => (),
             (None, _) => {
-                let held = |remote: &Remote| !remote.greeted && remote.app.as_deref() == Some(&verdict.app);
-                if let Some(index) = self.remotes.iter().position(held) {
-                    self.greet(index);
+                let of_app = |remote: &Remote| remote.app.as_deref() == Some(&verdict.app);
+                if let Some(index) = self.remotes.iter().position(of_app) {
+                    match self.remotes[index].greeted {
+                        false => self.greet(index),
+                        // A later run of the app is held as the first one was.
+                        true if strict => self.remotes[index].conn.send(&Message::Go),
+                        true => return,
+                    }
                     // A connection that fails is seen by its next turn.
                     let _ = self.remotes[index].conn.flush();
                 }
@@ -588,6 +593,7 @@ impl Waiter {
         let remote = &mut self.remotes[index];
         let report = remote.reported.take();
         let started = remote.started && !was_started;
+        let again = std::mem::take(&mut remote.again);
         let ended = remote.end.is_some() && !had_ended;
         if started {
             self.started += 1;
@@ -595,6 +601,11 @@ impl Waiter {
                 read_back.begin(remote.app.as_deref().unwrap_or(""), remote.pid);
             }
             self.mark_app("started", index);
+        }
+        if let (true, Some(read_back)) = (again, &mut self.read_back) {
+            // A new process: what was read of the last one says nothing of it.
+            let remote = &self.remotes[index];
+            read_back.begin(remote.app.as_deref().unwrap_or(""), remote.pid);
         }
         self.hear_report(index, report);
         if ended {

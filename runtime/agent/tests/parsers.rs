@@ -6,14 +6,16 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use common::frames;
 use secrun_agent::elf::{inspect, Program};
-use secrun_agent::frame::{decode, encode, flag, Message, Reader, Size, Violation, MAX_PAYLOAD, MAX_TEXT};
+use secrun_agent::frame::{
+    decode, encode, flag, Message, Reader, Size, Violation, MAX_PAYLOAD, MAX_STATE, MAX_TEXT,
+};
 use secrun_agent::log::{stamp, Lines, Log, Stream, MAX_LINE};
 
 const SIZE: Size = Size { rows: 24, cols: 513 };
 
 fn messages() -> Vec<Message<'static>> {
     vec![
-        Message::Hello { version: 2, app: "web" },
+        Message::Hello { version: 3, app: "web" },
         Message::Started { ns: u64::MAX - 1 },
         Message::Stdout(b"out"),
         Message::Stderr(b""),
@@ -23,6 +25,8 @@ fn messages() -> Vec<Message<'static>> {
         Message::Stats("pids.current 3\n"),
         Message::Lost(1 << 40),
         Message::Enforced("pid 7\nCapEff 0\n"),
+        Message::State("{}"),
+        Message::Again(7),
         Message::Attach { flags: flag::STDOUT | flag::STDIN, size: SIZE },
         Message::Stdin(b"in"),
         Message::Signal(15),
@@ -36,6 +40,8 @@ fn messages() -> Vec<Message<'static>> {
         },
         Message::StatsRequest,
         Message::Stop,
+        Message::Go,
+        Message::Restart,
     ]
 }
 
@@ -68,10 +74,12 @@ fn payloads_are_bounded() {
 
 #[test]
 fn wrong_payloads_are_violations() {
-    let wrong: [(u8, &[u8]); 9] = [
+    let wrong: [(u8, &[u8]); 11] = [
         (0x00, b""),
-        (0x0b, b""),
-        (0x88, b""),
+        (0x0d, b""),
+        (0x8a, b""),
+        (0x0c, b"\x01\0\0"),
+        (0x88, b"x"),
         (0x01, b"\x01"),
         (0x01, b"\x01\x00\xff"),
         (0x84, b"\x01\x00\x01\x00\x00"),
@@ -83,6 +91,7 @@ fn wrong_payloads_are_violations() {
         assert!(decode(kind, payload).is_err(), "{kind:#x} {payload:?}");
     }
     assert!(decode(0x07, &[b'x'; MAX_TEXT + 1]).is_err());
+    assert!(decode(0x0b, &[b'x'; MAX_STATE + 1]).is_err());
 }
 
 #[test]

@@ -111,7 +111,9 @@ def test_success_ends_an_app_that_begins_again_on_failure_only(stage: Stage) -> 
 
 
 def test_an_app_that_always_begins_again_ends_when_it_is_stopped(stage: Stage) -> None:
-    process, frames = start(stage, COUNT + "[ $(wc -l < /runs) -lt 2 ] || exec sleep 1000", "--restart", "always")
+    process, frames = start(
+        stage, COUNT + "[ $(wc -l < /runs) -lt 2 ] || exec sleep 1000", "--restart", "always"
+    )
     until(frames, AGAIN)
     frames.until_output(b"run 2")
     frames.send(STOP)

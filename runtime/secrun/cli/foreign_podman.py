@@ -62,6 +62,7 @@ system df = image list : sizes are in the list
 system prune = gc
 generate systemd = generate : from .container files, as podman's own generator reads them
 volume prune = volume prune
+healthcheck = status : the agent checks at its interval; the last results are in status and inspect
 container prune = gc
 """,
     ),
@@ -130,7 +131,6 @@ secret inspect = : a secret is shown to its app alone; cat-manifest tells its na
         Verdict.LATER,
         """
 attach =
-healthcheck =
 image mount =
 """,
     ),
@@ -164,6 +164,12 @@ RUN = (
 --env-file
 --env-host
 --group-add
+--health-cmd
+--health-interval
+--health-on-failure
+--health-retries
+--health-start-period
+--health-timeout
 --help
 --hostname
 --init
@@ -173,6 +179,7 @@ RUN = (
 --memory-swap
 --mount
 --network
+--no-healthcheck
 --oom-score-adj
 --pids-limit
 --platform
@@ -181,6 +188,7 @@ RUN = (
 --pull
 --read-only
 --read-only-tmpfs
+--restart
 --rm
 --security-opt
 --stop-signal
@@ -221,7 +229,7 @@ RUN = (
 --replace = rm --force : a pod has no name that another could take; remove the old one by its UUID file
 --tz = --env : -e TZ=Europe/Berlin, where the image knows the zone
 --shm-size = --tmpfs : --tmpfs /dev/shm:size=64m
---sdnotify = run : in the foreground a unit of Type=notify is told when every app has started
+--sdnotify = run : in the foreground a unit of Type=notify is told when every app has started, healthy or not
 --pidfile = status : `pid` in status --format json
 --conmon-pidfile = status : `pid` in status --format json
 --log-driver = logs : logs are files in the pod's folder, 64 MiB for each app
@@ -292,15 +300,7 @@ RUN = (
     *rows(
         Verdict.LATER,
         """
---health-cmd =
---health-interval =
---health-on-failure =
---health-retries =
---health-start-period =
---health-timeout =
---no-healthcheck =
 --preserve-fds =
---restart =
 """,
     ),
 )

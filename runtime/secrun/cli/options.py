@@ -16,6 +16,7 @@ from secrun.cli.options_common import (
     app_option,
     pull,
 )
+from secrun.cli.options_life import LIFE
 from secrun.cli.options_net import NETWORK, NETWORK_GLOBAL
 from secrun.cli.options_security import SECURITY
 from secrun.cli.options_volume import VOLUMES
@@ -186,6 +187,7 @@ APP = (
         "--stop-signal", metavar="SIGNAL", help="what asks the app to end; default is the image's, or TERM"
     ),
     _app("--stop-timeout", kind=Kind.INTEGER, metavar="SECONDS", help="from SIGTERM to SIGKILL; default 10"),
+    *LIFE,
     *SECURITY,
 )
 

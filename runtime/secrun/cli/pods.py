@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from secrun import checkpoint
-from secrun.cli import confinement, uuids
+from secrun.cli import confinement, lifecycle, uuids
 from secrun.cli import finish as finishing
 from secrun.cli.attestoptions import measuring
 from secrun.cli.guard import each
@@ -101,6 +101,8 @@ def _app(pod: Arguments, args: Arguments, context: Context) -> AppRequest:
         annotations=request.marks(args.many("annotation"), "--annotation"),
         secrets=_secrets(args),
         systemd=Systemd(args.text("systemd") or "false"),
+        restart=lifecycle.restart(args.text("restart")),
+        health=lifecycle.asked(args),
     )
 
 

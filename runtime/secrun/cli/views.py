@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from secrun import __version__
@@ -17,6 +17,7 @@ from secrun.stage1.podfiles import PodFiles
 
 if TYPE_CHECKING:
     from secrun.pod.glance import Glance
+    from secrun.pod.lifestate import LifeState
     from secrun.pod.log import Line
 
 _NS = 1_000_000_000
@@ -129,6 +130,21 @@ def _wait_ready(context: Context, text: str, limit: str) -> None:
     wait_ready(context.layout, text, None if limit == "forever" else duration(limit))
 
 
+def _life(app: str, found: "LifeState") -> Iterator[str]:
+    """Yield what is known of an app from one run to the next."""
+    if found.problem:
+        yield f"{app}-problem={found.problem}"
+    if found.restarts or found.waiting:
+        yield f"{app}-restarts={found.restarts}{' (waiting)' if found.waiting else ''}"
+    if found.last is not None and found.restarts:
+        yield f"{app}-last={found.last.code}"
+    if found.health is not None:
+        yield f"{app}-health={found.health.state}"
+        said = [check.output for check in found.health.checks if check.output]
+        if said:
+            yield f"{app}-health-output={said[-1].splitlines()[0]}"
+
+
 def status(args: Arguments, context: Context) -> int:
     """Show one pod."""
     from secrun.pod import view
@@ -160,6 +176,7 @@ def status(args: Arguments, context: Context) -> int:
             lines.append(f"error={pod.exit.error}")
     by = " (reported by the guest)" if pod.reported_by == "guest" else ""
     lines += [f"app-{name}-enforced={found.verdict}{by}" for name, found in pod.enforced.items()]
+    lines += [line for name, found in pod.life.items() for line in _life(f"app-{name}", found)]
     if pod.problem:
         lines.append(f"problem={pod.problem}")
     context.out.write("\n".join(lines) + "\n")

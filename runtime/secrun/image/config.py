@@ -9,10 +9,24 @@ from secrun.record import record
 
 # The kernel takes 128 KiB per argument and 2 MiB in all: more words than this cannot be executed.
 _MAX_WORDS = 10_000
+# Go writes times as 64-bit nanoseconds.
+_MAX_NUMBER = (1 << 63) - 1
 
 
 # Holds the manifest of an app container image, which this image was converted from.
 APPC_LABEL = "dev.secrun.appc.manifest"
+
+
+@record
+class Healthcheck:
+    """What Docker's HEALTHCHECK left in an image; times in nanoseconds, 0 and empty say nothing."""
+
+    test: tuple[str, ...] = ()
+    """`NONE`, `CMD` and words, or `CMD-SHELL` and a line."""
+    interval_ns: int = 0
+    timeout_ns: int = 0
+    start_period_ns: int = 0
+    retries: int = 0
 
 
 @record
@@ -33,6 +47,7 @@ class ImageConfig:
     exposed_ports: tuple[str, ...]
     labels: tuple[tuple[str, str], ...]
     diff_ids: tuple[Digest, ...]
+    healthcheck: Healthcheck | None = None
 
     @property
     def platform(self) -> Platform:
@@ -51,6 +66,37 @@ def _labels(source: JsonObject, what: str) -> tuple[tuple[str, str], ...]:
         (fields.checked_text(name, what, "Labels"), fields.text(labels, name, what))
         for name in sorted(labels)
     )
+
+
+def _healthcheck(source: JsonObject, what: str) -> Healthcheck | None:
+    found = fields.mapping(source, "Healthcheck", what)
+    if not found:
+        return None
+
+    def number(key: str) -> int:
+        return 0 if found.get(key) is None else fields.integer(found, key, what, limit=_MAX_NUMBER)
+
+    return Healthcheck(
+        test=fields.texts(found, "Test", what, limit=_MAX_WORDS),
+        interval_ns=number("Interval"),
+        timeout_ns=number("Timeout"),
+        start_period_ns=number("StartPeriod"),
+        retries=number("Retries"),
+    )
+
+
+def _healthcheck_document(check: Healthcheck | None) -> JsonObject:
+    if check is None:
+        return {}
+    return {
+        "Healthcheck": {
+            "Test": [*check.test],
+            "Interval": check.interval_ns,
+            "Timeout": check.timeout_ns,
+            "StartPeriod": check.start_period_ns,
+            "Retries": check.retries,
+        }
+    }
 
 
 def _environment(source: JsonObject, what: str) -> tuple[str, ...]:
@@ -91,6 +137,7 @@ def to_document(config: ImageConfig) -> JsonObject:
             "Volumes": {name: {} for name in config.volumes},
             "ExposedPorts": {name: {} for name in config.exposed_ports},
             "Labels": dict(config.labels),
+            **_healthcheck_document(config.healthcheck),
         },
         "rootfs": {"type": "layers", "diff_ids": [str(item) for item in config.diff_ids]},
     }
@@ -113,6 +160,7 @@ def of_document(document: JsonObject, *, what: str) -> ImageConfig:
         volumes=_names(process, "Volumes", what),
         exposed_ports=_names(process, "ExposedPorts", what),
         labels=_labels(process, what),
+        healthcheck=_healthcheck(process, what),
         diff_ids=_diff_ids(document, what),
     )
 

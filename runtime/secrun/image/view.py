@@ -67,6 +67,7 @@ def _config_json(config: ImageConfig) -> JsonObject:
         "user": config.user,
         "working_dir": config.working_dir,
         "stop_signal": config.stop_signal,
+        "healthcheck": [] if config.healthcheck is None else [*config.healthcheck.test],
         "volumes": list(config.volumes),
         "exposed_ports": list(config.exposed_ports),
         "labels": dict(config.labels),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from secrun.errors import StateError
 from secrun.jsonio import JsonObject, JsonValue, canonical
-from secrun.pod import readback
+from secrun.pod import lifestate, readback
 
 if TYPE_CHECKING:
     from secrun.pod.exits import AppExit, PodExit
@@ -27,7 +27,9 @@ def account(files: "PodFiles", manifest: "PodManifest", end: "PodExit | None") -
     except StateError:
         found = {}  # what is damaged was not read back
     connection = manifest.connection
-    apps: list[JsonValue] = [_app(app, exits.get(app.name), found.get(app.name)) for app in manifest.apps]
+    apps: list[JsonValue] = [
+        {**_app(app, exits.get(app.name), found.get(app.name)), **_life(files, app)} for app in manifest.apps
+    ]
     return canonical(
         {
             "schema": SCHEMA,
@@ -94,6 +96,16 @@ def _app(app: "AppManifest", end: "AppExit | None", found: "readback.Enforced | 
         "code": None if end is None else end.code,
         "started": 0 if end is None else end.started_ns // _MILLISECOND,
         "finished": 0 if end is None else end.finished_ns // _MILLISECOND,
+    }
+
+
+def _life(files: "PodFiles", app: "AppManifest") -> JsonObject:
+    """Return how often an app began again and how healthy it was last, by its agent's word."""
+    state = lifestate.read(files, app.name) or lifestate.LifeState()
+    return {
+        "restart": str(app.restart),
+        "restarts": state.restarts,
+        "health": "" if state.health is None else state.health.state,
     }
 
 

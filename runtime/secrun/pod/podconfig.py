@@ -22,6 +22,10 @@ def _bundle_name(app: str) -> str:
     return f"apps/{app}/config.json"
 
 
+def _health_name(app: str) -> str:
+    return f"apps/{app}/health.json"
+
+
 def _derived(manifest: PodManifest, *, guest: bool) -> dict[str, bytes]:
     """Return the files that follow from the manifest alone, and whether the pod is a machine."""
     dns = Dns() if manifest.connection is None else manifest.connection.dns
@@ -32,11 +36,17 @@ def _derived(manifest: PodManifest, *, guest: bool) -> dict[str, bytes]:
 
 
 def contents(
-    manifest: PodManifest, bundles: Mapping[str, bytes], etc: Mapping[str, bytes], *, guest: bool
+    manifest: PodManifest,
+    bundles: Mapping[str, bytes],
+    health: Mapping[str, bytes],
+    etc: Mapping[str, bytes],
+    *,
+    guest: bool,
 ) -> Mapping[str, bytes]:
-    """Return what lies at /pod, by relative path; pure."""
+    """Return what lies at /pod, by relative path; `health` are the processes of health checks; pure."""
     result = _derived(manifest, guest=guest)
     result |= {_bundle_name(app): data for app, data in bundles.items()}
+    result |= {_health_name(app): data for app, data in health.items()}
     return result | {f"etc/{name}": data for name, data in etc.items()}
 
 
@@ -59,6 +69,7 @@ def check(files: PodFiles, manifest: PodManifest) -> None:
     derived = _derived(manifest, guest=manifest.machine is not None)
     wanted = {name: Digest.of(data) for name, data in derived.items()}
     wanted |= {_bundle_name(app.name): app.bundle for app in manifest.apps}
+    wanted |= {_health_name(app.name): app.health.process for app in manifest.apps if app.health}
     for name, digest in wanted.items():
         if _digest(files.config / name) != digest:
             raise _changed(manifest, name, "is not what was decided when the pod was prepared")

@@ -19,7 +19,7 @@ from secrun.network import decide as network
 from secrun.network import hostfiles, plan
 from secrun.network.plan import Connection
 from secrun.paths import Layout
-from secrun.pod import confine, podconfig, policy, request, system
+from secrun.pod import confine, lifecycle, podconfig, policy, request, system
 from secrun.pod.confine import ConfinedApp
 from secrun.pod.process import resolve as resolve_process
 from secrun.pod.removal import delete
@@ -29,6 +29,7 @@ from secrun.record import record, replace
 from secrun.stage1 import bundle, flavours, labels
 from secrun.stage1.bundle import Extras, Process
 from secrun.stage1.contract import Draft, Flavour
+from secrun.stage1.lifecycle import Health
 from secrun.stage1.manifest import AppManifest, ImageIdentity, Network, PodManifest
 from secrun.stage1.podfiles import FILTER_NAME, PodFiles
 from secrun.stage1.uidrange import SIZE as POD_IDS
@@ -141,6 +142,17 @@ def _bundle(app: _Resolved, process: Process, pod: PodRequest, confined: Confine
     )
 
 
+def _health(app: _Resolved, process: Process, confined: ConfinedApp) -> tuple[Health, bytes] | None:
+    """Decide how an app is checked, and what its agent executes for that."""
+
+    def encoded(command: tuple[str, ...]) -> bytes:
+        salt = os.urandom(16).hex()
+        return canonical(bundle.check_process(process, command, confined.process, salt))
+
+    image = app.image
+    return lifecycle.health(app.request.health, image.config.healthcheck, image.reference, encoded)
+
+
 def _identity(app: _Resolved) -> ImageIdentity:
     return ImageIdentity(
         reference=app.image.reference,
@@ -153,7 +165,9 @@ def _identity(app: _Resolved) -> ImageIdentity:
     )
 
 
-def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: bytes) -> AppManifest:
+def _app_manifest(
+    app: _Resolved, process: Process, confined: ConfinedApp, oci: bytes, health: Health | None
+) -> AppManifest:
     env = dict(word.split("=", 1) for word in process.env)
     return AppManifest(
         name=app.name,
@@ -179,6 +193,8 @@ def _app_manifest(app: _Resolved, process: Process, confined: ConfinedApp, oci: 
         security=confined.security,
         labels=app.request.labels,
         annotations=app.request.annotations,
+        restart=app.request.restart,
+        health=health,
         secrets=app.request.secrets,
         systemd=system.is_asked(app.request),
     )
@@ -230,6 +246,11 @@ def _decide(
         )
         for app in apps
     }
+    checks = {
+        app.name: found
+        for app in apps
+        if (found := _health(app, processes[app.name], confined.apps[app.name])) is not None
+    }
     manifest = PodManifest(
         uuid=uuid,
         hostname=hostname,
@@ -242,7 +263,13 @@ def _decide(
         outer_arguments=confined.outer_arguments,
         outer_filter=None if confined.outer_filter is None else Digest.of(confined.outer_filter),
         apps=tuple(
-            _app_manifest(app, processes[app.name], confined.apps[app.name], bundles[app.name])
+            _app_manifest(
+                app,
+                processes[app.name],
+                confined.apps[app.name],
+                bundles[app.name],
+                checks[app.name][0] if app.name in checks else None,
+            )
             for app in apps
         ),
         policy=Digest.parse(known.digest) if known.digest else None,
@@ -251,7 +278,8 @@ def _decide(
     )
     _check(flavour, manifest, pod)
     etc = _etc_files(hostname, pod.net.mode, connection)
-    config = podconfig.contents(manifest, bundles, etc, guest=stage1.kernel is not None)
+    asks = {name: data for name, (_, data) in checks.items()}
+    config = podconfig.contents(manifest, bundles, asks, etc, guest=stage1.kernel is not None)
     draft = Draft(layout=layout, manifest=manifest, asked=pod.machine, config=config, label=asked)
     decided = flavour.decide(draft)
     files = dict(decided.files)

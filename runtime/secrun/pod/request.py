@@ -11,8 +11,10 @@ from secrun.errors import UsageError
 from secrun.image.fetch import FetchOptions
 from secrun.network.configs import Places
 from secrun.network.request import NetworkRequest
+from secrun.pod.lifecycle import HealthRequest
 from secrun.pod.security import SecurityRequest
 from secrun.record import field, record
+from secrun.stage1.lifecycle import Restart
 from secrun.stage1.machine import MachineRequest
 from secrun.stage1.manifest import Limits
 from secrun.stage1.secret import Secret
@@ -93,6 +95,8 @@ class AppRequest:
     annotations: tuple[str, ...] = ()
     secrets: tuple[Secret, ...] = ()
     systemd: Systemd = Systemd.FALSE
+    restart: Restart = field(default_factory=Restart)
+    health: HealthRequest = field(default_factory=HealthRequest)
 
 
 @record

@@ -11,11 +11,12 @@ from secrun.locks import is_missing
 from secrun.measure import marker
 from secrun.measure.marker import Marker
 from secrun.paths import Layout
-from secrun.pod import exits, readback, timing
+from secrun.pod import exits, lifestate, readback, timing
+from secrun.pod.lifestate import LifeState
 from secrun.pod.readback import Enforced
 from secrun.pod.states import WHOLE, Found, State, walk
 from secrun.record import record
-from secrun.stage1.manifest import Network, PodManifest
+from secrun.stage1.manifest import AppManifest, Network, PodManifest
 from secrun.stage1.podfiles import PodFiles
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class PodView:
     exit: exits.PodExit | None
     enforced: Mapping[str, Enforced]
     """What was read of the apps, by name."""
+    life: Mapping[str, LifeState]
+    """How apps stand that began again or are checked, by name."""
     measured: Marker | None
     """How far the event log knows the pod; None if it ran unmeasured."""
     timing: tuple[timing.Mark, ...]
@@ -73,6 +76,7 @@ class PodView:
                     "exit_code": end.code if end else None,
                     "error": end.error if end else "",
                     "enforced": found.to_json(self.reported_by) if found else None,
+                    **_life(app, self.life.get(app.name)),
                 }
             )
         return result
@@ -113,6 +117,22 @@ class PodView:
         }
 
 
+def _life(app: AppManifest, found: LifeState | None) -> JsonObject:
+    """Return what is known of an app from one run to the next."""
+    state = found or LifeState()
+    return {
+        "restart": {
+            "policy": str(app.restart),
+            "count": state.restarts,
+            "waiting": state.waiting,
+            "began_ns": state.began_ns or None,
+            "last": None if state.last is None else state.last.to_json(),
+        },
+        "health": None if state.health is None else state.health.to_json(),
+        "problem": state.problem,
+    }
+
+
 def _numbers(path: Path) -> list[int]:
     try:
         return [int(word) for word in path.read_text().split() if word.isdecimal()]
@@ -142,6 +162,7 @@ def look(found: Found) -> PodView:
     end: exits.PodExit | None = None
     measured: Marker | None = None
     enforced: Mapping[str, Enforced] = {}
+    life: Mapping[str, LifeState] = {}
     marks: tuple[timing.Mark, ...] = ()
     networks: tuple[Shown, ...] = ()
     problem = ""
@@ -149,6 +170,8 @@ def look(found: Found) -> PodView:
         manifest = files.read_manifest()
         end = exits.read(files)
         enforced = readback.read(files)
+        stands = ((app.name, lifestate.read(files, app.name)) for app in manifest.apps)
+        life = {name: found for name, found in stands if found is not None}
         measured = marker.read(files)
         if manifest.network is Network.CNI:
             networks = _networks(found.path)
@@ -167,6 +190,7 @@ def look(found: Found) -> PodView:
         label=_line(files.label),
         exit=end,
         enforced=enforced,
+        life=life,
         measured=measured,
         networks=networks,
         timing=marks,

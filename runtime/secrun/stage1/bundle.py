@@ -66,6 +66,17 @@ def held(process: Process) -> Process:
     return replace(process, args=(*HOLD, *process.args))
 
 
+def check_process(
+    process: Process, command: tuple[str, ...], confinement: Mapping[str, JsonValue], salt: str
+) -> JsonObject:
+    """Return the OCI process of a health check: the app's own with another command, without its terminal.
+
+    `salt` is there for the same reason as that of `runtime_config`; the runtime passes over it.
+    """
+    words = replace(process, args=command, terminal=False, console_size=None)
+    return {**words.to_oci(confinement), SALT_ANNOTATION: salt}
+
+
 def _mount(target: str, kind: str, source: str, *options: str) -> JsonObject:
     return {"destination": target, "type": kind, "source": source, "options": list(options)}
 

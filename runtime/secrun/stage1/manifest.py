@@ -10,6 +10,7 @@ from secrun.digest import Digest
 from secrun.fields import Fields
 from secrun.jsonio import JsonObject, canonical, parse_object
 from secrun.record import field, record
+from secrun.stage1.lifecycle import Health, Restart
 from secrun.stage1.secret import Secret
 from secrun.stage1.security import AppSecurity
 from secrun.stage1.volume import EmptyVolume, Volume
@@ -178,6 +179,8 @@ class AppManifest:
     secrets: tuple[Secret, ...] = ()
     systemd: bool = False
     """It is a system of its own: its first process manages services below a control group of its own."""
+    restart: Restart = field(default_factory=Restart)
+    health: Health | None = None
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -207,6 +210,8 @@ class AppManifest:
             "annotations": list(self.annotations),
             "secrets": [secret.to_json() for secret in self.secrets],
             "systemd": self.systemd,
+            "restart": self.restart.to_json(),
+            "health": None if self.health is None else self.health.to_json(),
         }
 
     @classmethod
@@ -238,6 +243,8 @@ class AppManifest:
             annotations=fields.texts("annotations"),
             secrets=tuple(Secret.from_fields(item) for item in fields.objects("secrets")),
             systemd=fields.flag("systemd"),
+            restart=Restart.from_fields(fields.object("restart")),
+            health=None if (item := fields.optional_object("health")) is None else Health.from_fields(item),
         )
         fields.end()
         return app

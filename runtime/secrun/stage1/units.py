@@ -4,6 +4,7 @@ import posixpath
 from collections.abc import Sequence
 
 from secrun.stage1 import places
+from secrun.stage1.lifecycle import RestartPolicy
 from secrun.stage1.manifest import AppManifest, PodManifest
 from secrun.stage1.volume import EmptyVolume, Volume
 
@@ -50,11 +51,24 @@ def _volumes(app: AppManifest) -> list[str]:
     return words
 
 
+def _life(app: AppManifest) -> list[str]:
+    """Return what brings the app back when it has ended, and what tells how it is."""
+    words = ["--restart", str(app.restart)] if app.restart.policy is not RestartPolicy.NO else []
+    health = app.health
+    if health is not None:
+        words += ["--health-program", program(health.command[0], app.cwd)]
+        words += ["--health-interval", str(health.interval_ms), "--health-timeout", str(health.timeout_ms)]
+        words += ["--health-start-period", str(health.start_period_ms)]
+        words += ["--health-retries", str(health.retries), "--health-on-failure", str(health.on_failure)]
+    return words
+
+
 def _shim(app: AppManifest, etc: Sequence[str], *, guest: bool, held: bool) -> str:
     words = [places.AGENT, "shim", "--app", app.name, "--lower", places.image(app.name)]
     words += ["--log-max", str(LOG_MAX_BYTES), "--stop-signal", str(app.stop_signal)]
     words += ["--stop-timeout", str(app.stop_timeout_seconds * 1000)]
     words += ["--program", program(app.args[0], app.cwd), "--path", app.search_path]
+    words += _life(app)
     words += _volumes(app)
     for name in etc:
         words += ["--place", f"{places.POD}/etc/{name}", f"/etc/{name}"]

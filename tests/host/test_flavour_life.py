@@ -1,0 +1,88 @@
+"""Pods whose apps begin again and are asked how they are, whatever isolates them."""
+
+import json
+
+from support.secrun import Secrun, eventually
+
+# Counts its runs in its root, which it keeps.
+COUNT = "echo x >> /runs; echo run $(wc -l < /runs); "
+
+
+def app(pods: Secrun, uuid: str, name: str = "a") -> dict:
+    (found,) = (each for each in pods.status(uuid)["apps"] if each["name"] == name)
+    return found
+
+
+def test_an_app_that_will_begin_again_has_not_ended(pods: Secrun):
+    """`a` fails twice, `b` ends well, `c` fails for good: the pod ends with `c`."""
+    words = (
+        *("--name", "a", "--restart=on-failure:5", pods.image, "--", "sh", "-c"),
+        COUNT + "[ $(wc -l < /runs) -ge 3 ] && exec sleep 100000; exit 4",
+        *("---", "--name", "b", pods.image, "--", "true"),
+        *("---", "--name", "c", "--restart=on-failure:2", pods.image, "--", "sh", "-c"),
+        COUNT + "[ $(wc -l < /runs) -ge 3 ] && sleep 2; exit 9",
+    )
+    uuid = pods("run", "-d", *pods.pod_options, *words).out.strip()
+    try:
+        assert pods("status", "--wait=120s", uuid).code == 0
+        status = pods.status(uuid)
+        assert status["exit_code"] == 9
+        assert {each["name"]: each["restart"]["count"] for each in status["apps"]} == {
+            "a": 2,
+            "b": 0,
+            "c": 2,
+        }
+        assert app(pods, uuid, "a")["restart"]["policy"] == "on-failure:5"
+        assert app(pods, uuid, "c")["restart"]["last"]["code"] == 9
+        assert pods("logs", uuid, "c").out == "run 1\nrun 2\nrun 3\n"
+        assert "app-a-restarts=2\n" in pods("status", uuid).out
+    finally:
+        pods.discard(uuid)
+
+
+def test_health_is_told_restarts_are_asked_for_and_a_stop_is_the_end(pods: Secrun):
+    """One pod for all that takes a while: prepared with a check, always brought back, restarted, stopped."""
+    options = (
+        "--restart=always",
+        "--health-cmd=echo looked at $WHO; [ -e /well ]",
+        "--health-interval=200ms",
+    )
+    more = ("--health-retries=1", "-e", "WHO=me", "--user=app")
+    script = "sh", "-c", 'trap "exit 3" TERM; echo started; while :; do sleep 0.1; done'
+    given = (*pods.pod_options, "--name", "a", *options, *more, "--tmpfs=/tmp", pods.image, "--", *script)
+    uuid = pods("prepare", *given).out.strip()
+    pods("run-prepared", "-d", uuid)
+    try:
+        eventually(
+            lambda: (app(pods, uuid)["health"] or {}).get("state") == "unhealthy", "no well, no health"
+        )
+        pods("enter", "--user=0", uuid, "--", "touch", "/well")
+        eventually(lambda: app(pods, uuid)["health"]["state"] == "healthy", "the check finds it")
+        check = app(pods, uuid)["health"]["checks"][-1]
+        assert (check["code"], check["late"], check["output"]) == (0, False, "looked at me")
+        shown = pods("status", uuid).out
+        assert "app-a-health=healthy\napp-a-health-output=looked at me\n" in shown
+        assert json.loads(pods("inspect", uuid).out)["pods"][0]["apps"][0]["health"]["state"] == "healthy"
+        pods("enter", uuid, "--", "sh", "-c", "kill -TERM 1", code=None)
+        eventually(lambda: app(pods, uuid)["restart"]["count"] == 1, "its policy brings it back")
+        pods("stop", uuid)
+        assert pods.status(uuid)["exit_code"] == 3
+    finally:
+        pods.discard(uuid)
+
+
+def test_each_run_is_read_before_it_begins(pods: Secrun):
+    uuid = pods(
+        "run",
+        "-d",
+        *pods.pod_options,
+        *("--profile=strict", "--restart=on-failure:1", pods.image, "--", "sh", "-c", "exit 5"),
+        code=None,
+    ).out.strip()
+    try:
+        pods("status", "--wait=120s", uuid)
+        (found,) = pods.status(uuid)["apps"]
+        assert (found["exit_code"], found["restart"]["count"]) == (5, 1)
+        assert found["enforced"]["verdict"] == "held"
+    finally:
+        pods.discard(uuid)

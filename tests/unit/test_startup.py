@@ -84,6 +84,7 @@ def test_the_overview_loads_no_parser_and_no_dataclasses():
             "audit",
             "host",
             "image",
+            "life",
             "list",
             "look",
             "policy",

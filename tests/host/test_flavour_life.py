@@ -65,6 +65,7 @@ def test_health_is_told_restarts_are_asked_for_and_a_stop_is_the_end(pods: Secru
         assert json.loads(pods("inspect", uuid).out)["pods"][0]["apps"][0]["health"]["state"] == "healthy"
         pods("enter", uuid, "--", "sh", "-c", "kill -TERM 1", code=None)
         eventually(lambda: app(pods, uuid)["restart"]["count"] == 1, "its policy brings it back")
+        eventually(lambda: pods("logs", uuid).out.count("started") == 2, "it is ready to be asked to end")
         pods("stop", uuid)
         assert pods.status(uuid)["exit_code"] == 3
     finally:

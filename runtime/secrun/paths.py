@@ -98,6 +98,11 @@ class Layout:
         return self.run_root / "locks"
 
     @property
+    def mounts(self) -> Path:
+        """Images that are mounted to be looked at, a folder each."""
+        return self.run_root / "mounts"
+
+    @property
     def categories(self) -> Path:
         """SELinux categories of live pods: a locked file each."""
         return self.run_root / "categories"

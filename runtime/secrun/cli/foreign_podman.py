@@ -73,6 +73,8 @@ events : from the measured log: whoever changes it is found out
 image sign = sign : signatures are checked before every run, by default
 image scp = image copy : with the image's signatures
 copy = image copy
+image mount : judged like a run, its bytes checked by dm-verity or whole, nothing in it can be executed
+image unmount : of what image mount mounted
 image save : an OCI archive of several images, with digests and signatures, or a docker-archive
 save = image save : the same
 image tag : a tag is for this host alone: it shadows no name of a registry and changes no policy
@@ -131,7 +133,6 @@ secret inspect = : a secret is shown to its app alone; cat-manifest tells its na
         Verdict.LATER,
         """
 attach =
-image mount =
 """,
     ),
 )

@@ -42,6 +42,7 @@ def prune(args: Arguments, context: Context) -> int:
 
 def _run(args: Arguments, context: Context, grace: float | None) -> int:
     from secrun.pod.view import images_of_pods
+    from secrun.stage1.imageview import images_mounted
 
     store = ImageStore(context.layout)
     if not context.layout.images.exists():
@@ -49,7 +50,7 @@ def _run(args: Arguments, context: Context, grace: float | None) -> int:
     else:
         # Whoever prepares a pod meanwhile waits, and so do we for those who do.
         with store.sole_use():
-            in_use = images_of_pods(context.layout)
+            in_use = images_of_pods(context.layout) | images_mounted(context.layout)
             doomed: Sequence[Entry] = ()
             if grace is not None:
                 now = time.time()

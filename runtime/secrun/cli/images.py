@@ -21,7 +21,7 @@ from secrun.jsonio import JsonObject
 _SHORT_ID = 12
 
 
-def _ensured(args: Arguments, context: Context, word: str, options: FetchOptions) -> StoredImage:
+def ensured(args: Arguments, context: Context, word: str, options: FetchOptions) -> StoredImage:
     """Fetch and admit one image; a refusal is measured where this host measures."""
     try:
         return ensure_image(context.layout, word, options)
@@ -46,7 +46,7 @@ def fetch_one(args: Arguments, context: Context, word: str, options: FetchOption
     from secrun.image import rootfs
 
     with ImageStore(context.layout).using():
-        image = _ensured(args, context, word, options)
+        image = ensured(args, context, word, options)
         rendered = rootfs.ensure(context.layout, image.layers)
     if args.text("format") == "json":
         row = view.fetched_json(image, rendered)
@@ -91,8 +91,9 @@ def list_images(args: Arguments, context: Context) -> int:
 
 def _in_use(context: Context) -> frozenset[Digest]:
     from secrun.pod.view import images_of_pods
+    from secrun.stage1.imageview import images_mounted
 
-    return images_of_pods(context.layout)
+    return images_of_pods(context.layout) | images_mounted(context.layout)
 
 
 def _size(store: ImageStore, entry: Entry, context: Context) -> int | None:
@@ -127,12 +128,14 @@ def inspect(args: Arguments, context: Context) -> int:
 def remove(args: Arguments, context: Context) -> int:
     """Remove images: a reference loses only itself, an ID all references of the image."""
     from secrun.pod.view import images_in_use
+    from secrun.stage1.imageview import images_mounted
 
     store = ImageStore(context.layout)
 
     def one(word: str) -> None:
         with store.sole_use():
-            done = store.remove(_lookup(store, word), in_use=images_in_use(context.layout))
+            in_use = images_in_use(context.layout) | images_mounted(context.layout)
+            done = store.remove(_lookup(store, word), in_use=in_use)
         for entry in done.removed:
             context.out.write(f"{entry.digest} {entry.shown}\n")
         if done.kept:

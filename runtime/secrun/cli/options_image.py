@@ -1,6 +1,6 @@
 """The verbs on stored images that are not of every day."""
 
-from secrun.cli.options_common import ARCHIVE, FORMAT, IMAGE, pull
+from secrun.cli.options_common import ARCHIVE, FORMAT, IMAGE, NO_LEGEND, pull
 from secrun.cli.table import Kind, Option, Positional, Verb
 
 # Of a verb with an image: how a registry is reached.
@@ -64,6 +64,28 @@ IMAGE_VERBS: tuple[Verb, ...] = (
         ),
     ),
     Verb(
+        words=("image", "mount"),
+        summary="Mount stored images read-only to look at, or list what is mounted",
+        handler="secrun.cli.imagemounts:mount",
+        description="The policy decides as it does for a pod, and the bytes are checked as for one: by "
+        "dm-verity where the kernel has it, else all before the mount. Nothing there can be executed. "
+        "Prints the folder.",
+        positionals=(Positional(name="image", help="names or ID prefixes; none lists", count="*"),),
+        options=(pull("never"), *IMAGE, FORMAT, NO_LEGEND),
+        needs_root=True,
+    ),
+    Verb(
+        words=("image", "unmount"),
+        summary="Unmount images that image mount mounted",
+        handler="secrun.cli.imagemounts:unmount",
+        positionals=(Positional(name="image", help="names or ID prefixes", count="*"),),
+        options=(
+            Option(flags=("-a", "--all"), kind=Kind.FLAG, help="all that are mounted"),
+            Option(flags=("-f", "--force"), kind=Kind.FLAG, help="also while somebody uses it"),
+        ),
+        needs_root=True,
+    ),
+    Verb(
         words=("image", "tag"),
         summary="Give a stored image further names on this host",
         handler="secrun.cli.imagearchives:tag",
@@ -116,11 +138,20 @@ IMAGE_VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         words=("image", "verify"),
-        summary="Judge stored images anew, with all their signatures",
-        handler="secrun.cli.sign:verify",
-        description="Nothing is fetched. Ends with 120 if an image would not be admitted.",
+        summary="Read stored images anew, and judge them with all their signatures",
+        handler="secrun.cli.imageverify:verify",
+        description="Every blob and the rootfs image are digested once more. Nothing is fetched. Ends with "
+        "120 if an image would not be admitted, with 125 if one is damaged.",
         positionals=(Positional(name="image", help="names or ID prefixes", count="+"),),
-        options=(_POLICY, FORMAT),
+        options=(
+            _POLICY,
+            Option(
+                flags=("--repair",),
+                kind=Kind.FLAG,
+                help="remove damaged files; a rootfs image is made anew from good layers, the rest fetched",
+            ),
+            FORMAT,
+        ),
     ),
     Verb(
         words=("image", "push"),

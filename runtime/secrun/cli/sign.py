@@ -4,22 +4,16 @@ import os
 import stat
 from pathlib import Path
 
-from secrun.cli.guard import each
 from secrun.cli.table import Arguments, Context
-from secrun.cli.views import write_json
-from secrun.errors import DeniedError, UsageError
+from secrun.errors import UsageError
 from secrun.image import reference as references
 from secrun.image import resolve
-from secrun.image.admit import Admitter
 from secrun.image.entries import Entry
 from secrun.image.options import FetchOptions
 from secrun.image.platform import Platform
 from secrun.image.reference import StoredReference
 from secrun.image.store import ImageStore
-from secrun.jsonio import JsonObject
-from secrun.trust.admission import Admission, Decision
 
-VERIFY_SCHEMA = "secrun.dev/image-verify/v1"
 # OpenSSL reads passphrases of at most 1,024 bytes.
 PASSPHRASE_LIMIT = 1024
 
@@ -101,68 +95,3 @@ def _copied(context: Context, source: str, args: Arguments, platform: str | None
 
 def _lookup(store: ImageStore, word: str) -> list[Entry]:
     return resolve.lookup(store.entries(), references.localize(references.parse(word)))
-
-
-def verify(args: Arguments, context: Context) -> int:
-    """Judge stored images anew."""
-    store = ImageStore(context.layout)
-    policy = args.text("policy")
-    admitter = Admitter(store, FetchOptions(policy=Path(policy).absolute() if policy else None))
-    rows: list[JsonObject] = []
-    refused: list[str] = []
-
-    def one(word: str) -> None:
-        for entry in _lookup(store, word):
-            reference = references.parse(entry.reference)
-            if isinstance(reference, StoredReference):
-                continue
-            try:
-                found = admitter.judged(entry, reference, anew=True)
-            except DeniedError as error:
-                refused.append(entry.reference)
-                rows.append(_refused(entry, error))
-                continue
-            if found.decision is not Decision.ACCEPT:
-                refused.append(entry.reference)
-            rows.append(_verdict(entry, found))
-
-    status = each(args.many("image"), one)
-    if args.text("format") == "json":
-        write_json(context, {"schema": VERIFY_SCHEMA, "images": [*rows]})
-    else:
-        for row in rows:
-            context.out.write(_text(row))
-    return status or (DeniedError.exit_code if refused else 0)
-
-
-def _verdict(entry: Entry, found: Admission) -> JsonObject:
-    return {"id": str(entry.digest), "reference": entry.reference, **found.to_json(), "reason": found.reason}
-
-
-def _refused(entry: Entry, error: DeniedError) -> JsonObject:
-    return {
-        "id": str(entry.digest),
-        "reference": entry.reference,
-        "decision": str(Decision.REJECT),
-        "reason": error.message,
-    }
-
-
-def _text(row: JsonObject) -> str:
-    """Return a verdict for people."""
-    lines = [f"{row['reference']} ({str(row['id'])[7:19]}): {row['decision']}"]
-    if "policy" in row:
-        lines.append(f"  by {row['policy']}, scope {row['scope']}")
-    signatures = row.get("signatures")
-    for item in signatures if isinstance(signatures, list) else ():
-        if isinstance(item, dict):
-            name = item["reference"] or "its digest"
-            lines.append(f"  {item['kind']} signature of {_shown(item['signer'])} for {_shown(name)}")
-    if row["reason"]:
-        lines.append(f"  {_shown(row['reason'])}")
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _shown(value: object) -> str:
-    text = str(value)
-    return text if text.isprintable() else repr(text)

@@ -340,8 +340,8 @@ class ImageStore:
         for entry in doomed:
             if entry.digest in used:
                 raise StateError(
-                    f"image {entry.shown} ({entry.digest.hex[:12]}) is used by a pod",
-                    hint="remove the pod first (secrun list, secrun rm)",
+                    f"image {entry.shown} ({entry.digest.hex[:12]}) is used by a pod, or mounted",
+                    hint="remove the pod first (secrun list, secrun rm), or secrun image unmount",
                     code="state-image-used",
                 )
         keys = {entry.key for entry in doomed}

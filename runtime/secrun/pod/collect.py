@@ -200,6 +200,7 @@ def purge_store(layout: Layout) -> None:
     from secrun.image import rootfs
     from secrun.image.store import ImageStore
     from secrun.pod.view import images_in_use, stage1_in_use
+    from secrun.stage1 import imageview
     from secrun.stage1.imagestore import remove_unused
 
     rootfs.purge_stale(layout)
@@ -214,6 +215,7 @@ def purge_store(layout: Layout) -> None:
             if error.code != "state-locked":
                 raise
     remove_unused(layout, stage1_in_use(layout))
+    imageview.remove_stale(layout)
 
 
 def collect_networks(layout: Layout) -> Sequence[str]:

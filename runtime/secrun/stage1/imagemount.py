@@ -8,6 +8,8 @@ import struct
 from pathlib import Path
 
 from secrun.errors import HostError
+from secrun.image import rootfs
+from secrun.image.rootfs import RootfsImage
 from secrun.stage1.devicemapper import DeviceMapper, VerityTable
 from secrun.syscalls import MS_NODEV, MS_RDONLY, Syscalls
 
@@ -93,6 +95,28 @@ def mount_verified(
         call.mount(f"/proc/self/fd/{device}", str(target), "erofs", flags, _options(label))
     finally:
         os.close(device)
+
+
+def mount_rootfs(
+    call: Syscalls,
+    image: RootfsImage,
+    target: Path,
+    flags: int = 0,
+    *,
+    mapper: DeviceMapper | None,
+    name: str,
+    label: str = "",
+) -> None:
+    """Mount a rootfs image read-only, after reading and checking all of it if the kernel has no dm-verity.
+
+    Raises ImageError if it is damaged, OSError or HostError.
+    """
+    if mapper is None:
+        rootfs.verify_file(image)
+        mount_image(call, image.path, target, flags, label=label)
+        return
+    verity = VerityTable(data_size=image.data_size, root=image.verity_root, salt=image.verity_salt)
+    mount_verified(call, image.path, target, flags, mapper=mapper, name=name, verity=verity, label=label)
 
 
 def mount_image(call: Syscalls, image: Path, target: Path, flags: int = 0, *, label: str = "") -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from secrun import checkpoint
 from secrun.digest import Digest
 from secrun.errors import HostError
-from secrun.image import rootfs
 from secrun.image.rootfs import RootfsImage
 from secrun.record import record
 from secrun.stage1 import devicemapper, hostside, imagestore, labels, places, units
@@ -21,7 +20,7 @@ from secrun.stage1.cgroups import Hierarchy
 from secrun.stage1.contract import Launch, PodOnDisk
 from secrun.stage1.devicemapper import DeviceMapper, VerityTable
 from secrun.stage1.imagebuild import FLAVOUR
-from secrun.stage1.imagemount import mount_image, mount_verified
+from secrun.stage1.imagemount import mount_image, mount_rootfs, mount_verified
 from secrun.stage1.imagestore import BuiltImage
 from secrun.stage1.labels import Assigned
 from secrun.stage1.manifest import AppManifest, Network, PodManifest
@@ -229,24 +228,24 @@ class _Mounts:
     label: str
 
     def stage1(self, image: BuiltImage, target: Path) -> None:
-        if self.mapper is None:
-            imagestore.verify(image)
-        known = image.manifest
-        verity = VerityTable(data_size=known.data_size, root=known.verity_root, salt=known.verity_salt)
-        self._mount(0, image.path, verity, target, 0)
-
-    def app(self, number: int, image: RootfsImage, target: Path) -> None:
-        if self.mapper is None:
-            rootfs.verify_file(image)
-        verity = VerityTable(data_size=image.data_size, root=image.verity_root, salt=image.verity_salt)
-        self._mount(number, image.path, verity, target, MS_NOSUID)
-
-    def _mount(self, number: int, path: Path, verity: VerityTable, target: Path, flags: int) -> None:
         target.mkdir(parents=True, exist_ok=True)
         if self.mapper is None:
-            mount_image(self.call, path, target, flags, label=self.label)
+            imagestore.verify(image)
+            mount_image(self.call, image.path, target, label=self.label)
             return
-        name = devicemapper.name_of(self.uuid, number)
+        known = image.manifest
+        verity = VerityTable(data_size=known.data_size, root=known.verity_root, salt=known.verity_salt)
         mount_verified(
-            self.call, path, target, flags, mapper=self.mapper, name=name, verity=verity, label=self.label
+            self.call,
+            image.path,
+            target,
+            mapper=self.mapper,
+            name=devicemapper.name_of(self.uuid, 0),
+            verity=verity,
+            label=self.label,
         )
+
+    def app(self, number: int, image: RootfsImage, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        name = devicemapper.name_of(self.uuid, number)
+        mount_rootfs(self.call, image, target, MS_NOSUID, mapper=self.mapper, name=name, label=self.label)

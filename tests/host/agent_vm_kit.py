@@ -58,7 +58,7 @@ def closed(channel: int) -> bytes:
 
 
 HELLO_LINK = pack(L_HELLO, b"\x03\x00")
-HELLO_SHIM = pack(HELLO, b"\x02\x00a")
+HELLO_SHIM = pack(HELLO, b"\x03\x00a")
 
 
 @dataclass

@@ -59,7 +59,7 @@ def client(
     if stdout is None:
         os.close(out)
     frames = Frames(ours)
-    frames.send(HELLO, b"\x02\x00a")
+    frames.send(HELLO, b"\x03\x00a")
     return Shim(frames, process)
 
 

@@ -85,7 +85,7 @@ LATER = {
     "data beyond the window": opened(1)
     + data(1, bytes([STDOUT, 0, 0, 1, 0]) + bytes(65_520))
     + data(1, bytes(20)),
-    "other app": opened(1) + data(1, pack(HELLO, b"\x02\x00zz")),
+    "other app": opened(1) + data(1, pack(HELLO, b"\x03\x00zz")),
     "other version of a shim": opened(1) + data(1, pack(HELLO, b"\x01\x00a")),
     "report without hello": opened(1) + data(1, pack(ENFORCED, b"pid 1\n")),
     "report after the end": opened(1)
@@ -368,7 +368,7 @@ def test_output_that_the_waiter_does_not_read_is_bounded(vm: Vm) -> None:
     guest.socket.sendall(opened(1) + data(1, HELLO_SHIM))
     slow = vm.greeted()
     guest.expect(L_DATA)
-    guest.socket.sendall(opened(3) + data(3, pack(HELLO, b"\x02\x00b")))
+    guest.socket.sendall(opened(3) + data(3, pack(HELLO, b"\x03\x00b")))
     quick = vm.greeted(app="b")
     guest.expect(L_DATA)
     flood(guest, channel=1)

@@ -47,5 +47,5 @@ lock: ## pin Python packages anew from pyproject.toml; LOCK=--upgrade takes the 
 
 clean: ## remove what set-up and tools made in this checkout
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache runtime/agent/target
-	rm -rf runtime/secrun/_agent dist build
+	rm -rf runtime/secrun/_agent dist build .artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

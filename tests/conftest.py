@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 FUZZ_SCALES = {"unit": 1, "short": 1, "long": 10}
 
 for _name, _examples in {"unit": 30, "short": 200, "long": 2000}.items():
@@ -26,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("secrun")
     group.addoption(
         "--fuzz", choices=sorted(FUZZ_SCALES), default="unit", help="how long the random tests run"
+    )
+    group.addoption(
+        "--artifacts",
+        type=Path,
+        default=REPOSITORY / ".artifacts",
+        help="where a run leaves what a person looks at: pictures of pages (.artifacts, which git ignores)",
     )
     group.addoption(
         "--no-skips", action="store_true", help="a test that is skipped has failed: name what is missing"
@@ -76,7 +83,15 @@ def fuzz_scale(pytestconfig: pytest.Config) -> int:
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The top folder of this checkout."""
-    return Path(__file__).resolve().parent.parent
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def artifacts(pytestconfig: pytest.Config) -> Path:
+    """The folder for what a person looks at after a run."""
+    found: Path = pytestconfig.getoption("--artifacts").absolute()
+    found.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -262,10 +262,11 @@ def test_a_monitoring_system_sees_pods_and_the_audit_log(audited: Secrun) -> Non
     assert re.search(r'^secrun_audit_leaves\{origin="secrun\.dev/audit/[^"]+"\} [1-9]', told, re.MULTILINE)
 
 
-def test_the_page_is_what_a_browser_shows(audited: Secrun, tmp_path: Path) -> None:
+def test_the_page_is_what_a_browser_shows(audited: Secrun, tmp_path: Path, artifacts: Path) -> None:
     page = tmp_path / "report.html"
     audited("audit", "export", "--format=html", "--out", page)
-    picture = tmp_path / "report.png"
+    picture = artifacts / "audit-report.png"
+    picture.unlink(missing_ok=True)
     load(page.as_uri(), tmp_path, f"--screenshot={picture}", "--window-size=1100,3000")
     assert picture.read_bytes().startswith(b"\x89PNG")
     dom = load(page.as_uri(), tmp_path)

@@ -21,6 +21,7 @@ from secrun_attest.errors import FormatError
 from secrun_attest.record import Operation
 from support.attest_bench import sha
 from support.audited import AuditedHost, members
+from support.ocsf import problems
 
 POD = "11111111-2222-4333-8444-555555555555"
 GOOD_APP = {
@@ -350,27 +351,35 @@ def test_events_for_a_siem_have_what_their_classes_require():
     lines = b"".join(pieces(Form.OCSF, ABOUT, story(uid=0), None)).splitlines()
     events = [json.loads(line) for line in lines]
     assert len(events) == 8 + len(checks.catalogue())
-    for found in events:
-        required = {
-            "activity_id",
-            "category_uid",
-            "class_uid",
-            "metadata",
-            "severity_id",
-            "time",
-            "type_uid",
-        }
-        assert required <= found.keys()
-        assert found["type_uid"] == found["class_uid"] * 100 + found["activity_id"]
-        assert found["category_uid"] == found["class_uid"] // 1000
-        assert {"version", "product"} <= found["metadata"].keys()
-        own = {ocsf.LIFECYCLE: {"app"}, ocsf.PROCESS: {"actor", "device", "process"},
-               ocsf.COMPLIANCE: {"compliance", "finding_info"}}  # fmt: skip
-        assert own[found["class_uid"]] <= found.keys()
+    assert [problem for found in events for problem in problems(found)] == []
+    assert {found["class_uid"] for found in events} == {ocsf.LIFECYCLE, ocsf.PROCESS, ocsf.COMPLIANCE}
     started = next(item for item in events if item["metadata"].get("event_code") == "PodStart")
-    assert (started["type_uid"], started["container"]["uid"]) == (600203, POD)
+    assert (started["type_uid"], started["device"]["container"]["uid"]) == (600203, POD)
+    entered = next(item for item in events if item["class_uid"] == ocsf.PROCESS)
+    assert entered["process"]["container"]["uid"] == POD
     refused = next(item for item in events if item["metadata"].get("event_code") == "Denied")
     assert (refused["status_id"], refused["severity_id"]) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda event: event.pop("app"),
+        lambda event: event.update(container={}),
+        lambda event: event.update(activity_id=9),
+        lambda event: event.update(type_uid=1),
+        lambda event: event["metadata"].pop("product"),
+        lambda event: event["device"].pop("type_id"),
+        lambda event: event["device"].pop("hostname"),
+        lambda event: event.update(message=""),
+        lambda event: event.update(time="now"),
+    ],
+)
+def test_the_judge_of_events_finds_what_is_wrong(spoil):
+    event = json.loads(next(pieces(Form.OCSF, ABOUT, story(), None)))
+    assert problems(event) == []
+    spoil(event)
+    assert problems(event)
 
 
 def test_statements_are_signed_and_about_images(tmp_path):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from secrun_attest.audit.about import About
 from secrun_attest.audit.checks import FRAMEWORKS, Finding, Verdict
-from secrun_attest.audit.rows import image_text
 from secrun_attest.audit.survey import Survey
 from secrun_attest.audit.trail import Outcome, Row
 from secrun_attest.jcs import JsonObject, JsonValue
@@ -27,7 +26,12 @@ _SEVERITIES = {
     Outcome.GAP: _HIGH,
 }
 _SUCCESS, _FAILURE = 1, 2
-_STATUS = {Verdict.PASS: 1, Verdict.FAIL: 3, Verdict.NOT_APPLICABLE: _OTHER}
+# Status of a compliance check, and its caption.
+_STATUS = {
+    Verdict.PASS: (1, "Pass"),
+    Verdict.FAIL: (3, "Fail"),
+    Verdict.NOT_APPLICABLE: (_OTHER, "Not applicable"),
+}
 
 
 def event(about: About, row: Row) -> JsonObject:
@@ -47,22 +51,24 @@ def event(about: About, row: Row) -> JsonObject:
         "message": " ".join(filter(None, (row.event, row.what, row.why))),
         "metadata": {
             **_metadata(about),
+            "profiles": ["container", "host"],
             "uid": str(row.leaf),
             "sequence": row.leaf,
             "event_code": row.event,
         },
-        "device": {"hostname": about.host, "type_id": 1},
+        "device": _device(about),
         "actor": {"user": {"name": row.who or "unknown"}},
         "unmapped": row.to_json(),
     }
     if activity == _OTHER:
         found["activity_name"] = row.event
+    # The profile of containers adds to processes and devices, not to events.
+    inside: JsonObject = {"container": _container(row)} if row.pod else {}
     if entry:
-        found["process"] = {"name": row.command or "unknown", "uid": row.pod}
+        found["process"] = {"name": row.command or "unknown", "uid": str(row.leaf), **inside}
     else:
-        found["app"] = {"name": row.pod or "secrun", "vendor_name": "secrun", "uid": row.pod}
-    if row.pod:
-        found["container"] = _container(row)
+        found["device"] = {**_device(about), **inside}
+        found["app"] = {"name": row.pod or "secrun", "vendor_name": "secrun"}
     if row.code is not None:
         found["status_code"] = str(row.code)
     return found
@@ -73,16 +79,21 @@ def _metadata(about: About) -> JsonObject:
         "version": VERSION,
         "product": {"name": "secrun", "vendor_name": "secrun", "version": about.tool.rpartition(" ")[2]},
         "log_name": about.origin,
-        "profiles": ["container", "host"],
     }
 
 
+def _device(about: About) -> JsonObject:
+    return {"hostname": about.host, "type_id": 1}
+
+
 def _container(row: Row) -> JsonObject:
-    container: JsonObject = {"uid": row.pod, "runtime": f"secrun/{row.flavour}".rstrip("/")}
+    container: JsonObject = {
+        "uid": row.pod,
+        "runtime": f"secrun/{row.flavour}".rstrip("/"),
+    }
     if row.images:
         image = row.images[0]
         container["image"] = {"name": image.reference or image.manifest, "uid": image.manifest}
-        container["labels"] = [image_text(other) for other in row.images]
     return container
 
 
@@ -95,6 +106,7 @@ def findings(about: About, survey: Survey) -> Iterator[JsonObject]:
 def _finding(about: About, finding: Finding) -> JsonObject:
     check = finding.check
     failed = finding.verdict is Verdict.FAIL
+    status_id, status = _STATUS[finding.verdict]
     shown: list[JsonValue] = [
         {
             "name": f"leaf {item.index}",
@@ -119,8 +131,8 @@ def _finding(about: About, finding: Finding) -> JsonObject:
             "desc": f"{finding.broken} of {finding.looked}",
         },
         "compliance": {
-            "status_id": _STATUS[finding.verdict],
-            "status": finding.verdict.value,
+            "status_id": status_id,
+            "status": status,
             "standards": [FRAMEWORKS[name] for name in check.mappings],
             "requirements": [item for items in check.mappings.values() for item in items],
             "control": check.id,

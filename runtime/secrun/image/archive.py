@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from secrun.checkpoint import reached
 from secrun.digest import Digest
 from secrun.errors import ImageError, StateError
 from secrun.image import limits
@@ -80,6 +81,7 @@ def whole(path: Path, *, overwrite: bool, mode: int = _MODE) -> Iterator[BinaryI
         with os.fdopen(fd, "w+b") as stream:
             yield stream
             _sync(stream, mode)
+            reached("archive-written")
             _link(fd, path, overwrite=overwrite)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from secrun import locks
+from secrun.checkpoint import reached
 from secrun.digest import Digest
 from secrun.errors import HostError, ImageError, StateError
 from secrun.files import fsync_dir, write_atomic
@@ -347,6 +348,7 @@ class ImageStore:
         keys = {entry.key for entry in doomed}
         with locks.held(self._lock("images-index")):
             self._write([entry for entry in self.entries() if entry.key not in keys])
+        reached("images-unlisted")
         try:
             freed = self.collect(in_use=used)
         except (StateError, ImageError) as error:

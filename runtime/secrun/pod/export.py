@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secrun.checkpoint import reached
 from secrun.digest import Digest
 from secrun.errors import StateError, UsageError
 from secrun.image.changed import Base
@@ -164,6 +165,7 @@ def export(layout: Layout, one: Ended, out: "BinaryIO") -> Exported:
     with space_errors(f"the changes of app {one.app.name}"), scratch_folder(layout) as folder:
         layer = folder / "layer.tar"
         answer = _write_layer(one, layer)
+        reached("export-layer-written")
         digest = changed.write(ImageStore(layout), base, layer, out)
     return Exported(digest=digest, notes=_notes(one, answer))
 

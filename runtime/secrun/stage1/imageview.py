@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from secrun import locks
+from secrun.checkpoint import reached
 from secrun.digest import Digest
 from secrun.errors import HostError, StateError
 from secrun.image.rootfs import RootfsImage
@@ -80,6 +81,7 @@ def mount(layout: Layout, calls: Syscalls, digest: Digest, image: RootfsImage) -
         # What a mount that was killed has left.
         devicemapper.remove_left(_device(folder))
         folder.mkdir(mode=0o700, exist_ok=True)
+        reached("image-folder-made")
         mapper = devicemapper.open_mapper()
         try:
             name = devicemapper.name_of(_device(folder), 0)
@@ -90,6 +92,7 @@ def mount(layout: Layout, calls: Syscalls, digest: Digest, image: RootfsImage) -
         finally:
             if mapper is not None:
                 mapper.close()
+        reached("image-mounted")
     return folder
 
 
@@ -109,6 +112,7 @@ def unmount(layout: Layout, calls: Syscalls, digest: Digest, *, force: bool) -> 
                 hint="end who works in it (fuser -m), or give --force",
                 code="host-busy",
             ) from error
+        reached("image-unmounted")
         folder.rmdir()
     return folder
 

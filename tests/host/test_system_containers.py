@@ -8,6 +8,7 @@ import pytest
 
 from support.secrun import Secrun, eventually
 from support.systemimage import system_image
+from support.terminals import at_a_terminal, expect
 
 HALT = 37  # SIGRTMIN+3 (systemd(1), SIGNALS)
 
@@ -106,6 +107,16 @@ def test_stopping_halts_it_in_good_order(pods: Secrun, system: str, kept: Path):
     assert (kept / "stopped").read_text() == "stopped in order\n"
     status = pods.status(system)
     assert (status["state"], status["exit_code"]) == ("exited", 0)
+
+
+def test_its_console_is_the_terminal(secrun: Secrun, image: str, tmp_path: Path):
+    """An init closes what it was given, and opens the console when it has something to say."""
+    saved = tmp_path / "uuid"
+    options = (*secrun.pod_options, "--rm", "-i", "-t", "--systemd=true", f"--uuid-file-save={saved}")
+    with at_a_terminal(secrun.argv("run", *options, image)) as (terminal, process):
+        expect(terminal, b"Started")
+        secrun("stop", f"--uuid-file={saved}")
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::io::OwnedFd;
 use std::path::Path;
 
 use crate::conn::Queue;
@@ -16,6 +17,8 @@ pub(crate) struct Session {
     pub pid: Option<i32>,
     pub ends: Ends,
     pub terminal: bool,
+    /// The process's end of the terminal: one that has closed it, as an init does, may open it again.
+    peer: Option<OwnedFd>,
     pub pending: Queue,
     pub input_ended: bool,
     pub owner: Option<usize>,
@@ -34,6 +37,7 @@ impl Session {
     pub fn new(launch: Launch, crun: Option<i32>, ends: Ends, size: Size) -> Self {
         Session {
             terminal: launch.has_terminal(),
+            peer: None,
             launch,
             crun,
             pid: None,
@@ -100,6 +104,7 @@ impl Session {
     fn adopt(&mut self) -> io::Result<()> {
         self.pid = Some(self.launch.pid()?);
         if let Some(master) = self.launch.terminal()? {
+            self.peer = Some(sys::terminal_peer(&master)?);
             self.ends.input = Some(File::from(master.try_clone()?));
             self.ends.outputs[0] = Some(File::from(master));
             self.resize(self.size);
@@ -114,6 +119,7 @@ impl Session {
     }
 
     pub fn process_ended(&mut self, status: Status) {
+        self.peer = None;
         self.status = Some(match self.emulated {
             Some(number) if status.signal == libc::SIGKILL as u8 => Status::killed(number),
             _ => status,

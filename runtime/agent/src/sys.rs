@@ -413,6 +413,15 @@ pub fn get_size(fd: &impl AsRawFd) -> io::Result<Size> {
     Ok(Size { rows: value.ws_row, cols: value.ws_col })
 }
 
+/// Open the other end of a terminal whose master `fd` is, whatever is mounted where (ioctl_tty(2)).
+pub fn terminal_peer(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes flags and returns a descriptor that nobody else owns.
+    let peer = check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(peer) })
+}
+
 /// A terminal's settings; fails if `fd` is not one, or if it is gone.
 pub fn get_terminal(fd: &impl AsRawFd) -> io::Result<libc::termios> {
     // SAFETY: an all-zero termios is valid memory for tcgetattr to fill.

@@ -1,5 +1,6 @@
 """What an app changed comes out as an image that runs, and says exactly what the app left."""
 
+import dataclasses
 import io
 import json
 import os
@@ -13,10 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from secrun import locks
 from secrun.errors import ImageError
 from secrun.image import upper
 from secrun.image.rootfs.sandbox import Confined, run_confined
 from secrun.jsonio import JsonObject
+from secrun.paths import Layout
+from secrun.pod import export as exporting
+from secrun.pod import removal
 from secrun.stage1.uidrange import SIZE
 from secrun.stage1.volumemount import mapping
 from secrun.syscalls import LinuxSyscalls
@@ -156,6 +161,39 @@ def test_a_marked_pod_is_exported_and_one_whose_image_is_gone_says_so(secrun, tm
     gone = secrun("export", uuid, "-o", tmp_path / "gone.tar", code=125)
     assert "is not stored any more" in gone.err
     assert not (tmp_path / "gone.tar").exists()
+    secrun("rm", uuid)
+
+
+def test_after_a_reboot_what_was_kept_is_still_exported(secrun, image, tmp_path):
+    uuid, _ = secrun.kept(image, "--", "/bin/touch", "/kept")
+    # What need not survive one is gone.
+    rebooted = dataclasses.replace(secrun, run_root=tmp_path / "fresh", options=("--attest=off",))
+    rebooted("export", uuid, "-o", tmp_path / "kept.tar")
+    assert "kept" in members(layers_of(tmp_path / "kept.tar")[2][-1])
+    secrun("rm", uuid)
+
+
+def test_while_it_is_read_nobody_else_takes_the_pod(secrun, image):
+    uuid, _ = secrun.kept(image, "--", "/bin/touch", "/kept")
+    layout = Layout(root=secrun.root, run_root=secrun.run_root)
+    with exporting.ended(layout, uuid, None) as one:
+        other = locks.open_dir(one.files.path)
+        assert not locks.lock_fd(other, blocking=False)
+        # Who only looks sees a pod that has ended.
+        assert secrun.status(uuid)["state"] == "exited"
+    assert locks.lock_fd(other, blocking=False)
+    os.close(other)
+    secrun("rm", uuid)
+
+
+def test_what_a_full_disk_took_away_is_not_exported_as_if_nothing_had_changed(secrun, image, tmp_path):
+    uuid, _ = secrun.kept(image, "--", "/bin/touch", "/kept")
+    pod = secrun.root / "pods/run" / uuid
+    removal.drop_written(pod)
+    gone = secrun("export", uuid, "-o", tmp_path / "x.tar", code=125)
+    assert "nothing is kept of app" in gone.err
+    assert secrun("logs", uuid).out == ""
+    assert not (tmp_path / "x.tar").exists()
     secrun("rm", uuid)
 
 

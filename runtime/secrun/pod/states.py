@@ -27,8 +27,9 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 _PREFIX = re.compile(r"[0-9a-f-]{1,36}\Z")
 # A reader looks for a pod that another process renames meanwhile; each miss means one transition.
 _LOOKUPS = 8
-# A reader holds its shared lock for some microseconds.
-_READER_SECONDS = 0.001
+# A reader holds its shared lock for some microseconds, an export until it is written: the first and the
+# longest pause between two attempts.
+_READER_SECONDS, _LONGEST_SECONDS = 0.001, 0.1
 
 
 class Folder(StrEnum):
@@ -203,12 +204,14 @@ def lock(found: Found, layout: Layout) -> LockedPod | None:
 
 def _take(fd: int) -> bool:
     """Lock `fd` alone; False if another process works on the pod, not if one merely looks at it."""
+    pause = _READER_SECONDS
     while not lock_fd(fd, blocking=False):
         if not lock_fd(fd, shared=True, blocking=False):
             return False
         # Readers share the lock for an instant, and so did we just now.
         fcntl.flock(fd, fcntl.LOCK_UN)
-        time.sleep(_READER_SECONDS)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_SECONDS)
     return True
 
 

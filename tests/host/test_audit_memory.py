@@ -56,6 +56,6 @@ def peak(host):
 def test_an_export_takes_no_more_memory_for_a_longer_log(tmp_path):
     short, long = (AuditedHost(tmp_path / name) for name in ("short", "long"))
     long_log(short, 2_000)
-    long_log(long, 6_000)
-    assert peak(short) > 0
-    assert peak(long) < 1.2 * peak(short)
+    long_log(long, 10_000)
+    # What is kept of a record takes hundreds of bytes; pieces and pages differ by some that do not add up.
+    assert peak(long) - peak(short) < 64 * 8_000

@@ -1,17 +1,22 @@
 """The quick ways of the audit log: they say what the strict ways say, of everything that is sent."""
 
 import copy
+import errno
 import json
+import os
 
 import pytest
 
 from secrun_attest import celjson, events
-from secrun_attest.audit import checks
+from secrun_attest.audit import checks, export
+from secrun_attest.audit.chain import ChainError
 from secrun_attest.audit.checks import APP, Checker
+from secrun_attest.audit.export import Span
 from secrun_attest.audit.walk import Walk, parse_record
 from secrun_attest.errors import FormatError
 from secrun_attest.record import Bank, Epoch, Event, Operation, event_data, make_record
 from support import longlog
+from support.audited import BEGIN, MINUTE, AuditedHost
 
 EPOCH = Epoch(reset=3, restart=0, boot_id="00000000-0000-4000-8000-000000000001")
 BANKS = (Bank.SHA1, Bank.SHA256)
@@ -141,6 +146,43 @@ def test_what_is_no_event_is_not_told(old, new):
     assert events.retold(data).seq == 1
     with pytest.raises(FormatError):
         events.retold(data.replace(old, new))
+
+
+@pytest.mark.parametrize("since", [0, 3 * MINUTE])
+def test_a_bundle_that_two_processes_write_is_the_one_that_one_writes(tmp_path, monkeypatch, since):
+    host = AuditedHost(tmp_path)
+    host.pod()
+    host.pod(code=3, signer="")
+    host.close()
+    span = Span(since=BEGIN + since)
+    alone = host.written(span)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(export, "WORTH_A_PROCESS", 0)
+    forked = []
+    fork = os.fork
+    monkeypatch.setattr(os, "fork", lambda: forked.append(1) or fork())
+    assert host.written(span) == alone
+    assert forked
+    assert host.judged(alone).findings == ()
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), ValueError("broken")])
+def test_what_the_other_process_cannot_do_is_an_error(tmp_path, monkeypatch, failure):
+    host = AuditedHost(tmp_path)
+    host.pod()
+    host.close()
+
+    def fail(_):
+        raise failure
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(export, "WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(export, "csv_lines", fail)
+    with pytest.raises(ChainError) as error:
+        host.written()
+    assert error.value.code == "audit-write"
+    wanted = errno.ENOSPC if isinstance(failure, OSError) else errno.EIO
+    assert os.strerror(wanted) in error.value.message
 
 
 def test_what_is_known_of_equal_subjects_is_what_each_would_be_told():

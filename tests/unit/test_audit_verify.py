@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from secrun_attest import jcs
 from secrun_attest.audit import entries, verify
 from secrun_attest.audit.chain import segment_line
 from secrun_attest.audit.entries import Closing, State
@@ -248,12 +249,16 @@ def test_two_forks_of_one_log_are_named(three, tmp_path):
 
 
 def test_a_head_that_the_log_does_not_continue_is_a_fork(three):
-    other = three.signer().note(f"{three.key.name}\n3\n{'A' * 43}=\n")
+    """The host signs another root of a size that it has signed, and shows the proof of the true one."""
 
-    def add(files):
-        files["checkpoints.jsonl"] += json.dumps({"note": other.decode(), "proof": []}).encode() + b"\n"
+    def forge(files):
+        lines = files["checkpoints.jsonl"].splitlines(keepends=True)
+        head = json.loads(lines[0])
+        origin, size = head["note"].split("\n")[:2]
+        head["note"] = three.signer().note(f"{origin}\n{size}\n{'A' * 43}=\n").decode()
+        files["checkpoints.jsonl"] = b"".join([jcs.encode(head) + b"\n", *lines[1:]])
 
-    assert Fault.FORK in faults(changed(three, add, key=three.signer()))
+    assert faults(changed(three, forge, key=three.signer())) == [Fault.FORK]
 
 
 def test_a_clock_that_went_back_is_named(audited):

@@ -1,9 +1,12 @@
 """Exports of a host's audit log: rows as JSON lines or CSV, or a bundle that proves itself."""
 
+import errno
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -44,6 +47,8 @@ from secrun_attest.quotefiles import quote_files
 # Gives what is kept of a pod by the digest that was measured; None if it is gone.
 Accounts = Callable[[str], bytes | None]
 _PIECE = 1024
+# So many leaves take longer to tell than a process to start.
+WORTH_A_PROCESS = 20_000
 
 
 @frozen.record
@@ -190,16 +195,15 @@ class BundleWriter:
         """Write the bundle, with files in `folder` meanwhile; return what its trail came to."""
         tar = TarWriter(out)
         self._describe(tar)
-        self._leaves(tar)
-        self._records(tar)
         with _unnamed(folder) as trail, _unnamed(folder) as table, _unnamed(folder) as kept:
-            surveyor = Surveyor(chosen(self._about.framework))
-            _write_all(table, csv_lines(self._told(trail, kept, accounts, surveyor)))
+            with self._meanwhile(lambda: self._tell(trail, table)):
+                self._leaves(tar)
+                self._records(tar)
+                survey = self._survey(kept, accounts)
             for name, stream in ((ACCOUNTS, kept), (TRAIL, trail), ("trail.csv", table)):
-                size = stream.tell()
+                size = stream.seek(0, os.SEEK_END)
                 stream.seek(0)
                 tar.add_parts(name, size, parts_of(stream, size))
-        survey = surveyor.survey()
         for name, data in readings(self._about, survey).items():
             tar.add(name, data)
         sums = "".join(f"{digest}  {name}\n" for name, digest in tar.sums.items()).encode()
@@ -208,24 +212,41 @@ class BundleWriter:
         tar.end()
         return survey
 
-    def _told(
-        self, trail: IO[bytes], kept: IO[bytes], accounts: Accounts, surveyor: Surveyor
-    ) -> Iterator[Row]:
-        """Yield the rows, and write them and the accounts that they name on the way."""
-        chain, scope = self._chain, self._scope
-        projection = Projection()
-        for index, data, line in chain.leaves(scope.first, scope.head.size):
-            told = retold(data) if line else None
-            row = projection.row(index, told) if told else projection.entry(index, entries.parse(data))
+    @contextmanager
+    def _meanwhile(self, work: Callable[[], None]) -> Iterator[None]:
+        """Do `work` too: in a process of its own where there is much to do and another core to do it."""
+        leaves = self._scope.head.size - self._scope.first
+        if leaves < WORTH_A_PROCESS or len(os.sched_getaffinity(0)) == 1:
+            work()
+            yield
+        else:
+            with _beside(work):
+                yield
+
+    def _tell(self, trail: IO[bytes], table: IO[bytes]) -> None:
+        """Write the rows within the span, as lines and as a table."""
+
+        def told() -> Iterator[Row]:
+            for row in rows(self._chain, self._scope):
+                trail.write(json_line(row.to_json()))
+                yield row
+
+        _write_all(table, csv_lines(told()))
+        trail.flush()
+        table.flush()
+
+    def _survey(self, kept: IO[bytes], accounts: Accounts) -> Survey:
+        """Return what the trail within the span came to, and write the accounts that its records name."""
+        span = self._scope.span
+        surveyor = Surveyor(chosen(self._about.framework))
+        # One line for each that is named, in the span or not: the verifier counts them so.
+        for row in rows(self._chain, frozen.replace(self._scope, span=Span())):
             account = accounts(row.account) if row.account else None
             if row.account:
-                # One line for each that is named, in the span or not: the verifier counts them so.
                 kept.write((account or b"") + b"\n")
-            if scope.span.since <= row.time < scope.span.until:
-                said = row.to_json()
-                trail.write(json_line(said))
-                surveyor.take(row, account, said)
-                yield row
+            if span.since <= row.time < span.until:
+                surveyor.take(row, account)
+        return surveyor.survey()
 
     @property
     def _placed(self) -> Iterator[Placed]:
@@ -305,6 +326,32 @@ class BundleWriter:
                 stream.seek(part.begin)
                 size = part.end - part.begin
                 tar.add_parts(f"records/{item.at}.cel", size, parts_of(stream, size))
+
+
+@contextmanager
+def _beside(work: Callable[[], None]) -> Iterator[None]:
+    """Do `work` in a process of its own meanwhile; raises OSError if it could not be done."""
+    child = os.fork()
+    if child == 0:
+        status = errno.EIO
+        try:
+            work()
+            status = 0
+        except OSError as error:
+            status = error.errno or status
+        finally:
+            os._exit(status)
+    try:
+        yield
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        _, status = os.waitpid(child, 0)
+    if status:
+        code = os.waitstatus_to_exitcode(status)
+        code = code if code > 0 else errno.EIO
+        raise OSError(code, os.strerror(code))
 
 
 def _write_all(out: IO[bytes], lines: Iterable[bytes]) -> None:

@@ -77,6 +77,8 @@ def test_an_app_alone_finds_its_secrets_and_the_host_has_their_bytes_nowhere(pod
         assert _holders(_told(), secrets) == []
         said = [pods(verb, uuid).out for verb in ("inspect", "status", "cat-manifest")]
         said.append(pods("attest", "log").out)
+        said.append(pods("audit", "export", "--format=jsonl", "--out=-").out)
+        assert uuid in said[-1]
         assert not any(secret.decode() in text for secret in secrets for text in said)
         # What is told of them, and measured, is this and no more.
         assert (

@@ -22,7 +22,7 @@ def seeds() -> list[bytes]:
     frames = [
         pack(kind, bytes(size)) for kind in (*range(1, 13), *range(0x81, 0x8A)) for size in (0, 2, 5, 8)
     ]
-    hello = pack(1, b"\x02\x00web") + pack(2, bytes(8)) + pack(3, b"out\n") + pack(6, b"\x07\x00")
+    hello = pack(1, b"\x03\x00web") + pack(2, bytes(8)) + pack(3, b"out\n") + pack(6, b"\x07\x00")
     execute = pack(0x85, b"\x04\x18\x00\x50\x00\x02\x00sh\x04\x00/bin{}")
     programs = [Path(path).read_bytes()[:65536] for path in ("/bin/dash", "/bin/busybox")]
     scripts = [b"#!/bin/sh\necho\n", b"#! \t/usr/bin/env -S python3\n", b"#!" + b"x" * 300]

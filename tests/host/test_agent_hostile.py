@@ -30,8 +30,8 @@ HOSTILE = {
     "host frame": pack(STDIN, b"x").hex(),
     "other version": pack(HELLO, b"\x01\x00a").hex(),
     "report before hello": pack(ENFORCED, b"pid 1\n").hex(),
-    "other app": pack(HELLO, b"\x02\x00zz").hex(),
-    "app in no UTF-8": pack(HELLO, b"\x02\x00\xff").hex(),
+    "other app": pack(HELLO, b"\x03\x00zz").hex(),
+    "app in no UTF-8": pack(HELLO, b"\x03\x00\xff").hex(),
 }
 
 
@@ -50,7 +50,7 @@ def test_violations_end_the_connection_not_the_pod(host: Host, data: str) -> Non
         pack(STARTED, bytes(8)),
         pack(CREDIT, struct.pack("<I", WINDOW)),
         pack(CREDIT, b"\xff\xff\xff\xff"),
-        pack(HELLO, b"\x02\x00a"),
+        pack(HELLO, b"\x03\x00a"),
         pack(ENFORCED, b"pid 1\n"),
         pack(EXIT, b"\x00\x00" + b"e" * 5000),
         pack(EXIT, b"\x00\x00") + pack(STDOUT, b"after the end"),

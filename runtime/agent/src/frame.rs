@@ -27,8 +27,10 @@ pub mod flag {
     pub const STDIN: u8 = 4;
     /// Run the command on a terminal (EXEC only).
     pub const TTY: u8 = 8;
+    /// Leave the command alone once it has started: STARTED is all that is told (EXEC only).
+    pub const ALONE: u8 = 16;
     /// Every bit that has a meaning.
-    pub const ALL: u8 = 15;
+    pub const ALL: u8 = 31;
 }
 
 /// Rows and columns of a terminal; zero means unknown.

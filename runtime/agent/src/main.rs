@@ -2,9 +2,9 @@
 
 use std::process::exit;
 
-use secrun_agent::{client, hold, relay, shim, vm, wait};
+use secrun_agent::{client, front, hold, relay, shim, vm, wait};
 
-const USAGE: &str = "usage: secrun-agent shim|wait|client|vm|relay OPTION...\n       secrun-agent hold COMMAND\n       secrun-agent --version";
+const USAGE: &str = "usage: secrun-agent shim|wait|front|client|vm|relay OPTION...\n       secrun-agent hold COMMAND\n       secrun-agent --version";
 
 fn main() {
     let mut words = std::env::args_os().skip(1);
@@ -13,6 +13,7 @@ fn main() {
     let status = match mode.to_str() {
         Some("shim") => shim::main(words),
         Some("wait") => wait::main(words),
+        Some("front") => front::main(words),
         Some("client") => client::main(words),
         Some("vm") => vm::main(words),
         Some("relay") => relay::main(words),

@@ -130,7 +130,7 @@ impl Shim {
         self.peers[index] = None;
         for (id, session) in self.sessions.iter_mut().enumerate() {
             if let Some(session) = session.as_mut().filter(|session| session.owner == Some(index)) {
-                session.owner = None;
+                session.disown();
                 if id != APP && session.status.is_none() {
                     // As when a terminal line drops; a command that ignores it runs on.
                     session.deliver(libc::SIGHUP, false);
@@ -143,6 +143,7 @@ impl Shim {
         let session = self.peers[index].as_ref().and_then(|peer| peer.session);
         match (*message, session) {
             (Message::Attach { flags, size }, None) => self.attach(index, flags, size),
+            (Message::Attach { flags, .. }, Some(session)) => self.reattach(index, session, flags)?,
             (Message::Exec { flags, size, program, path, process }, None) => {
                 let target = Target { program: program.to_vec(), path: path.to_vec() };
                 if let Err(text) = self.exec(index, flags, size, target, process) {
@@ -187,8 +188,14 @@ impl Shim {
             if !(self.options.stdin || self.options.terminal) {
                 return self.refuse(index, "the app was started without standard input");
             }
-            if app.owner.is_some() || app.input_ended {
-                return self.refuse(index, "the app's standard input is taken");
+            if app.input_ended {
+                return self.refuse(index, "the app's standard input has ended; what it says can be followed");
+            }
+            if app.owner.is_some() {
+                return self.refuse(index, "somebody else is attached to the app's standard input");
+            }
+            if app.pending.len() > WINDOW {
+                return self.refuse(index, "the app has not read what was sent to its standard input before");
             }
             app.owner = Some(index);
         }
@@ -211,6 +218,21 @@ impl Shim {
                 peer.conn.send(&Message::Started { ns: self.started_ns });
             }
         }
+    }
+
+    /// A peer wants less than before: no output, or to send no more input. It hears of the end all the same.
+    fn reattach(&mut self, index: usize, id: usize, flags: u8) -> Result<(), Violation> {
+        let peer = match self.peers[index].as_mut() {
+            Some(peer) if flags & !peer.flags == 0 => peer,
+            _ => return Err(Violation("ATTACH asks for more than before")),
+        };
+        peer.flags = flags;
+        if let Some(session) = self.sessions[id].as_mut() {
+            if session.owner == Some(index) && flags & flag::STDIN == 0 {
+                session.disown();
+            }
+        }
+        Ok(())
     }
 
     fn exec(
@@ -244,10 +266,14 @@ impl Shim {
         });
         let mut session = started.map_err(|error| format!("cannot start a command: {error}"))?;
         session.owner = Some(index);
+        session.alone = flags & flag::ALONE != 0;
         let id = place(&mut self.sessions, session);
         if let Some(peer) = self.peers[index].as_mut() {
             peer.session = Some(id);
-            peer.flags = flag::STDOUT | flag::STDERR | flags & flag::STDIN;
+            peer.flags = match flags & flag::ALONE {
+                0 => flag::STDOUT | flag::STDERR | flags & flag::STDIN,
+                _ => 0,
+            };
             peer.pressure = true;
         }
         Ok(())
@@ -259,7 +285,7 @@ impl Shim {
             Some(session) if allowed && !session.input_ended => session,
             _ => return Err(Violation("STDIN out of place")),
         };
-        if session.pending.len() + bytes.len() > WINDOW {
+        if session.pending.len() - session.unpaid + bytes.len() > WINDOW {
             return Err(Violation("more STDIN than was allowed"));
         }
         if !bytes.is_empty() {
@@ -267,6 +293,8 @@ impl Shim {
         } else if session.terminal {
             // A terminal has no end of file but its character.
             session.pending.tail().push(4);
+            // It was not sent as a byte, and its sender sends no more.
+            session.unpaid = session.pending.len();
         } else {
             session.input_ended = true;
         }

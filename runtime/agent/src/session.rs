@@ -22,6 +22,10 @@ pub(crate) struct Session {
     pub pending: Queue,
     pub input_ended: bool,
     pub owner: Option<usize>,
+    /// So many of the first pending bytes are of an owner that has gone: nobody gets credit for them.
+    pub unpaid: usize,
+    /// Nobody hears of it once it has started.
+    pub alone: bool,
     pub size: Size,
     /// A signal to send as soon as the process is known.
     pub signal: Option<i32>,
@@ -45,6 +49,8 @@ impl Session {
             pending: Queue::default(),
             input_ended: false,
             owner: None,
+            unpaid: 0,
+            alone: false,
             size,
             signal: None,
             emulated: None,
@@ -116,6 +122,12 @@ impl Session {
             self.deliver(number, true);
         }
         Ok(())
+    }
+
+    /// Its owner sends no more input.
+    pub fn disown(&mut self) {
+        self.owner = None;
+        self.unpaid = self.pending.len();
     }
 
     pub fn process_ended(&mut self, status: Status) {

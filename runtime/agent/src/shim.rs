@@ -481,6 +481,13 @@ impl Shim {
             Some(session) if session.crun == Some(pid) => {
                 session.crun = None;
                 session.created(status);
+                let alone = session.alone && session.pid.is_some();
+                let owner = if alone { session.owner.take() } else { None };
+                if let Some(peer) = owner.and_then(|owner| self.peers[owner].as_mut()) {
+                    peer.conn.send(&Message::Started { ns: now_ns() });
+                    peer.closing = true;
+                    peer.session = None;
+                }
                 if self.options.read_back && session.pid.is_some() && app {
                     self.reporter.begin(session.launch.held);
                 }
@@ -678,9 +685,11 @@ impl Shim {
         if session.input_ended && session.pending.is_empty() {
             session.ends.input = None;
         }
+        let unpaid = session.unpaid.min(gone);
+        session.unpaid -= unpaid;
         if let Some(peer) = session.owner.and_then(|owner| self.peers[owner].as_mut()) {
-            if gone > 0 && !peer.closing {
-                peer.conn.send(&Message::Credit(gone as u32));
+            if gone > unpaid && !peer.closing {
+                peer.conn.send(&Message::Credit((gone - unpaid) as u32));
             }
         }
     }

@@ -18,6 +18,7 @@ use crate::frame::Size;
 pub mod files;
 pub mod guest;
 pub mod host;
+pub mod terminal;
 
 pub use files::{change_owner, change_times, lock};
 

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::conn::{Conn, Queue};
 use crate::frame::{decode, flag, Message, Size, Violation, VERSION, WINDOW};
+use crate::keys::Keys;
 use crate::readback::{self, Values};
 use crate::sys;
 
@@ -64,6 +65,12 @@ pub struct Station {
     was_terminal: bool,
     /// Standard input has not ended.
     pub input_open: bool,
+    /// The keys that detach, if any do.
+    pub keys: Option<Keys>,
+    /// They were typed.
+    pub detaching: bool,
+    /// That the terminal hangs up is no end of the app's input.
+    pub outlived: bool,
 }
 
 impl Station {
@@ -77,6 +84,9 @@ impl Station {
             saved: None,
             was_terminal: settings.is_some(),
             input_open: input,
+            keys: None,
+            detaching: false,
+            outlived: false,
         };
         if let (true, Some(settings)) = (raw, settings) {
             sys::set_terminal(&station.input, &sys::raw_terminal(&settings))?;
@@ -91,6 +101,19 @@ impl Station {
             // A terminal that has gone needs no settings.
             let _ = sys::set_terminal(&self.input, &settings);
         }
+    }
+
+    /// Stopped and let go on, perhaps by a shell that has set the terminal as it likes it.
+    pub fn resume(&self) {
+        if let Some(settings) = &self.saved {
+            // A terminal that has gone is noticed when it is read.
+            let _ = sys::set_terminal(&self.input, &sys::raw_terminal(settings));
+        }
+    }
+
+    /// Whether the terminal passes every byte through.
+    pub fn is_raw(&self) -> bool {
+        self.saved.is_some()
     }
 
     /// Whether there was a terminal and it has hung up.
@@ -200,9 +223,10 @@ impl Remote {
         })
     }
 
-    /// Whether it takes input now.
-    pub fn wants_input(&self) -> bool {
-        self.greeted && self.flags & flag::STDIN != 0 && self.credit > 0 && self.end.is_none()
+    /// Whether it takes input now, beside what the station holds back.
+    pub fn wants_input(&self, station: &Station) -> bool {
+        let room = self.credit > station.keys.as_ref().map_or(0, Keys::held);
+        self.greeted && self.flags & flag::STDIN != 0 && room && self.end.is_none()
     }
 
     /// Read once and act on every whole frame; false means that the shim has closed.
@@ -257,21 +281,46 @@ impl Remote {
         }
     }
 
-    /// Standard input is readable: pass on what the shim allows.
+    /// Standard input is readable: pass on what the shim allows, up to the keys that detach.
     pub fn pass_input(&mut self, scratch: &mut [u8], station: &mut Station) {
         use io::ErrorKind::{Interrupted, WouldBlock};
-        let room = scratch.len().min(self.credit);
+        let room = scratch.len().min(self.credit - station.keys.as_ref().map_or(0, Keys::held));
         match station.input.read(&mut scratch[..room]) {
             Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => (),
             Ok(0) | Err(_) => {
                 station.input_open = false;
+                // A raw terminal knows no end of input but its own.
+                if station.outlived && station.is_raw() {
+                    return;
+                }
+                let held = station.keys.as_mut().map_or(Vec::new(), Keys::finish);
+                self.put_input(&held);
                 self.conn.send(&Message::Stdin(&[]));
             }
-            Ok(count) => {
-                self.credit -= count;
-                self.conn.send(&Message::Stdin(&scratch[..count]));
-            }
+            Ok(count) => match &mut station.keys {
+                Some(keys) => {
+                    let mut typed = Vec::with_capacity(count + keys.held());
+                    station.detaching = keys.take(&scratch[..count], &mut typed);
+                    self.put_input(&typed);
+                }
+                None => self.put_input(&scratch[..count]),
+            },
         }
+    }
+
+    fn put_input(&mut self, bytes: &[u8]) {
+        // An empty frame would be the end of input.
+        if !bytes.is_empty() {
+            self.credit -= bytes.len();
+            self.conn.send(&Message::Stdin(bytes));
+        }
+    }
+
+    /// Give up the app's input and output, and hear only of its end.
+    pub fn let_go(&mut self) {
+        // What is on its way is still in place.
+        self.flags &= !flag::STDIN;
+        self.conn.send(&Message::Attach { flags: 0, size: Size::default() });
     }
 }
 

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use crate::args::Words;
 use crate::conn::CHUNK;
 use crate::frame::{flag, Message, Size};
+use crate::front;
+use crate::keys::Keys;
 use crate::readback::{ReadBack, Values, Verdict, MAX_REPORTS};
 use crate::sys::{self, Filter, Poller, Status};
 use crate::tty::{Remote, Station};
@@ -35,6 +37,8 @@ struct Options {
     ready: Option<RawFd>,
     notify: Option<RawFd>,
     timing: Option<RawFd>,
+    front: Option<RawFd>,
+    detach_keys: Option<String>,
     keep: Vec<RawFd>,
     apps: Vec<String>,
     foreground: bool,
@@ -62,6 +66,8 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--ready-fd" => options.ready = Some(words.fd()?),
             "--notify-fd" => options.notify = Some(words.fd()?),
             "--timing-fd" => options.timing = Some(words.fd()?),
+            "--front-fd" => options.front = Some(words.fd()?),
+            "--detach-keys" => options.detach_keys = Some(words.value()?),
             "--keep-fd" => options.keep.push(words.fd()?),
             "--app" => options.apps.push(words.value()?),
             "--foreground" => options.foreground = true,
@@ -84,6 +90,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
 #[derive(Clone, Copy)]
 enum Token {
     Signal,
+    Front,
     Attach,
     ControlListener,
     Control(usize),
@@ -128,6 +135,8 @@ struct Waiter {
     notify: Option<File>,
     /// Takes lines `host NAME NS`: when, by CLOCK_MONOTONIC, what was reached.
     timing: Option<File>,
+    /// The caller's process, if this is its child: it passes signals on, and ends first when the terminal is detached.
+    front: Option<UnixStream>,
     controls: Vec<UnixStream>,
     station: Station,
     remotes: Vec<Remote>,
@@ -190,12 +199,13 @@ impl Waiter {
             [options.attach, options.control, options.procs, options.kill, options.log, options.ready];
         let more =
             [options.seccomp, options.timing, options.expected, options.enforced, options.notify];
+        let more = more.into_iter().chain([options.front]);
         let mut fds: Vec<RawFd> = named.into_iter().chain(more).flatten().collect();
         fds.extend(&options.keep);
         sys::keep_only(&fds)?;
-        use libc::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
-        let signals =
-            sys::signals(&[SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
+        use libc::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+        let numbers = [SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
+        let signals = sys::signals(&numbers)?;
         sys::become_subreaper()?;
         let open = |fd: Option<RawFd>| fd.map(sys::inherited).transpose();
         let listener = |fd: OwnedFd| {
@@ -207,11 +217,19 @@ impl Waiter {
         let file = |fd: Option<RawFd>| open(fd).map(|fd| fd.map(File::from));
         let (kill, ready, timing) = (file(options.kill)?, file(options.ready)?, file(options.timing)?);
         let notify = file(options.notify)?;
+        let front = open(options.front)?.map(UnixStream::from);
+        front.iter().try_for_each(|front| front.set_nonblocking(true))?;
         let read_back = match (open(options.expected)?, open(options.enforced)?) {
             (Some(expected), Some(out)) => Some(ReadBack::new(expected.into(), out.into())?),
             _ => None,
         };
-        let station = Station::new(options.tty, options.stdin_app.is_some())?;
+        // Without input nobody would hear what a raw terminal no longer makes signals of.
+        let raw = options.tty && options.stdin_app.is_some();
+        let mut station = Station::new(raw, options.stdin_app.is_some())?;
+        if let (Some(text), true, true) = (&options.detach_keys, raw, front.is_some()) {
+            let keys = Keys::parse(text);
+            station.keys = Some(keys.map_err(|text| std::io::Error::new(ErrorKind::InvalidInput, text))?);
+        }
         let mut command = Command::new(&options.stage1[0]);
         command.args(&options.stage1[1..]).stdin(Stdio::null());
         match open(options.log)? {
@@ -226,6 +244,7 @@ impl Waiter {
             ready,
             notify,
             timing,
+            front,
             controls: Vec::new(),
             station,
             remotes: Vec::new(),
@@ -293,14 +312,16 @@ impl Waiter {
         for (token, _) in ready {
             match token {
                 Token::Signal => self.take_signals(),
+                Token::Front => self.hear_front(),
                 Token::Attach => self.accept(),
                 Token::ControlListener => self.accept_control(),
                 Token::Control(index) => self.obey(index),
                 Token::Remote(index) => gone.extend(self.serve(index).then_some(index)),
                 Token::Output(index) => self.station.flush(index),
                 Token::Input => {
-                    if let Some(remote) = self.remotes.iter_mut().find(|remote| remote.wants_input()) {
-                        remote.pass_input(&mut self.scratch[..], &mut self.station);
+                    let station = &mut self.station;
+                    if let Some(remote) = self.remotes.iter_mut().find(|remote| remote.wants_input(station)) {
+                        remote.pass_input(&mut self.scratch[..], station);
                     }
                 }
             }
@@ -309,12 +330,18 @@ impl Waiter {
             let remote = self.remotes.remove(index);
             self.read_over(remote.app.as_deref().unwrap_or(""));
         }
+        if std::mem::take(&mut self.station.detaching) && !self.stopping && self.status.is_none() {
+            self.detach();
+        }
         self.check_times();
         self.read_back();
     }
 
     fn interests(&self, poller: &mut Poller<Token>) {
         poller.add(&self.signals, libc::POLLIN, Token::Signal);
+        if let Some(front) = &self.front {
+            poller.add(front, libc::POLLIN, Token::Front);
+        }
         if self.remotes.len() < self.options.apps.len() && self.status.is_none() {
             poller.add(&self.attach, libc::POLLIN, Token::Attach);
         }
@@ -331,7 +358,7 @@ impl Waiter {
         for (index, fd) in self.station.waiting() {
             poller.add(&fd, libc::POLLOUT, Token::Output(index));
         }
-        if self.station.input_open && self.remotes.iter().any(Remote::wants_input) {
+        if self.station.input_open && self.remotes.iter().any(|remote| remote.wants_input(&self.station)) {
             poller.add(&sys::standard(0), libc::POLLIN, Token::Input);
         }
     }
@@ -406,12 +433,10 @@ impl Waiter {
         while let Some(number) = sys::next_signal(&self.signals) {
             match number {
                 libc::SIGCHLD => (),
-                libc::SIGWINCH => self.broadcast(&Message::Resize(self.station.size())),
-                _ if self.status.is_some() => self.station.discard(),
-                libc::SIGTERM => self.stop(),
-                libc::SIGHUP if self.options.foreground && self.station.lost_terminal() => self.stop(),
-                libc::SIGINT => self.interrupt(),
-                _ => self.broadcast(&Message::Signal(number as u8)),
+                libc::SIGCONT => self.resume(),
+                // What was sent to the job comes to its front too, and counts once.
+                _ if self.front.is_some() => (),
+                _ => self.take_signal(number),
             }
         }
         loop {
@@ -432,6 +457,66 @@ impl Waiter {
                     break;
                 }
             }
+        }
+    }
+
+    fn take_signal(&mut self, number: i32) {
+        match number {
+            libc::SIGWINCH => self.broadcast(&Message::Resize(self.station.size())),
+            _ if self.status.is_some() => self.station.discard(),
+            libc::SIGTERM => self.stop(),
+            libc::SIGHUP if self.options.foreground && self.station.lost_terminal() => self.stop(),
+            libc::SIGINT => self.interrupt(),
+            _ => self.broadcast(&Message::Signal(number as u8)),
+        }
+    }
+
+    /// Stopped by a shell and let go on: the terminal may have been used by others, and have another size.
+    fn resume(&mut self) {
+        if self.station.is_raw() {
+            self.station.resume();
+            self.broadcast(&Message::Resize(self.station.size()));
+        }
+    }
+
+    // --- the front
+
+    fn hear_front(&mut self) {
+        let mut words = [0; 16];
+        let count = match self.front.as_mut().map(|front| front.read(&mut words)) {
+            Some(Ok(count)) => count,
+            Some(Err(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
+            _ => 0,
+        };
+        if count == 0 {
+            // Who started the pod was killed: the pod goes with it, as with a waiter that is killed.
+            self.front = None;
+            return self.kill();
+        }
+        words[..count].iter().for_each(|number| self.take_signal(i32::from(*number)));
+    }
+
+    /// The keys were typed: the pod runs on, and the terminal is the caller's again.
+    fn detach(&mut self) {
+        self.station.restore();
+        for remote in self.remotes.iter_mut().filter(|remote| remote.greeted && remote.end.is_none()) {
+            remote.let_go();
+            // A connection that fails is seen by its next turn.
+            let _ = remote.conn.flush();
+        }
+        self.options.foreground = false;
+        self.options.tty = false;
+        self.options.stdin_app = None;
+        match sys::terminal::leave_terminal().and_then(|()| Station::new(false, false)) {
+            Ok(station) => self.station = station,
+            Err(error) => {
+                eprintln!("secrun: cannot leave the terminal: {error}");
+                return self.kill();
+            }
+        }
+        if let Some(mut front) = self.front.take() {
+            // One that was killed just now has nobody left to tell.
+            let _ = front.write_all(&[front::DETACHED]);
         }
     }
 

@@ -3,6 +3,7 @@
 import importlib
 
 from secrun.cli.options_common import (
+    DETACH_KEYS,
     FILTERS,
     FORMAT,
     IGNORE,
@@ -39,6 +40,7 @@ FAMILIES = {
     "audit": ("secrun.cli.options_audit:AUDIT_VERBS",),
     "metrics": ("secrun.cli.options_audit:METRICS_VERBS",),
     "policy": ("secrun.cli.options_policy:POLICY_VERBS",),
+    "attach": ("secrun.cli.options_look:LOOK_VERBS",),
     "list": ("secrun.cli.options_list:LIST_VERBS",),
     "inspect": ("secrun.cli.options_look:LOOK_VERBS",),
     "top": ("secrun.cli.options_look:LOOK_VERBS",),
@@ -200,6 +202,7 @@ _RUN_ONLY = (
     Option(flags=("-d", "--detach"), kind=Kind.FLAG, help="print the UUID and leave the pod running"),
     Option(flags=("--rm",), kind=Kind.FLAG, help="remove the pod when it has exited"),
     Option(flags=("--timing",), kind=Kind.FLAG, help="tell in the end when each step was reached"),
+    DETACH_KEYS,
     Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="connect standard input to the app"),
     Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
 )
@@ -236,7 +239,7 @@ VERBS: tuple[Verb, ...] = (
         summary="Start a prepared pod and wait for its end",
         handler="secrun.cli.pods:run_prepared",
         positionals=(UUID,),
-        options=_RUN_ONLY[:3],
+        options=_RUN_ONLY[:4],
         needs_root=True,
     ),
     Verb(
@@ -334,6 +337,8 @@ VERBS: tuple[Verb, ...] = (
         positionals=(UUID,),
         options=(
             Option(flags=("--app",), metavar="NAME", help="the app; needed if there are several"),
+            Option(flags=("-d", "--detach"), kind=Kind.FLAG, help="leave the command alone once it runs"),
+            DETACH_KEYS,
             Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="connect standard input"),
             Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the command a terminal"),
             Option(flags=("-u", "--user"), metavar="USER[:GROUP]", help="default is the app's user"),

@@ -34,6 +34,13 @@ FORMAT = Option(
     help="table for people, json for programs",
 )
 
+DETACH_KEYS = Option(
+    flags=("--detach-keys",),
+    metavar="KEYS",
+    default="ctrl-p,ctrl-q",
+    help="keys that detach a terminal and leave the pod running; empty: none",
+)
+
 
 def app_option(*flags: str, help: str, kind: Kind = Kind.TEXT, metavar: str = "") -> Option:  # noqa: A002 - argparse's word
     """Return an option that belongs to one app of a `run` command line."""

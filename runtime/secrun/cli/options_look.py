@@ -1,10 +1,43 @@
 """Verbs that look closely at pods."""
 
 from secrun.cli.options_audit import SPAN
-from secrun.cli.options_common import ARCHIVE, FORMAT, NO_LEGEND, UUID, UUIDS
+from secrun.cli.options_common import (
+    ARCHIVE,
+    DETACH_KEYS,
+    FORMAT,
+    NO_LEGEND,
+    UUID,
+    UUID_FILE,
+    UUID_MAYBE,
+    UUIDS,
+)
 from secrun.cli.table import Kind, Option, Positional, Verb
 
 LOOK_VERBS = (
+    Verb(
+        words=("attach",),
+        summary="Attach to the streams of a running app",
+        handler="secrun.cli.pods:attach",
+        description="What the app says from now on; `logs` has what it said before. What is typed goes to "
+        "an app that was started with -i, from one caller at a time; that is an entry, and measured. Ends "
+        "with the app's exit code, or with 0 when it is detached.",
+        positionals=(UUID_MAYBE,),
+        options=(
+            UUID_FILE,
+            Option(flags=("--app",), metavar="NAME", help="the app; needed if there are several"),
+            Option(flags=("--no-stdin",), kind=Kind.FLAG, help="follow what the app says, send it nothing"),
+            Option(
+                flags=("--sig-proxy",),
+                kind=Kind.CHOICE,
+                choices=("true", "false"),
+                default="true",
+                help="true: signals, Ctrl-C among them, go to the app; false: they end attach",
+            ),
+            DETACH_KEYS,
+        ),
+        needs_root=True,
+        examples=("secrun attach 0a1b", "secrun attach --no-stdin --sig-proxy=false 0a1b"),
+    ),
     Verb(
         words=("inspect",),
         summary="Show all that is known of pods, as JSON",

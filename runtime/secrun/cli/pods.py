@@ -14,7 +14,7 @@ from secrun.cli.netoptions import network_places, network_request
 from secrun.cli.table import Arguments, Context
 from secrun.errors import StateError, UsageError
 from secrun.measure.measuring import Measuring
-from secrun.pod import mounts, request
+from secrun.pod import detachkeys, mounts, request
 from secrun.pod.prepare import prepared
 from secrun.pod.request import AppRequest, PodRequest, Systemd
 from secrun.pod.start import StartOptions, start
@@ -139,6 +139,7 @@ def _start_options(args: Arguments, context: Context, measures: Measuring) -> St
         finish=lambda pod: finishing.command(pod, remove=remove, quiet=detach, timing=timing),
         measuring=measures,
         detach=detach,
+        detach_keys=detachkeys.parse(args.required("detach_keys")),
         remove=remove,
         places=network_places(context),
     )
@@ -148,8 +149,6 @@ def run(args: Arguments, context: Context) -> int:
     """Prepare a pod and run it."""
     measures = measuring(args, context)
     options = _start_options(args, context, measures)
-    if options.detach and (args.flag("interactive") or args.flag("tty")):
-        raise UsageError("-i and -t need the foreground", hint="leave out -d")
     with prepared(context.layout, pod_request(args, context), measures) as pod:
         return _start(context, pod.uuid, start(pod, options), options)
 
@@ -244,11 +243,15 @@ def gc(args: Arguments, context: Context) -> int:
 
 def enter(args: Arguments, context: Context) -> int:
     """Run a command inside an app."""
+    from secrun.pod.client import Streams
     from secrun.pod.enter import EnterRequest
     from secrun.pod.enter import enter as entering
 
     if not args.trailing:
         raise UsageError("no command to run", hint="secrun enter UUID -- COMMAND", code="usage-no-command")
+    detach = args.flag("detach")
+    if detach and args.flag("interactive"):
+        raise UsageError("-d leaves nobody who could send input", hint="leave out -i")
     entering(
         context.layout,
         args.required("uuid"),
@@ -258,8 +261,30 @@ def enter(args: Arguments, context: Context) -> int:
             user=args.text("user"),
             workdir=args.text("workdir"),
             env=request.environment(args.many("env"), (), os.environ),
-            interactive=args.flag("interactive"),
-            terminal=args.flag("tty"),
+            streams=Streams(
+                interactive=args.flag("interactive"),
+                terminal=args.flag("tty"),
+                detach_keys=detachkeys.parse(args.required("detach_keys")),
+            ),
+            detach=detach,
+        ),
+        measuring(args, context),
+    )
+
+
+def attach(args: Arguments, context: Context) -> int:
+    """Attach to an app's streams."""
+    from secrun.pod.attach import AttachRequest
+    from secrun.pod.attach import attach as attaching
+
+    attaching(
+        context.layout,
+        uuids.one(args),
+        AttachRequest(
+            app=args.text("app"),
+            stdin=not args.flag("no_stdin"),
+            sig_proxy=args.text("sig_proxy") == "true",
+            detach_keys=detachkeys.parse(args.required("detach_keys")),
         ),
         measuring(args, context),
     )

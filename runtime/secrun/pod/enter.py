@@ -1,35 +1,27 @@
 """Enter a running app: ask its shim to run a command with everything the app is confined by."""
 
 import json
-import os
-import socket
-import stat
 import struct
-from pathlib import Path
 from typing import NoReturn
 
-from secrun.errors import DeniedError, HostError, StateError, UsageError
+from secrun.errors import StateError, UsageError
 from secrun.image import rootfs
 from secrun.jsonio import JsonObject, parse_object
 from secrun.measure.measuring import Measuring
 from secrun.paths import Layout
-from secrun.pod import policy
-from secrun.pod.inside import open_path
+from secrun.pod import client
 from secrun.pod.process import resolve_user
 from secrun.pod.request import USUAL_TERMINAL, terminal_size
-from secrun.pod.states import State, find
 from secrun.record import record
-from secrun.stage1 import waiter
 from secrun.stage1.agent import agent_path
 from secrun.stage1.bundle import HOLD, console_size
-from secrun.stage1.manifest import AppManifest, PodManifest
+from secrun.stage1.manifest import AppManifest
 from secrun.stage1.podfiles import PodFiles
 from secrun.stage1.units import program
 
 _MAX_BUNDLE_BYTES = 16 * 1024 * 1024
 # The frame that asks a shim to execute a command, as the agent reads it (docs/agent-protocol.md).
 _EXEC = 0x85
-_STDOUT, _STDERR, _STDIN, _TTY = 1, 2, 4, 8
 _MAX_PAYLOAD = 65536
 
 
@@ -42,19 +34,9 @@ class EnterRequest:
     user: str | None
     workdir: str | None
     env: tuple[tuple[str, str], ...]
-    interactive: bool
-    terminal: bool
-
-
-def _choose(manifest: PodManifest, name: str | None) -> AppManifest:
-    if name is None and len(manifest.apps) == 1:
-        return manifest.apps[0]
-    app = manifest.app(name) if name else None
-    if app is None:
-        known = ", ".join(item.name for item in manifest.apps)
-        what = f"has no app {name!r}" if name else "has several apps"
-        raise UsageError(f"pod {manifest.uuid} {what}", hint=f"choose one with --app: {known}")
-    return app
+    streams: client.Streams
+    detach: bool = False
+    """Leave the command alone once it has started."""
 
 
 def _size() -> tuple[int, int]:
@@ -76,13 +58,13 @@ def process_document(files: PodFiles, layout: Layout, app: AppManifest, request:
         dict(word.split("=", 1) for word in env if isinstance(word, str)) if isinstance(env, list) else {}
     )
     known.update(request.env)
-    if request.terminal:
+    if request.streams.terminal:
         known.setdefault("TERM", "xterm")
-    args = [*(HOLD if request.terminal else ()), *request.argv]
-    result: JsonObject = {**process, "args": [*args], "terminal": request.terminal}
+    args = [*(HOLD if request.streams.terminal else ()), *request.argv]
+    result: JsonObject = {**process, "args": [*args], "terminal": request.streams.terminal}
     result["env"] = [f"{name}={value}" for name, value in sorted(known.items())]
     result.pop("consoleSize", None)
-    if request.terminal:
+    if request.streams.terminal:
         result["consoleSize"] = console_size(_size())
     if request.workdir:
         result["cwd"] = request.workdir
@@ -95,48 +77,23 @@ def process_document(files: PodFiles, layout: Layout, app: AppManifest, request:
     return result
 
 
-def _connect(files: PodFiles, app: str) -> socket.socket:
-    """Connect to an app's shim; the path belongs to the pod, so no part of it may be a link."""
-    fd = open_path(files.rw, "apps", app, "ctl.sock", flags=os.O_PATH)
-    if fd is None:
-        raise StateError(f"app {app} is not ready to be entered", hint="try again", code="state-not-ready")
-    try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise StateError(f"app {app}: its control socket was replaced", code="state-hostile")
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(f"/proc/self/fd/{fd}")
-        except ConnectionRefusedError as error:
-            connection.close()
-            raise StateError(f"app {app} has ended", code="state-not-running") from error
-        return connection
-    finally:
-        os.close(fd)
-
-
 def enter(layout: Layout, text: str, request: EnterRequest, measuring: Measuring) -> NoReturn:
     """Run a command inside a running app; this process becomes the agent's client and ends with its code."""
-    found = find(layout, text)
-    if found.state is not State.RUNNING:
-        raise StateError(f"pod {found.uuid} is {found.state}, expected running", code="state-not-running")
-    files = PodFiles(found.path)
-    manifest = files.read_manifest()
-    app = _choose(manifest, request.app)
-    try:
-        policy.hold_entry(layout, manifest, app.name)
-    except DeniedError as error:
-        measuring.denied(found.uuid, error, what="enter")
-        raise
-    if request.terminal and not os.isatty(0):
-        raise HostError(
-            "-t needs a terminal on standard input", hint="leave out -t", code="host-no-terminal"
-        )
-    document = process_document(files, layout, app, request)
+    target = client.running_app(layout, text, request.app)
+    client.hold_entry(layout, target, measuring)
+    if request.streams.terminal and not request.detach:
+        client.need_terminal("-t", "leave out -t")
+    document = process_document(target.files, layout, target.app, request)
     agent = agent_path()
     frame = exec_request(document, request)
-    connection = _connect(files, app.name)
-    measuring.entering(files, found.uuid, app=app.name, argv=request.argv, user=request.user)
-    _become_client(agent, connection, frame, request)
+    connection = client.connect(target)
+    measuring.entering(target.files, target.uuid, app=target.app.name, argv=request.argv, user=request.user)
+    client.become(agent, connection, frame, client_streams(request))
+
+
+def client_streams(request: EnterRequest) -> client.Streams:
+    """Return what the client joins: nothing of a command that is left alone; pure."""
+    return client.Streams(interactive=False, terminal=False) if request.detach else request.streams
 
 
 def exec_request(process: JsonObject, request: EnterRequest) -> bytes:
@@ -144,8 +101,12 @@ def exec_request(process: JsonObject, request: EnterRequest) -> bytes:
     environment = process["env"]
     words = environment if isinstance(environment, list) else []
     path = next((word[5:] for word in words if isinstance(word, str) and word.startswith("PATH=")), "")
-    flags = _STDOUT | _STDERR | (_STDIN if request.interactive else 0) | (_TTY if request.terminal else 0)
-    rows, columns = _size() if request.terminal else (0, 0)
+    streams = request.streams
+    flags = client.STDOUT | client.STDERR
+    flags |= client.STDIN if streams.interactive else 0
+    flags |= client.TTY if streams.terminal else 0
+    flags |= client.ALONE if request.detach else 0
+    rows, columns = _size() if request.streams.terminal else (0, 0)
     payload = struct.pack("<BHH", flags, rows, columns)
     cwd = process["cwd"]
     for text in (program(request.argv[0], cwd if isinstance(cwd, str) else "/"), path):
@@ -157,17 +118,3 @@ def exec_request(process: JsonObject, request: EnterRequest) -> bytes:
             code="usage-command-size",
         )
     return bytes([_EXEC]) + payload
-
-
-def _become_client(agent: Path, connection: socket.socket, frame: bytes, request: EnterRequest) -> NoReturn:
-    """Hand the request over in a memfd: neither words nor environment may show in the process list."""
-    memory = os.memfd_create("secrun-request")
-    os.write(memory, frame)
-    os.lseek(memory, 0, os.SEEK_SET)
-    connection_fd = connection.detach()
-    words = [str(agent), "client", "--conn-fd", str(connection_fd), "--request-fd", str(memory)]
-    words += ["--tty"] if request.terminal else []
-    words += ["--stdin"] if request.interactive else []
-    os.set_inheritable(connection_fd, True)
-    os.set_inheritable(memory, True)
-    os.execve(words[0], words, waiter.environment(os.environ, filtered=False))  # noqa: S606 - no shell is involved

@@ -11,7 +11,7 @@ from secrun.errors import DeniedError, HostError, StateError
 from secrun.files import write_atomic
 from secrun.measure.measuring import Measuring
 from secrun.network.configs import Places
-from secrun.pod import exits, podconfig, policy, readback, timing
+from secrun.pod import detachkeys, exits, podconfig, policy, readback, timing
 from secrun.pod.account import account
 from secrun.pod.networks import holds_network
 from secrun.pod.removal import delete, unmount_below
@@ -39,6 +39,8 @@ class StartOptions:
     """Returns the command that concludes the pod; it inherits the pod's lock."""
     measuring: Measuring
     detach: bool = False
+    detach_keys: bytes = b""
+    """What a terminal sends that is to be detached; without them it stays until the pod's end."""
     remove: bool = False
     places: Places = field(default_factory=Places)
     """Where configurations and plugins of networks are."""
@@ -46,7 +48,15 @@ class StartOptions:
     """Called when all is in place and nothing runs yet."""
 
 
-def _stdio(manifest: PodManifest, options: StartOptions) -> waiter.Stdio:
+@record
+class _Caller:
+    """Descriptors by which the pod's own process speaks with the one that the caller waits for."""
+
+    ready_fd: int | None = None
+    front_fd: int | None = None
+
+
+def _stdio(manifest: PodManifest, options: StartOptions, front_fd: int | None) -> waiter.Stdio:
     if options.detach:
         return waiter.Stdio(foreground=False)
     first = manifest.apps[0]
@@ -54,10 +64,16 @@ def _stdio(manifest: PodManifest, options: StartOptions) -> waiter.Stdio:
         raise HostError(
             "-t needs a terminal on standard input", hint="leave out -t", code="host-no-terminal"
         )
-    return waiter.Stdio(foreground=True, stdin_app=first.name if first.stdin else None, tty=first.terminal)
+    return waiter.Stdio(
+        foreground=True,
+        stdin_app=first.name if first.stdin else None,
+        tty=first.terminal,
+        front_fd=front_fd,
+        detach_keys=tuple(detachkeys.words(options.detach_keys)) if front_fd is not None else (),
+    )
 
 
-def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> NoReturn:
+def _supervise(pod: LockedPod, options: StartOptions, caller: _Caller) -> NoReturn:
     """Start stage1 and become its waiter; raises, with everything undone, if that fails."""
     files = PodFiles(pod.path)
     manifest = files.read_manifest()
@@ -67,7 +83,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
     except DeniedError as error:
         options.measuring.denied(pod.uuid, error, what="policy")
         raise
-    stdio = _stdio(manifest, options)
+    stdio = _stdio(manifest, options, caller.front_fd)
     secrets = _secrets(manifest)
     flavour = flavours.load(manifest.flavour)
     agent = agent_path()
@@ -105,7 +121,7 @@ def _supervise(pod: LockedPod, options: StartOptions, ready_fd: int | None) -> N
             stdio=stdio,
             stop_timeout_seconds=max(app.stop_timeout_seconds for app in manifest.apps) + 5,
             finish=options.finish(pod),
-            ready_fd=ready_fd,
+            ready_fd=caller.ready_fd,
             notify_fd=None if manager is None else manager.fileno(),
             read_back_fds=read_back,
         )
@@ -220,9 +236,35 @@ def start(pod: LockedPod, options: StartOptions) -> int:
     """
     if pod.folder is not Folder.PREPARED:
         raise StateError(f"pod {pod.uuid} is not prepared", code="state-not-prepared")
-    if not options.detach:
-        _supervise(pod, options, None)
-    return _detach(pod, options)
+    if options.detach:
+        return _detach(pod, options)
+    if _detachable(PodFiles(pod.path).read_manifest(), options):
+        _stand_before(pod, options)
+    _supervise(pod, options, _Caller())
+
+
+def _detachable(manifest: PodManifest, options: StartOptions) -> bool:
+    """Whether somebody sits at a terminal who may leave; a service manager's unit is the waiter itself."""
+    first = manifest.apps[0]
+    attended = first.terminal and first.stdin and os.isatty(0)
+    return attended and bool(options.detach_keys) and not os.environ.get("NOTIFY_SOCKET")
+
+
+def _stand_before(pod: LockedPod, options: StartOptions) -> NoReturn:
+    """Let a child be the pod's waiter, and become what can end before it does."""
+    import socket
+
+    agent = agent_path()
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        # An error unwinds this process to the command line as usual.
+        ours.close()
+        _supervise(pod, options, _Caller(front_fd=theirs.detach()))
+    theirs.close()
+    # The pod is the child's from now on; an interrupted caller must not take it back.
+    pod.folder = Folder.RUN
+    waiter.become_front(agent, child, ours.detach(), pod.uuid)
 
 
 def _detach(pod: LockedPod, options: StartOptions) -> int:
@@ -232,7 +274,7 @@ def _detach(pod: LockedPod, options: StartOptions) -> int:
         # From here on this is the pod's own process; an error unwinds it to the command line as usual.
         os.close(read_fd)
         os.setsid()
-        _supervise(pod, options, write_fd)
+        _supervise(pod, options, _Caller(ready_fd=write_fd))
     os.close(write_fd)
     # The pod is the child's from now on; an interrupted caller must not take it back.
     pod.folder = Folder.RUN

@@ -24,6 +24,10 @@ class Stdio:
     foreground: bool
     stdin_app: str | None = None
     tty: bool = False
+    front_fd: int | None = None
+    """The link to the caller's process, if that is not the waiter itself: the terminal can be detached."""
+    detach_keys: tuple[str, ...] = ()
+    """The waiter's option for them."""
 
 
 @record
@@ -67,6 +71,7 @@ class WaiterPlan:
             words += ["--stdin-app", self.stdio.stdin_app]
         if self.stdio.tty:
             words.append("--tty")
+        words += self.stdio.detach_keys
         for word in self.finish:
             words += ["--finish", word]
         words.append("--finish-ahead")
@@ -87,6 +92,7 @@ class WaiterPlan:
             "--expected-fd": expected,
             "--enforced-fd": enforced,
             "--ready-fd": self.ready_fd,
+            "--front-fd": self.stdio.front_fd,
             "--notify-fd": self.notify_fd,
             "--timing-fd": self.timing_fd,
         }
@@ -123,6 +129,13 @@ def environment(caller: Mapping[str, str], *, filtered: bool) -> dict[str, str]:
     if filtered:
         nspawn["SYSTEMD_SECCOMP"] = "0"
     return {**BASE_ENVIRONMENT, **kept, **nspawn}
+
+
+def become_front(agent: Path, child: int, link_fd: int, uuid: str) -> NoReturn:
+    """Become what the caller waits for while `child` is the waiter: pass on signals, end with it."""
+    os.set_inheritable(link_fd, True)
+    words = [str(agent), "front", "--child", str(child), "--link-fd", str(link_fd), "--pod", uuid]
+    os.execve(words[0], words, environment(os.environ, filtered=False))  # noqa: S606 - no shell is involved
 
 
 def replace_process(plan: WaiterPlan) -> NoReturn:

@@ -68,6 +68,12 @@ def tell() -> None:
     frame(0x03, f"<{kind:02x} {payload.hex()}>\n".encode())
 
 
+def keep() -> None:
+    """Write what came to a file."""
+    kind, payload = receive()
+    Path(value()).write_text(f"{kind:02x} {payload.hex()}\n")
+
+
 def echo() -> None:
     while (got := receive())[1]:
         frame(0x03, got[1])
@@ -128,6 +134,7 @@ STEPS: dict[str, Callable[[], object]] = {
     "recv": expect,
     "recv-at-last": expect_at_last,
     "tell": tell,
+    "keep": keep,
     "echo": echo,
     "flood": flood,
     "closed": closed,

@@ -154,6 +154,9 @@ class Terminal:
     def is_raw(self) -> bool:
         return not termios.tcgetattr(self.theirs)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
 
+    def restore(self, settings: list[object]) -> None:
+        termios.tcsetattr(self.theirs, termios.TCSANOW, settings)
+
     def until(self, wanted: bytes) -> bytes:
         seen = b""
         while wanted not in seen:

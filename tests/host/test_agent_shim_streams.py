@@ -75,7 +75,7 @@ def test_input_has_one_owner(stage: Stage) -> None:
     first.expect(STARTED)
     second = stage.connect()
     second.send(ATTACH, struct.pack("<BHH", WANT_STDIN, 0, 0))
-    assert b"taken" in second.expect(ERROR)
+    assert b"somebody else is attached" in second.expect(ERROR)
     first.send(STDIN, b"still mine\n")
     assert first.until_output(b"still mine\n")
 

@@ -189,13 +189,15 @@ impl Shim {
                 return self.refuse(index, "the app was started without standard input");
             }
             if app.input_ended {
-                return self.refuse(index, "the app's standard input has ended; what it says can be followed");
+                return self
+                    .refuse(index, "the app's standard input has ended; what it says can be followed");
             }
             if app.owner.is_some() {
                 return self.refuse(index, "somebody else is attached to the app's standard input");
             }
             if app.pending.len() > WINDOW {
-                return self.refuse(index, "the app has not read what was sent to its standard input before");
+                return self
+                    .refuse(index, "the app has not read what was sent to its standard input before");
             }
             app.owner = Some(index);
         }

@@ -197,8 +197,7 @@ impl Waiter {
     fn start(options: Options) -> std::io::Result<Self> {
         let named =
             [options.attach, options.control, options.procs, options.kill, options.log, options.ready];
-        let more =
-            [options.seccomp, options.timing, options.expected, options.enforced, options.notify];
+        let more = [options.seccomp, options.timing, options.expected, options.enforced, options.notify];
         let more = more.into_iter().chain([options.front]);
         let mut fds: Vec<RawFd> = named.into_iter().chain(more).flatten().collect();
         fds.extend(&options.keep);
@@ -320,7 +319,8 @@ impl Waiter {
                 Token::Output(index) => self.station.flush(index),
                 Token::Input => {
                     let station = &mut self.station;
-                    if let Some(remote) = self.remotes.iter_mut().find(|remote| remote.wants_input(station)) {
+                    if let Some(remote) = self.remotes.iter_mut().find(|remote| remote.wants_input(station))
+                    {
                         remote.pass_input(&mut self.scratch[..], station);
                     }
                 }
@@ -485,7 +485,9 @@ impl Waiter {
         let mut words = [0; 16];
         let count = match self.front.as_mut().map(|front| front.read(&mut words)) {
             Some(Ok(count)) => count,
-            Some(Err(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
+            Some(Err(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                return
+            }
             _ => 0,
         };
         if count == 0 {

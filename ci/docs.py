@@ -117,7 +117,7 @@ The words may change from version to version; the codes do not. A program should
 | exit code | meaning |
 |---|---|
 | 0 | done; of `run`: every app ended with 0 |
-| any | of `run`, `run-prepared`, `enter` and `status --wait`: the workload's own |
+| any | of `run`, `run-prepared`, `attach`, `enter` and `status --wait`: the workload's own |
 | 128 + n | the workload was killed by signal n |
 """
 

@@ -71,6 +71,7 @@ container prune = gc
         """
 events : from the measured log: whoever changes it is found out
 image sign = sign : signatures are checked before every run, by default
+attach : one types and any number look; to type is an entry, allowed by rules and measured
 image scp = image copy : with the image's signatures
 copy = image copy
 image mount : judged like a run, its bytes checked by dm-verity or whole, nothing in it can be executed
@@ -129,12 +130,6 @@ secret rm = : remove the file in /etc/credstore.encrypted
 secret inspect = : a secret is shown to its app alone; cat-manifest tells its name, source and rights
 """,
     ),
-    *rows(
-        Verdict.LATER,
-        """
-attach =
-""",
-    ),
 )
 
 RUN = (
@@ -156,6 +151,7 @@ RUN = (
 --unsetenv
 --cpus
 -d, --detach
+--detach-keys
 --device
 --dns
 --dns-option
@@ -242,7 +238,7 @@ RUN = (
     *rows(
         Verdict.REFUSED,
         """
--a, --attach = : in the foreground run is attached, with -d it is not
+-a, --attach = : in the foreground run is attached, with -d it is not; attach later, with or without --no-stdin
 --cgroup-conf = : limits have options of their own, which are measured
 --cgroup-parent = : a pod has a group of its own in machine.slice
 --cgroupns = : a pod always has a cgroup namespace of its own
@@ -250,7 +246,6 @@ RUN = (
 --chrootdirs = : files of /etc are mounted for the app's root only
 --cpu-rt-period = : cgroup2 has no such limit
 --cpu-rt-runtime = : cgroup2 has no such limit
---detach-keys = : end -i -t with the app, or start with -d and enter it
 --device-cgroup-rule = : --device gives one device and is measured
 --device-read-bps = : --blkio-weight shares the disk
 --device-read-iops = : --blkio-weight shares the disk
@@ -291,7 +286,7 @@ RUN = (
 --rmi = : image rm
 --rootfs = : what runs is an image that was signed and measured
 --seccomp-policy = : --security-opt seccomp=FILE
---sig-proxy = : signals that end secrun run stop the pod in good order
+--sig-proxy = : of attach; signals that end secrun run stop the pod in good order
 --unsetenv-all = : name the variables
 --uts = : host names are the pod's own
 --volumes-from = : name the volume with -v in each app

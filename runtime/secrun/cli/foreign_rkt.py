@@ -33,6 +33,7 @@ image export : also as an OCI archive; an app container image is flattened, so i
 image verify : re-hashes and judges the signatures anew
 config = config show : --origin tells which file set a value
 completion : bash, zsh and fish
+attach : terminals too; one types and any number look; to type is an entry, and measured
 export : an OCI archive; owners are those of the pod, by a reader without rights
 metadata-service = --vtpm : an app proves itself by a TPM of its own
 """,
@@ -55,12 +56,6 @@ app start = : the same
 app stop = : the same
 app rm = : the same
 app exec = enter
-""",
-    ),
-    *rows(
-        Verdict.LATER,
-        """
-attach =
 """,
     ),
 )

@@ -238,7 +238,7 @@ RUN = (
     *rows(
         Verdict.REFUSED,
         """
--a, --attach = : in the foreground run is attached, with -d it is not; attach later, with or without --no-stdin
+-a, --attach = : in the foreground run is attached, with -d it is not; attach comes later
 --cgroup-conf = : limits have options of their own, which are measured
 --cgroup-parent = : a pod has a group of its own in machine.slice
 --cgroupns = : a pod always has a cgroup namespace of its own

@@ -81,6 +81,7 @@ impl Session {
     pub fn inherit(&mut self, last: Session) {
         self.owner = last.owner;
         self.pending = last.pending;
+        self.unpaid = last.unpaid;
         // A terminal's end of input was a character for the last run.
         self.input_ended = last.input_ended && !self.terminal;
         if self.input_ended && self.pending.is_empty() {

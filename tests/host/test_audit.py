@@ -195,6 +195,22 @@ def test_a_boot_that_ended_without_a_word_is_found(tmp_path: Path) -> None:
     secrun("attest", "stop")
 
 
+def no_account_without_room(secrun: Secrun, accounts: Path) -> None:
+    """A pod does not start if what the audit keeps of it cannot be kept, and the trail says so later."""
+    run = ("run", "--pull=never", "--rm", secrun.image, "--", "true")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=1,mode=0700", "none", accounts], check=True)
+    try:
+        refused = secrun(*run, code=125)
+    finally:
+        subprocess.run(["umount", accounts], check=True)
+    assert "its account cannot be kept: No space left" in refused.err
+    secrun(*run)
+    found = [json.loads(line) for line in secrun("audit", "export", "--format=jsonl").out.splitlines()]
+    assert [row["why"] for row in found if row["outcome"] == "refused"][-1].startswith(
+        "audit-write: its account"
+    )
+
+
 def test_a_full_disk_under_the_log_refuses_new_pods_and_leaves_those_that_run_alone(tmp_path: Path) -> None:
     busybox_image(tmp_path / "layout", "busybox")
     secrun = Secrun(root=tmp_path / "root", run_root=tmp_path / "run")
@@ -222,6 +238,7 @@ def test_a_full_disk_under_the_log_refuses_new_pods_and_leaves_those_that_run_al
         assert gap["what"].startswith("trail ")
         assert gap["why"].startswith("log-write: cannot write")
         assert next(row["pod"] for row in found if row["event"] == "PodExit") == running
+        no_account_without_room(secrun, tmp_path / "root/audit/accounts")
         secrun("attest", "stop")
     finally:
         subprocess.run(["umount", "-l", disk], check=True)

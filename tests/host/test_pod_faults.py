@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -217,6 +218,38 @@ def test_an_app_that_fills_the_disk_is_told_and_can_be_removed(small: Secrun):
     small("gc", "--grace-period=0s")
     assert small.pods() == []
     assert small.run("echo", "works again").out == "works again\n"
+
+
+def test_a_disk_that_is_full_holds_no_app_up_and_what_its_log_lost_is_told(small: Secrun):
+    disk, script = small.root.parent, "trap 'exit 7' TERM; while :; do echo word; sleep 0.01; done"
+    words = ("--name=app", small.image, "--", "sh", "-c", script)
+    uuid = small("run", "-d", *RELAXED, *words).out.strip()
+
+    def lost() -> int:
+        (app,) = small.status(uuid)["apps"]
+        return app["log_lost_bytes"]
+
+    filler = fill(disk)
+    eventually(lost, "a loss")
+    assert "app-app-log-lost=" in small("status", uuid).out
+    filler.unlink()
+    # Two entries after it, the last of which is whole: the app went on, and no half entry is in the way.
+    told = r"word\n(?:word\n)*secrun: \d+ bytes of the log are lost: it could not be written\nword\nword\n"
+    everything = lambda: "".join(json.loads(line)["text"] + "\n" for line in shown(small, uuid))  # noqa: E731
+    eventually(lambda: re.match(told, everything()), "the end of the loss")
+    known = lost()
+    filler = fill(disk)
+    eventually(lambda: lost() > known, "another loss")
+    small("stop", uuid, code=None)
+    filler.unlink()
+    small("gc", "--mark-only")
+    assert small.status(uuid)["exit_code"] == 7
+    small("rm", uuid)
+
+
+def shown(secrun: Secrun, uuid: str) -> list[str]:
+    """Return the lines of a log, both streams in their order, as JSON."""
+    return secrun("logs", "--format=json", uuid).out.splitlines()
 
 
 @pytest.mark.parametrize("remove", [True, False])

@@ -13,7 +13,7 @@ use crate::crun::Failure;
 use crate::frame::{decode, encode, flag, Message, Reader, Violation, VERSION};
 use crate::log::{Log, Stream};
 use crate::mux::{self, Flow, Item};
-use crate::report::{now_ns, write_record, write_state};
+use crate::report::{now_ns, reserve_record, write_record, write_state};
 use crate::sys::{self, Status};
 
 /// What the host has for an app before its shim comes.
@@ -47,6 +47,7 @@ impl App {
         control.set_nonblocking(true)?;
         let log = Log::open(&inside.join("log"), log_max)?;
         sys::change_owner(&inside.join("log"), owner)?;
+        reserve_record(&inside)?;
         let waiter = Some(Conn::new(connect(attach)?)?);
         Ok(App { name: name.into(), folder, log, state_lost: false, control, waiter })
     }

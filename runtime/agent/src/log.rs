@@ -2,7 +2,7 @@
 
 use std::fs::{rename, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -98,6 +98,10 @@ struct Files {
     limit: u64,
     gathered: Vec<u8>,
     lost: u64,
+    /// How much of `lost` the log itself tells.
+    told: u64,
+    /// Says how much is lost, in place: it has its room before the disk is full.
+    tally: Option<File>,
 }
 
 impl Log {
@@ -105,11 +109,12 @@ impl Log {
     pub fn open(path: &Path, limit: u64) -> io::Result<Self> {
         let file = open(path)?;
         let size = file.metadata()?.len();
-        let files = Files { path: path.into(), file, size, limit, gathered: Vec::new(), lost: 0 };
+        let (path, gathered, tally) = (PathBuf::from(path), Vec::new(), reserved(path).ok());
+        let files = Files { path, file, size, limit, gathered, lost: 0, told: 0, tally };
         Ok(Log { lines: Lines::default(), files })
     }
 
-    /// Log bytes of a stream. A full disk costs entries, never the app's progress: see `lost`.
+    /// Log bytes of a stream. A full disk costs whole entries, never the app's progress: see `lost`.
     pub fn push(&mut self, stream: Stream, bytes: &[u8]) {
         let files = &mut self.files;
         self.lines.push(stream, bytes, &stamp(SystemTime::now()), &mut |line| files.add(line));
@@ -127,6 +132,19 @@ impl Log {
     pub fn lost(&self) -> u64 {
         self.files.lost
     }
+}
+
+/// Make the file `NAME.lost` with a number in it, so that another of the same length needs no room.
+fn reserved(path: &Path) -> io::Result<File> {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(".lost");
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(name)?;
+    file.write_all_at(tally(0).as_bytes(), 0)?;
+    Ok(file)
+}
+
+fn tally(lost: u64) -> String {
+    format!("{lost:020}\n")
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -162,12 +180,35 @@ impl Files {
         if self.gathered.is_empty() {
             return;
         }
+        let entries = self.gathered.len() as u64;
+        let confession = if self.lost > self.told { self.confession() } else { Vec::new() };
+        // Where it does not fit it waits for the next file.
+        let confesses = self.size + entries + confession.len() as u64 <= self.limit;
+        if confesses {
+            self.gathered.splice(..0, confession);
+        }
         if self.size < self.limit && self.file.write_all(&self.gathered).is_ok() {
             self.size += self.gathered.len() as u64;
+            self.told = if confesses { self.lost } else { self.told };
         } else {
-            self.lost += self.gathered.len() as u64;
-            self.size = self.file.metadata().map_or(self.limit, |data| data.len());
+            self.lose(entries);
         }
         self.gathered.clear();
+    }
+
+    /// An entry of our own in the place of what is missing.
+    fn confession(&self) -> Vec<u8> {
+        let (now, missing) = (stamp(SystemTime::now()), self.lost - self.told);
+        format!("{now} stderr F secrun: {missing} bytes of the log are lost: it could not be written\n").into()
+    }
+
+    fn lose(&mut self, count: u64) {
+        self.lost += count;
+        // Half an entry would swallow the next one.
+        let cut = self.file.set_len(self.size);
+        self.size = cut.and_then(|()| self.file.metadata()).map_or(self.limit, |data| data.len());
+        if let Some(Err(_)) = self.tally.as_ref().map(|file| file.write_all_at(tally(self.lost).as_bytes(), 0)) {
+            self.tally = None;
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! What the shim reports beside frames: the exit record, and the numbers of its cgroup.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,6 +13,14 @@ use crate::sys::Status;
 /// Nanoseconds since 1970.
 pub fn now_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// How long an exit record may be that a full disk has room for.
+const RESERVED: usize = 1024;
+
+/// Take the room of the exit record before apps can fill the disk.
+pub fn reserve_record(keep: &Path) -> io::Result<()> {
+    fs::write(keep.join("exit.new"), [b' '; RESERVED])
 }
 
 /// Write the exit record, whole or not at all.
@@ -29,7 +38,10 @@ pub fn write_record(
         now_ns(),
         status.signal
     );
-    fs::write(keep.join("exit.new"), line)?;
+    // Not truncated first: its room is what a full disk has left.
+    let file = OpenOptions::new().write(true).create(true).open(keep.join("exit.new"))?;
+    file.write_all_at(line.as_bytes(), 0)?;
+    file.set_len(line.len() as u64)?;
     fs::rename(keep.join("exit.new"), keep.join("exit"))
 }
 

@@ -20,7 +20,7 @@ use crate::health::{Health, OnFailure, Rules};
 use crate::life::Life;
 use crate::log::{Log, Stream, MIN_LIMIT};
 use crate::peers::Peer;
-use crate::report::{now_ns, write_record};
+use crate::report::{now_ns, reserve_record, write_record};
 use crate::reporter::Reporter;
 use crate::session::{is_unhandled, Session};
 use crate::sys::{self, Poller, Status};
@@ -249,6 +249,9 @@ impl Shim {
             true => None,
             false => Some(context(Log::open(&keep.join("log"), options.log_max), "log")?),
         };
+        if log.is_some() {
+            context(reserve_record(&keep), "exit record")?;
+        }
         let groups = options.own_group.then(Groups::divide).transpose();
         let groups = context(groups, "the app's control group")?;
         let socket = keep.join("ctl.sock");

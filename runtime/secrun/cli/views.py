@@ -174,6 +174,7 @@ def status(args: Arguments, context: Context) -> int:
         lines += [f"app-{app.name}-error={app.error}" for app in pod.exit.apps if app.error]
         if pod.exit.error:
             lines.append(f"error={pod.exit.error}")
+    lines += [f"app-{name}-log-lost={count} bytes" for name, count in pod.log_lost.items()]
     by = " (reported by the guest)" if pod.reported_by == "guest" else ""
     lines += [f"app-{name}-enforced={found.verdict}{by}" for name, found in pod.enforced.items()]
     lines += [line for name, found in pod.life.items() for line in _life(f"app-{name}", found)]

@@ -8,6 +8,8 @@ from secrun.errors import StateError
 
 # Enough for an exit record with a long error text.
 MAX_RECORD_BYTES = 64 * 1024
+# The agent writes twenty digits and a newline.
+_TALLY_BYTES = 21
 
 
 def open_path(base: Path, *parts: str, flags: int = os.O_RDONLY) -> int | None:
@@ -58,6 +60,16 @@ def read_record(base: Path, *parts: str) -> bytes | None:
     if len(data) > MAX_RECORD_BYTES:
         raise StateError(f"{base.joinpath(*parts)} is larger than {MAX_RECORD_BYTES} bytes")
     return data
+
+
+def log_lost(base: Path, app: str) -> int:
+    """Return how many bytes of an app's log could not be written, as its shim counts them."""
+    fd = open_regular(base, "apps", app, "log.lost")
+    if fd is None:
+        return 0
+    with os.fdopen(fd, "rb") as stream:
+        text = stream.read(_TALLY_BYTES).strip()
+    return int(text) if text.isdigit() else 0
 
 
 def printable(text: str, limit: int = 500) -> str:

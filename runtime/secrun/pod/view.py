@@ -12,6 +12,7 @@ from secrun.measure import marker
 from secrun.measure.marker import Marker
 from secrun.paths import Layout
 from secrun.pod import exits, lifestate, readback, timing
+from secrun.pod.inside import log_lost
 from secrun.pod.lifestate import LifeState
 from secrun.pod.readback import Enforced
 from secrun.pod.states import WHOLE, Found, State, walk
@@ -40,6 +41,8 @@ class PodView:
     label: str | None
     """The SELinux context that the pod was started with; None if it had none."""
     exit: exits.PodExit | None
+    log_lost: Mapping[str, int]
+    """Of each app whose log lacks something, how many bytes."""
     enforced: Mapping[str, Enforced]
     """What was read of the apps, by name."""
     life: Mapping[str, LifeState]
@@ -75,6 +78,7 @@ class PodView:
                     "image_id": str(app.image.manifest),
                     "exit_code": end.code if end else None,
                     "error": end.error if end else "",
+                    "log_lost_bytes": self.log_lost.get(app.name, 0),
                     "enforced": found.to_json(self.reported_by) if found else None,
                     **_life(app, self.life.get(app.name)),
                 }
@@ -163,6 +167,7 @@ def look(found: Found) -> PodView:
     measured: Marker | None = None
     enforced: Mapping[str, Enforced] = {}
     life: Mapping[str, LifeState] = {}
+    lost: Mapping[str, int] = {}
     marks: tuple[timing.Mark, ...] = ()
     networks: tuple[Shown, ...] = ()
     problem = ""
@@ -173,6 +178,7 @@ def look(found: Found) -> PodView:
         stands = ((app.name, lifestate.read(files, app.name)) for app in manifest.apps)
         life = {name: found for name, found in stands if found is not None}
         measured = marker.read(files)
+        lost = {app.name: count for app in manifest.apps if (count := log_lost(files.rw, app.name))}
         if manifest.network is Network.CNI:
             networks = _networks(found.path)
         marks = timing.read(files)
@@ -189,6 +195,7 @@ def look(found: Found) -> PodView:
         uid_base=base[0] if base else None,
         label=_line(files.label),
         exit=end,
+        log_lost=lost,
         enforced=enforced,
         life=life,
         measured=measured,

@@ -63,11 +63,24 @@ def test_health_is_told_restarts_are_asked_for_and_a_stop_is_the_end(pods: Secru
         shown = pods("status", uuid).out
         assert "app-a-health=healthy\napp-a-health-output=looked at me\n" in shown
         assert json.loads(pods("inspect", uuid).out)["pods"][0]["apps"][0]["health"]["state"] == "healthy"
+        eventually(lambda: "started" in pods("logs", uuid).out, "it is ready to be asked to end")
+        assert pods("restart", uuid).out == f"{uuid}\n"
+        eventually(lambda: app(pods, uuid)["restart"]["count"] == 1, "it is written down")
+        state = app(pods, uuid)["restart"]
+        assert (state["last"]["code"], state["waiting"]) == (3, False)
+        assert pods.status(uuid)["state"] == "running"
+        eventually(lambda: pods("logs", uuid).out.count("started") == 2, "the second run has begun")
         pods("enter", uuid, "--", "sh", "-c", "kill -TERM 1", code=None)
-        eventually(lambda: app(pods, uuid)["restart"]["count"] == 1, "its policy brings it back")
-        eventually(lambda: pods("logs", uuid).out.count("started") == 2, "it is ready to be asked to end")
+        eventually(lambda: app(pods, uuid)["restart"]["count"] == 2, "its policy brings it back")
+        eventually(lambda: pods("logs", uuid).out.count("started") == 3, "it is ready to be asked to end")
+        eventually(lambda: app(pods, uuid)["health"]["state"] == "healthy", "the check finds it again")
         pods("stop", uuid)
         assert pods.status(uuid)["exit_code"] == 3
+        assert "is exited" in pods("restart", uuid, code=125).err
+        rows = [json.loads(line) for line in pods("events", "--format=json", uuid).out.splitlines()]
+        told = {row["event"]: row for row in rows if row["event"].startswith("App")}
+        assert (told["AppRestart"]["what"], told["AppRestart"]["code"]) == ("2 in all", 3)
+        assert told["AppHealth"]["apps"] == ["a"]
     finally:
         pods.discard(uuid)
 

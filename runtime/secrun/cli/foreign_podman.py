@@ -62,6 +62,7 @@ system df = image list : sizes are in the list
 system prune = gc
 generate systemd = generate : from .container files, as podman's own generator reads them
 volume prune = volume prune
+restart = restart : apps of pods that run; one that has exited starts once: run it anew
 healthcheck = status : the agent checks at its interval; the last results are in status and inspect
 container prune = gc
 """,
@@ -94,7 +95,6 @@ import = : the same
 rename = : a pod's name is its UUID; labels are for people
 pause = : a frozen pod answers no attestation; stop it
 unpause = : the same
-restart = : a pod starts once: run it anew
 update = : limits are part of the measured manifest
 pod create = : pods are made whole by run and prepare
 pod clone = : prepare it again

@@ -6,6 +6,7 @@ import sys
 from secrun.cli.audit import span_of
 from secrun.cli.table import Arguments, Context
 from secrun.measure.happenings import happenings
+from secrun.pod.liferows import LifeRows
 from secrun.pod.states import find
 from secrun_attest.audit.rows import when
 from secrun_attest.audit.trail import Row
@@ -32,10 +33,10 @@ def _line(row: Row) -> str:
 
 
 def events(args: Arguments, context: Context) -> int:
-    """Print what happened, and with --follow what happens, as the event log tells it."""
+    """Print what happened, and with --follow what happens, as the event log tells it and apps' agents do."""
     span, follow, word = span_of(args), args.flag("follow"), args.text("uuid")
     pod = find(context.layout, word).uuid if word and len(word) < _WHOLE else word
-    for row in happenings(context.layout, follow=follow):
+    for row in happenings(context.layout, follow=follow, beside=LifeRows(context.layout)):
         if (pod and row.pod != pod) or row.time < span.since or (row.time >= span.until and not follow):
             continue
         text = json.dumps(row.to_json(), ensure_ascii=False) if args.text("format") == "json" else _line(row)

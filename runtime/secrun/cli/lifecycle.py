@@ -2,7 +2,7 @@
 
 import json
 
-from secrun.cli.table import Arguments
+from secrun.cli.table import Arguments, Context
 from secrun.errors import UsageError
 from secrun.pod.lifecycle import MAX_MS, MAX_RETRIES, MIN_INTERVAL_MS, SHELL, HealthRequest, command_of
 from secrun.pod.request import duration, unicode_text
@@ -95,3 +95,16 @@ def asked(args: Arguments) -> HealthRequest:
         retries=retries,
         on_failure=OnUnhealthy(action) if action else OnUnhealthy.NONE,
     )
+
+
+def restart_pods(args: Arguments, context: Context) -> int:
+    """Restart apps of running pods."""
+    from secrun.cli import uuids
+    from secrun.cli.guard import each
+    from secrun.pod.restart import restart as restarting
+    from secrun.pod.states import State
+
+    def one(word: str) -> None:
+        context.out.write(f"{restarting(context.layout, word, args.text('app'))}\n")
+
+    return each(uuids.several(args, context, State.RUNNING), one)

@@ -48,6 +48,7 @@ FAMILIES = {
     "events": ("secrun.cli.options_look:LOOK_VERBS",),
     "export": ("secrun.cli.options_look:LOOK_VERBS",),
     "completion": ("secrun.cli.options_host:HOST_VERBS",),
+    "restart": ("secrun.cli.options_life:LIFE_VERBS",),
     "generate": ("secrun.cli.options_host:HOST_VERBS",),
 }
 

@@ -1,7 +1,8 @@
 """The options that say what happens with an app from one run to the next; podman's words."""
 
+from secrun.cli.options_common import FILTERS, IGNORE, UUID_FILES, UUIDS_MAYBE
 from secrun.cli.options_common import app_option as _app
-from secrun.cli.table import Kind, Option, Scope
+from secrun.cli.table import Kind, Option, Scope, Verb
 
 LIFE = (
     _app(
@@ -35,4 +36,21 @@ LIFE = (
         help="what is done with an unhealthy app; default none",
     ),
     _app("--no-healthcheck", kind=Kind.FLAG, help="leave out the image's HEALTHCHECK"),
+)
+
+LIFE_VERBS = (
+    Verb(
+        words=("restart",),
+        summary="End apps of running pods in good order and begin them again",
+        handler="secrun.cli.lifecycle:restart_pods",
+        positionals=(UUIDS_MAYBE,),
+        options=(
+            Option(flags=("--app",), metavar="NAME", help="this app; default is each app of the pod"),
+            Option(flags=("-a", "--all"), kind=Kind.FLAG, help="all that run"),
+            FILTERS,
+            IGNORE,
+            UUID_FILES,
+        ),
+        needs_root=True,
+    ),
 )

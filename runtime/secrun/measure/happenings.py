@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from secrun.errors import StateError
@@ -57,8 +57,12 @@ class _Tail:
             os.close(fd)
 
 
-def happenings(layout: Layout, *, follow: bool) -> Iterator[Row]:
+def happenings(
+    layout: Layout, *, follow: bool, beside: Callable[[], Iterable[Row]] = tuple
+) -> Iterator[Row]:
     """Yield a row of the trail for each record of each log, and with `follow` for those to come.
+
+    `beside` returns rows that no record is behind, whenever all records have been told.
 
     Raises StateError or HostError for a log that is damaged: each record has to follow the last.
     """
@@ -73,6 +77,7 @@ def happenings(layout: Layout, *, follow: bool) -> Iterator[Row]:
                     row = projection.row(index, tail.walk.take(parse_record(line)))
                 index += 1
                 yield row
+        yield from beside()
         if not follow:
             return
         time.sleep(_POLL_SECONDS)

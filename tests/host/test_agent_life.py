@@ -123,7 +123,8 @@ def test_an_app_that_always_begins_again_ends_when_it_is_stopped(stage: Stage) -
 
 def test_a_stop_between_two_runs_ends_it_with_the_code_of_the_last(stage: Stage) -> None:
     process, frames = start(stage, "exit 5", "--restart", "always")
-    eventually(lambda: (stage.kept / "state").exists() and state(stage)["restarts"] >= 2, PATIENCE)
+    # The next run is 3.2 s away then.
+    eventually(lambda: (stage.kept / "state").exists() and state(stage)["restarts"] >= 5, PATIENCE)
     eventually(lambda: state(stage)["waiting"], PATIENCE)
     frames.send(STOP)
     assert exit_of(rest(frames)) == (5, 0, "")
@@ -204,13 +205,13 @@ def test_a_restart_ends_a_pause(stage: Stage) -> None:
 
 
 def test_a_restart_of_what_has_not_started_or_is_being_stopped_is_refused(stage: Stage) -> None:
-    process = stage.start(["sh", "-c", 'trap "" TERM; while :; do sleep 0.05; done'])
+    process = stage.start(["sh", "-c", 'trap "" TERM; echo ready; while :; do sleep 0.05; done'])
     frames = stage.accept()
     early = stage.connect()
     early.send(RESTART)
     assert early.expect(ERROR) == b"the app has not started"
     frames.send(ATTACH, struct.pack("<BHH", WANT_STDOUT | WANT_STDERR, 0, 0))
-    until(frames, STARTED)
+    frames.until_output(b"ready")
     frames.send(STOP)
     late = stage.connect()
     late.send(RESTART)
@@ -287,7 +288,7 @@ def test_an_unhealthy_app_is_killed_and_its_policy_brings_it_back(stage: Stage) 
     until(frames, AGAIN)
     eventually(lambda: health(stage)["state"] == "healthy", PATIENCE)
     assert state(stage)["last"]["code"] == 137
-    assert state(stage)["restarts"] == 1
+    assert state(stage)["restarts"] >= 1
     frames.send(STOP)
     assert exit_of(rest(frames))[0] == 143
 

@@ -342,6 +342,13 @@ def test_an_attribute_that_points_elsewhere_is_refused(tree, tmp_path, name):
         layer(tree, tmp_path / "layer")
 
 
+def test_an_attribute_that_tar_cannot_name_is_refused(tree, tmp_path):
+    (tree / "x").write_bytes(b"")
+    os.setxattr(tree / "x", "user.a=b", b"")
+    with pytest.raises(ImageError, match="no = in such names"):
+        layer(tree, tmp_path / "layer")
+
+
 def test_a_name_that_would_remove_something_is_refused(tree, tmp_path):
     (tree / ".wh.passwd").write_bytes(b"")
     with pytest.raises(ImageError, match="a name that means a removal"):

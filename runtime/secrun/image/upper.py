@@ -70,6 +70,9 @@ def _read_xattrs(place: int | str, path: bytes) -> tuple[Xattrs, bool]:
     for name in sorted(os.listxattr(place, **follow)):
         prefix = next((item for item in _OVERLAYS if name.startswith(item)), "")
         if keeps_xattr(os.fsencode(name)):
+            if "=" in name:
+                # A pax record ends its key there: another attribute would be read back.
+                raise _bad(path, f"has the attribute {name[:80]!r}, and tar knows no = in such names")
             kept.append((os.fsencode(name), os.getxattr(place, name, **follow)))
         elif name.removeprefix(prefix) in _ELSEWHERE and prefix:
             raise _bad(path, f"has the attribute {name}, which secrun's overlays never write")

@@ -58,6 +58,7 @@ PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+PR_SET_THP_DISABLE = 41
 PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
@@ -122,6 +123,9 @@ class Syscalls(Protocol):
 
     def child_subreaper(self) -> None:
         """Become the parent of orphaned descendants."""
+
+    def no_huge_pages(self) -> None:
+        """Give this process and all that it executes no memory in huge pages."""
 
     def parent_death_signal(self, signal: int) -> None:
         """Be sent `signal` when the parent dies; a change of credentials clears this."""
@@ -232,6 +236,10 @@ class LinuxSyscalls:
     def child_subreaper(self) -> None:
         """Become a subreaper."""
         self._prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+    def no_huge_pages(self) -> None:
+        """Disable transparent huge pages."""
+        self._prctl(PR_SET_THP_DISABLE, 1)
 
     def parent_death_signal(self, signal: int) -> None:
         """Set the parent death signal."""

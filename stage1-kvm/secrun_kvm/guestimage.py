@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FLAVOUR = "kvm"
 # Bumped whenever the same inputs give another initramfs.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 _MAX_CHOICE_BYTES = 4096
 
 

@@ -22,7 +22,9 @@ _MAX_XZ_MEMORY = 80 << 20
 # A module's dependencies are counted in tens.
 _MAX_DEPENDENCIES = 256
 
-# By when the guest needs them: always, for the bus its devices are on, for what the pod asks for.
+# By when the guest needs them: unless it is emulated, always, for the bus its devices are on, for what
+# the pod asks for.
+HASH = "hash"
 BASE = "base"
 GROUPS: Mapping[str, tuple[str, ...]] = {
     BASE: ("virtio_blk", "virtio_console", "dm-mod", "dm-verity", "erofs", "overlay"),
@@ -127,15 +129,15 @@ def resolve(
 ) -> tuple[Module, ...]:
     """Return what has to be loaded, in order, once per group and never again after `base`; pure.
 
-    Modules that the kernel has built in are left out, and those of `optional` that it does not have; raises
-    HostError naming any other that it lacks.
+    Modules that the kernel has built in are left out, and those of `optional`, the group `hash`, that it
+    does not have; raises HostError naming any other that it lacks.
     """
     names = [_underscored(name) for name in optional]
-    result = _group(modules, BASE, [name for name in names if name in modules.paths])
+    result = _group(modules, HASH, [name for name in names if name in modules.paths])
     for group, wanted in groups.items():
         result += _group(modules, group, [_underscored(name) for name in wanted])
     always = {module.name for module in result if module.group == BASE}
-    order = [module for module in result if module.group == BASE or module.name not in always]
+    order = [module for module in result if module.group in (HASH, BASE) or module.name not in always]
     return tuple(dict.fromkeys(order))
 
 

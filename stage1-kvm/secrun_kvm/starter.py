@@ -159,6 +159,10 @@ def _create(call: LinuxSyscalls, plan: Plan, contexts: Contexts) -> _Started:
         from secrun_kvm import taps
     ownroot.enter(call, plan.root.empty, shown, plan.root.path)
     helpers = list(_helpers(plan, contexts)) if helped else []
+    if not plan.kvm:
+        # A translator touches its memory here and there: to clear two megabytes each time, which the host
+        # may have to put together first, takes longer than it saves.
+        call.no_huge_pages()
     with selinux.executing_as(contexts.emulator):
         machine = virt.create(connection, xml)
     if plan.label:

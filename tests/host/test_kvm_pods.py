@@ -77,6 +77,8 @@ def test_qemu_has_no_right_on_the_host(running: Running):
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
+    # An emulated guest costs the host no huge pages.
+    assert status["THP_enabled"] == "0"
 
 
 def test_qemu_is_given_nothing_that_was_not_asked_for(running: Running):
@@ -238,6 +240,12 @@ def test_the_guest_takes_no_more_code_into_its_kernel(running: Running):
     assert (disabled, kexec) == ("1", "1")
     assert re.search(r" secrun\.pod=\d+:[0-9a-f]{64}$", line)
     assert {"module.sig_enforce=1", "lockdown=integrity"} <= set(line.split())
+
+
+def test_an_emulated_guest_hashes_without_what_is_fast_on_a_real_processor_only(running: Running):
+    loaded = running.enter("cut -d' ' -f1 /proc/modules").split()
+    assert "dm_verity" in loaded
+    assert not {"sha256_ssse3", "sha2_ce", "sha256_arm64"} & set(loaded)
 
 
 def test_without_hardware_a_machine_must_be_asked_for_as_emulation(secrun: Secrun):

@@ -49,6 +49,7 @@ impl Verity {
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 #[allow(missing_docs)]
 pub enum Group {
+    Hash,
     Base,
     Pci,
     Mmio,
@@ -186,6 +187,7 @@ pub fn pod(command_line: &str, salt: &str) -> Result<Verity, String> {
 pub fn modules(text: &str) -> Result<Vec<Module>, String> {
     let one = |(number, words): (usize, Vec<&str>)| {
         let group = match words[0] {
+            "hash" => Some(Group::Hash),
             "base" => Some(Group::Base),
             "pci" => Some(Group::Pci),
             "mmio" => Some(Group::Mmio),

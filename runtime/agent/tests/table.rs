@@ -69,12 +69,20 @@ fn the_word_of_the_command_line() {
 
 #[test]
 fn modules_come_in_order_with_their_groups() {
-    let text = "base /secrun/modules.d/virtio.ko\nmmio /secrun/modules.d/virtio_mmio.ko\n";
-    let found = modules(text).unwrap();
+    let lines = [
+        "hash /secrun/modules.d/sha256_ssse3.ko\n",
+        "base /secrun/modules.d/virtio.ko\n",
+        "mmio /secrun/modules.d/virtio_mmio.ko\n",
+    ];
+    let found = modules(&lines.concat()).unwrap();
     let paths: Vec<_> = found.iter().map(|module| (module.group, module.path.as_str())).collect();
     assert_eq!(
         paths,
-        [(Group::Base, "/secrun/modules.d/virtio.ko"), (Group::Mmio, "/secrun/modules.d/virtio_mmio.ko")]
+        [
+            (Group::Hash, "/secrun/modules.d/sha256_ssse3.ko"),
+            (Group::Base, "/secrun/modules.d/virtio.ko"),
+            (Group::Mmio, "/secrun/modules.d/virtio_mmio.ko"),
+        ]
     );
     for wrong in [
         "base",

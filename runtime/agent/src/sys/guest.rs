@@ -72,6 +72,24 @@ pub fn since_boot() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
+/// Whether QEMU translates this processor's code, by the name that it gives itself (QEMU, target/i386/cpu.c, tcg-cpuid).
+#[cfg(target_arch = "x86_64")]
+pub fn is_emulated() -> bool {
+    use std::arch::x86_64::{__cpuid, CpuidResult};
+    // SAFETY: every processor of this architecture has the instruction, which answers for a leaf that it lacks with another.
+    let (features, named) = unsafe { (__cpuid(1), __cpuid(0x4000_0000)) };
+    let CpuidResult { ebx, ecx, edx, .. } = named;
+    features.ecx >> 31 == 1
+        && [ebx, ecx, edx]
+            == [u32::from_le_bytes(*b"TCGT"), u32::from_le_bytes(*b"CGTC"), u32::from_le_bytes(*b"GTCG")]
+}
+
+/// Whether QEMU translates this processor's code: others do not tell.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn is_emulated() -> bool {
+    false
+}
+
 /// Write what file systems hold back to their disks.
 pub fn sync() {
     // SAFETY: takes nothing, returns nothing.

@@ -54,6 +54,10 @@ def refusals(manifest: PodManifest, asked: MachineRequest) -> Sequence[Problem]:
     if manifest.network is Network.HOST:
         text = "cannot be given to a pod in a virtual machine: its network is its own"
         found.append(Problem(subject="--net=host", text=text, hint="leave it out, or use --stage1=nspawn"))
+    if any(app.sockets for app in manifest.apps):
+        text = "of the host's kernel cannot be given to a guest, which has a kernel of its own"
+        hint = "publish ports with -p, or use --stage1=nspawn"
+        found.append(Problem(subject="--preserve-fds: sockets", text=text, hint=hint))
     for app in manifest.apps:
         if app.limits.cpus or app.limits.memory_nodes:
             text = f"names processors of the host, and app {app.name} runs on those of its machine"

@@ -127,6 +127,7 @@ ELSEWHERE = {
     "tests/host/test_flavour_network.py": {"--net", "--publish"},
     "tests/host/test_read_back.py": {"--profile"},
     "tests/host/test_secrets.py": {"--secret"},
+    "tests/host/test_socket_activation.py": {"--preserve-fds"},
     "tests/host/test_system_containers.py": {"--systemd"},
 }
 

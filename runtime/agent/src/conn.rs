@@ -7,7 +7,7 @@ use std::os::unix::io::{AsRawFd, OwnedFd, RawFd};
 use libc::c_short;
 
 use crate::frame::{encode, Message, Reader, Violation};
-use crate::sys;
+use crate::sys::{self, rights};
 
 /// Bytes that one read takes at most.
 pub const CHUNK: usize = 16_384;
@@ -77,6 +77,10 @@ impl Queue {
 pub struct Conn {
     stream: File,
     reader: Reader,
+    /// Descriptors that go with the next bytes.
+    passing: Vec<RawFd>,
+    /// Descriptors that came, where some are taken.
+    received: Option<Vec<OwnedFd>>,
     /// Frames that wait for the peer to read.
     pub out: Queue,
 }
@@ -92,7 +96,7 @@ impl Conn {
     pub fn new(stream: impl Into<OwnedFd>) -> io::Result<Self> {
         let stream = File::from(stream.into());
         sys::set_nonblocking(&stream)?;
-        Ok(Conn { stream, reader: Reader::default(), out: Queue::default() })
+        Ok(Conn { stream, reader: Reader::default(), passing: Vec::new(), received: None, out: Queue::default() })
     }
 
     /// Queue one frame.
@@ -100,15 +104,51 @@ impl Conn {
         encode(message, self.out.tail());
     }
 
+    /// Send descriptors with the next frame; nothing may be waiting. They stay open here.
+    pub fn pass(&mut self, fds: &[RawFd]) {
+        self.passing = fds.to_vec();
+    }
+
+    /// Take descriptors from the peer; without this whatever it sends is closed.
+    pub fn take_passed(&mut self) {
+        self.received = Some(Vec::new());
+    }
+
+    /// The descriptors that have come; none come any more.
+    pub fn passed(&mut self) -> Vec<OwnedFd> {
+        self.received.take().unwrap_or_default()
+    }
+
     /// Write what the peer takes now.
     pub fn flush(&mut self) -> io::Result<()> {
-        let stream = &mut self.stream;
-        self.out.flush(|bytes| stream.write(bytes)).map(drop)
+        let (stream, passing) = (&mut self.stream, &mut self.passing);
+        let write = |bytes: &[u8]| {
+            if passing.is_empty() {
+                return stream.write(bytes);
+            }
+            let sent = rights::send(stream, bytes, passing)?;
+            passing.clear();
+            Ok(sent)
+        };
+        self.out.flush(write).map(drop)
+    }
+
+    fn read(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
+        match &mut self.received {
+            None => self.stream.read(scratch),
+            Some(received) => {
+                let (count, fds) = rights::receive(&self.stream, scratch)?;
+                if received.is_empty() {
+                    *received = fds;
+                }
+                Ok(count)
+            }
+        }
     }
 
     /// Read once; false means that the peer has ended its side.
     pub fn fill(&mut self, scratch: &mut [u8]) -> io::Result<bool> {
-        match self.stream.read(scratch) {
+        match self.read(scratch) {
             Ok(0) => Ok(false),
             Ok(count) => {
                 self.reader.feed(&scratch[..count]);

@@ -92,13 +92,15 @@ pub struct Launch {
     gate: Option<OwnedFd>,
     /// The process waits for more than its terminal's size.
     pub held: bool,
+    /// What the process finds as its descriptors from 3 on; nothing for one that begins with `hold`.
+    pub passed: Vec<OwnedFd>,
     target: Target,
 }
 
 impl Launch {
     /// Prepare a run whose files begin with `prefix`.
     pub fn new(prefix: PathBuf, terminal: bool, target: Target) -> io::Result<Self> {
-        let mut launch = Launch { prefix, console: None, gate: None, held: false, target };
+        let mut launch = Launch { prefix, console: None, gate: None, held: false, passed: Vec::new(), target };
         if terminal {
             launch.console = Some(UnixListener::bind(launch.file("console"))?);
         }
@@ -131,12 +133,16 @@ impl Launch {
             None => command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()),
         };
         if !self.held && (self.console.is_none() || words[0] != "exec") {
-            return command.arg(last).spawn().map(|child| child.id() as i32);
+            let passed = std::mem::take(&mut self.passed);
+            if !passed.is_empty() {
+                command.args(["--preserve-fds", &passed.len().to_string()]);
+            }
+            return sys::spawn_passing(command.arg(last), passed);
         }
         let (read, write) = sys::pipe()?;
         self.gate = Some(write);
         command.args(["--preserve-fds", "2"]).arg(last);
-        sys::spawn_passing(&mut command, [File::open("/proc/self/exe")?.into(), read])
+        sys::spawn_passing(&mut command, vec![File::open("/proc/self/exe")?.into(), read])
     }
 
     /// Let the command begin.

@@ -60,6 +60,9 @@ pub(crate) fn place<T>(slots: &mut Vec<Option<T>>, item: T) -> usize {
 impl Shim {
     pub fn greet(&mut self, stream: UnixStream, foreground: bool) -> io::Result<()> {
         let mut conn = Conn::new(stream)?;
+        if foreground && self.options.sockets > 0 {
+            conn.take_passed();
+        }
         conn.send(&Message::Hello { version: VERSION, app: &self.options.app });
         let peer = Peer {
             conn,
@@ -176,7 +179,8 @@ impl Shim {
     fn attach(&mut self, index: usize, flags: u8, size: Size) {
         let foreground = self.peers[index].as_ref().map_or(false, |peer| peer.foreground);
         if self.sessions[APP].is_none() && foreground && !self.stopping {
-            if let Err(error) = self.start_app(size) {
+            let sockets = self.peers[index].as_mut().map(|peer| peer.conn.passed()).unwrap_or_default();
+            if let Err(error) = self.start_app(size, sockets) {
                 self.fail_app(Failure::own(error.to_string()));
             }
         }

@@ -23,6 +23,7 @@ use crate::peers::Peer;
 use crate::report::{now_ns, reserve_record, write_record};
 use crate::reporter::Reporter;
 use crate::session::{is_unhandled, Session};
+use crate::sys::rights::MAX_RIGHTS;
 use crate::sys::{self, Poller, Status};
 use crate::volumes::{self, Empty, Fill, Place};
 
@@ -50,6 +51,8 @@ pub(crate) struct Options {
     pub linger: bool,
     /// The app begins held, as the agent; it becomes its program when the foreground peer attaches.
     pub hold: bool,
+    /// The app finds so many sockets of the host's, which come with ATTACH, as its descriptors from 3 on.
+    pub sockets: usize,
     /// The host cannot see the app: tell it what the kernel enforces.
     pub read_back: bool,
     /// The app may divide its control group.
@@ -100,6 +103,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
         no_log: false,
         linger: false,
         hold: false,
+        sockets: 0,
         read_back: false,
         own_group: false,
         stop_signal: libc::SIGTERM,
@@ -128,6 +132,7 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--no-log" => options.no_log = true,
             "--linger" => options.linger = true,
             "--hold" => options.hold = true,
+            "--sockets" => options.sockets = words.number()?,
             "--read-back" => options.read_back = true,
             "--own-group" => options.own_group = true,
             "--stop-signal" => options.stop_signal = words.number()?,
@@ -169,6 +174,9 @@ fn parse(mut words: Words) -> Result<Options, String> {
     if !options.health_program.is_empty() && options.health.interval.is_zero() {
         return Err("--health-interval: checks without a pause between them".into());
     }
+    if options.sockets > MAX_RIGHTS || (options.hold && options.sockets > 0) {
+        return Err(format!("--sockets: at most {MAX_RIGHTS}, and none for an app that is held"));
+    }
     if !(1..=64).contains(&options.stop_signal) {
         return Err(format!("--stop-signal: {} is not a signal", options.stop_signal));
     }
@@ -192,6 +200,8 @@ pub(crate) struct Shim {
     pub listener: Option<UnixListener>,
     pub peers: Vec<Option<Peer>>,
     pub sessions: Vec<Option<Session>>,
+    /// The host's sockets, which each run of the app gets.
+    pub sockets: Vec<OwnedFd>,
     pub commands: u64,
     pub log: Option<Log>,
     pub log_warned: bool,
@@ -272,6 +282,7 @@ impl Shim {
             listener: Some(listener),
             peers: Vec::new(),
             sessions: vec![None],
+            sockets: Vec::new(),
             commands: 0,
             log,
             log_warned: false,
@@ -292,12 +303,12 @@ impl Shim {
             Ok(stream) => {
                 self.greet(stream, true)?;
                 if self.options.hold {
-                    self.start_app(Size::default())?;
+                    self.start_app(Size::default(), Vec::new())?;
                 }
             }
             // Only a host that made no socket wants none; one that cannot be reached is an error.
             Err(error) if error.kind() == ErrorKind::NotFound && self.log.is_some() => {
-                self.start_app(Size::default())?
+                self.start_app(Size::default(), Vec::new())?
             }
             Err(error) => return context(Err(error), ATTACH_SOCKET),
         }
@@ -395,7 +406,13 @@ impl Shim {
 
     // --- the app
 
-    pub fn start_app(&mut self, size: Size) -> io::Result<()> {
+    /// Start the app with the host's sockets, which are as many as it was prepared for.
+    pub fn start_app(&mut self, size: Size, sockets: Vec<OwnedFd>) -> io::Result<()> {
+        if sockets.len() != self.options.sockets {
+            let text = format!("{} sockets came, {} were expected", sockets.len(), self.options.sockets);
+            return Err(io::Error::new(ErrorKind::InvalidData, text));
+        }
+        self.sockets = sockets;
         let (upper, work) = (self.keep.join("upper"), self.keep.join("work"));
         let rootfs = self.run.join("rootfs");
         for path in [&upper, &work] {
@@ -424,6 +441,7 @@ impl Shim {
         let target = self.options.target.clone();
         let mut launch = Launch::new(self.run.join("run"), self.options.terminal, target)?;
         launch.held = self.options.hold;
+        launch.passed = self.sockets.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
         let bundle = format!("/pod/apps/{}", self.options.app);
         let words = ["run", "--no-new-keyring", "-b", &bundle];
         self.sessions[APP] = Some(self.launch(launch, &words, self.options.stdin, size)?);

@@ -18,6 +18,7 @@ use crate::frame::Size;
 pub mod files;
 pub mod guest;
 pub mod host;
+pub mod rights;
 pub mod terminal;
 
 pub use files::{change_owner, change_times, lock};
@@ -220,16 +221,17 @@ pub fn spawn_with(command: &mut Command, fds: Vec<RawFd>) -> io::Result<i32> {
     command.spawn().map(|child| child.id() as i32)
 }
 
-/// Start a child that finds `fds` as its descriptors 3 and 4.
-pub fn spawn_passing(command: &mut Command, fds: [OwnedFd; 2]) -> io::Result<i32> {
+/// Start a child that finds `fds` as its descriptors from 3 on.
+pub fn spawn_passing(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<i32> {
+    let (mut high, first_free) = (vec![-1; fds.len()], 3 + fds.len() as c_int);
     // SAFETY: between fork and exec the closure makes only system calls and allocates nothing.
     unsafe {
         command.pre_exec(move || {
-            // First out of the way: one of them may have the number that is for the other.
-            let high = |fd: &OwnedFd| check(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10));
-            let (first, second) = (high(&fds[0])?, high(&fds[1])?);
-            check(libc::dup2(first, 3))?;
-            check(libc::dup2(second, 4)).map(drop)
+            // First out of the way: one of them may have the number that is for another.
+            for (place, fd) in high.iter_mut().zip(&fds) {
+                *place = check(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, first_free))?;
+            }
+            (3..).zip(&high).try_for_each(|(number, fd)| check(libc::dup2(*fd, number)).map(drop))
         });
     }
     command.spawn().map(|child| child.id() as i32)

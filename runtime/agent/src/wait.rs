@@ -45,6 +45,8 @@ struct Options {
     tty: bool,
     prefix: bool,
     stdin_app: Option<String>,
+    socket_app: Option<String>,
+    sockets: Vec<RawFd>,
     stop_timeout: Duration,
     finish: Vec<OsString>,
     finish_ahead: bool,
@@ -74,6 +76,8 @@ fn parse(mut words: Words) -> Result<Options, String> {
             "--tty" => options.tty = true,
             "--prefix" => options.prefix = true,
             "--stdin-app" => options.stdin_app = Some(words.value()?),
+            "--socket-app" => options.socket_app = Some(words.value()?),
+            "--socket-fd" => options.sockets.push(words.fd()?),
             "--stop-timeout" => options.stop_timeout = Duration::from_millis(words.number()?),
             "--finish" => options.finish.push(words.os_value()?),
             "--finish-ahead" => options.finish_ahead = true,
@@ -200,7 +204,7 @@ impl Waiter {
         let more = [options.seccomp, options.timing, options.expected, options.enforced, options.notify];
         let more = more.into_iter().chain([options.front]);
         let mut fds: Vec<RawFd> = named.into_iter().chain(more).flatten().collect();
-        fds.extend(&options.keep);
+        fds.extend(options.keep.iter().chain(&options.sockets));
         sys::keep_only(&fds)?;
         use libc::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
         let numbers = [SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
@@ -726,6 +730,9 @@ impl Waiter {
             remote.prefix = format!("{app} | ").into_bytes();
         }
         let size = if self.options.tty { self.station.size() } else { Size::default() };
+        if self.options.socket_app.as_deref() == Some(app) {
+            remote.conn.pass(&self.options.sockets);
+        }
         remote.greeted = true;
         remote.conn.send(&Message::Attach { flags: remote.flags, size });
     }

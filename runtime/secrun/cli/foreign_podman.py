@@ -181,6 +181,7 @@ RUN = (
 --pids-limit
 --platform
 --pod-id-file
+--preserve-fds : sockets only, since a folder or a device would be a way out of the pod
 -p, --publish
 --pull
 --read-only
@@ -291,12 +292,6 @@ RUN = (
 --uts = : host names are the pod's own
 --volumes-from = : name the volume with -v in each app
 --kernel-memory = : cgroup2 has no such limit
-""",
-    ),
-    *rows(
-        Verdict.LATER,
-        """
---preserve-fds =
 """,
     ),
 )

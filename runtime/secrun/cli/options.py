@@ -199,11 +199,19 @@ STREAMS = (
     Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
 )
 
+PRESERVE_FDS = Option(
+    flags=("--preserve-fds",),
+    kind=Kind.INTEGER,
+    metavar="N",
+    help="give the app N sockets, from descriptor 3 on; default is what a socket unit passes",
+)
+
 _RUN_ONLY = (
     Option(flags=("-d", "--detach"), kind=Kind.FLAG, help="print the UUID and leave the pod running"),
     Option(flags=("--rm",), kind=Kind.FLAG, help="remove the pod when it has exited"),
     Option(flags=("--timing",), kind=Kind.FLAG, help="tell in the end when each step was reached"),
     DETACH_KEYS,
+    PRESERVE_FDS,
     Option(flags=("-i", "--interactive"), kind=Kind.FLAG, help="connect standard input to the app"),
     Option(flags=("-t", "--tty"), kind=Kind.FLAG, help="give the app a terminal"),
 )
@@ -227,6 +235,7 @@ VERBS: tuple[Verb, ...] = (
         handler="secrun.cli.pods:prepare",
         options=(
             *STREAMS,
+            PRESERVE_FDS,
             *POD,
             pull("missing"),
             *IMAGE,
@@ -240,7 +249,7 @@ VERBS: tuple[Verb, ...] = (
         summary="Start a prepared pod and wait for its end",
         handler="secrun.cli.pods:run_prepared",
         positionals=(UUID,),
-        options=_RUN_ONLY[:4],
+        options=_RUN_ONLY[:5],
         needs_root=True,
     ),
     Verb(

@@ -14,7 +14,7 @@ from secrun.cli.netoptions import network_places, network_request
 from secrun.cli.table import Arguments, Context
 from secrun.errors import StateError, UsageError
 from secrun.measure.measuring import Measuring
-from secrun.pod import detachkeys, mounts, request
+from secrun.pod import detachkeys, mounts, request, sockets
 from secrun.pod.prepare import prepared
 from secrun.pod.request import AppRequest, PodRequest, Systemd
 from secrun.pod.start import StartOptions, start
@@ -130,7 +130,12 @@ def pod_request(args: Arguments, context: Context) -> PodRequest:
     )
 
 
-def _start_options(args: Arguments, context: Context, measures: Measuring) -> StartOptions:
+def _with_sockets(asked: PodRequest, names: tuple[str, ...]) -> PodRequest:
+    """Give sockets of the caller's to the pod's first app."""
+    return replace(asked, apps=(replace(asked.apps[0], sockets=names), *asked.apps[1:])) if names else asked
+
+
+def _start_options(args: Arguments, context: Context, measures: Measuring, *, passed: int) -> StartOptions:
     detach, remove, timing = args.flag("detach"), args.flag("rm"), args.flag("timing")
     if timing and detach:
         raise UsageError("--timing needs the foreground", hint="secrun status --format=json tells it too")
@@ -142,14 +147,17 @@ def _start_options(args: Arguments, context: Context, measures: Measuring) -> St
         detach_keys=detachkeys.parse(args.required("detach_keys")),
         remove=remove,
         places=network_places(context),
+        sockets=passed,
     )
 
 
 def run(args: Arguments, context: Context) -> int:
     """Prepare a pod and run it."""
+    passed = sockets.given(args.integer("preserve_fds"))
     measures = measuring(args, context)
-    options = _start_options(args, context, measures)
-    with prepared(context.layout, pod_request(args, context), measures) as pod:
+    options = _start_options(args, context, measures, passed=len(passed))
+    asked = _with_sockets(pod_request(args, context), passed)
+    with prepared(context.layout, asked, measures) as pod:
         return _start(context, pod.uuid, start(pod, options), options)
 
 
@@ -164,14 +172,17 @@ def _start(context: Context, uuid: str, code: int, options: StartOptions) -> int
 
 def prepare(args: Arguments, context: Context) -> int:
     """Prepare a pod and print its UUID."""
-    with prepared(context.layout, pod_request(args, context), measuring(args, context), lasting=True) as pod:
+    number = sockets.count(args.integer("preserve_fds"), {}, 0)
+    asked = _with_sockets(pod_request(args, context), sockets.names(number, {}))
+    with prepared(context.layout, asked, measuring(args, context), lasting=True) as pod:
         context.out.write(f"{pod.uuid}\n")
     return 0
 
 
 def run_prepared(args: Arguments, context: Context) -> int:
     """Start a prepared pod."""
-    options = _start_options(args, context, measuring(args, context))
+    passed = sockets.given(args.integer("preserve_fds"))
+    options = _start_options(args, context, measuring(args, context), passed=len(passed))
     found = find(context.layout, args.required("uuid"))
     pod = lock(found, context.layout) if found.folder is Folder.PREPARED else None
     if pod is None:

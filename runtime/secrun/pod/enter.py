@@ -57,6 +57,12 @@ def process_document(files: PodFiles, layout: Layout, app: AppManifest, request:
     known = (
         dict(word.split("=", 1) for word in env if isinstance(word, str)) if isinstance(env, list) else {}
     )
+    # The sockets are the app's: they do not come with a command.
+    known = {
+        name: value
+        for name, value in known.items()
+        if name not in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+    }
     known.update(request.env)
     if request.streams.terminal:
         known.setdefault("TERM", "xterm")

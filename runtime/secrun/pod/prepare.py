@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from secrun import checkpoint, policyfiles
 from secrun.digest import Digest
-from secrun.errors import DeniedError, HostError
+from secrun.errors import DeniedError, HostError, UsageError
 from secrun.files import fsync_tree, write_atomic
 from secrun.image import rootfs
 from secrun.image.fetch import StoredImage, ensure_image
@@ -19,7 +19,7 @@ from secrun.network import decide as network
 from secrun.network import hostfiles, plan
 from secrun.network.plan import Connection
 from secrun.paths import Layout
-from secrun.pod import confine, lifecycle, podconfig, policy, request, system
+from secrun.pod import confine, lifecycle, podconfig, policy, request, sockets, system
 from secrun.pod.confine import ConfinedApp
 from secrun.pod.process import resolve as resolve_process
 from secrun.pod.removal import delete
@@ -182,6 +182,7 @@ def _app_manifest(
         read_only=app.request.read_only,
         terminal=app.request.terminal,
         stdin=app.request.stdin,
+        sockets=len(app.request.sockets),
         stop_signal=system.stop_signal(app.request, app.image.config.stop_signal),
         stop_timeout_seconds=app.request.stop_timeout_seconds,
         volumes=app.request.volumes,
@@ -277,6 +278,7 @@ def _decide(
         connection=None if connection == Connection() else connection,
     )
     _check(flavour, manifest, pod)
+    _check_sockets(manifest)
     etc = _etc_files(hostname, pod.net.mode, connection)
     asks = {name: data for name, (_, data) in checks.items()}
     config = podconfig.contents(manifest, bundles, asks, etc, guest=stage1.kernel is not None)
@@ -290,6 +292,16 @@ def _decide(
     _check_guest(manifest)
     policy.hold(known, manifest, {app.name: app.image.config.labels for app in apps})
     return Plan(manifest=manifest, config=config, files=files)
+
+
+def _check_sockets(manifest: PodManifest) -> None:
+    """Raise UsageError for sockets of an app that begins before they can come."""
+    if manifest.strict_read_back and any(app.sockets for app in manifest.apps):
+        raise UsageError(
+            "sockets of the caller's cannot be passed to an app that is read back before it begins",
+            hint="leave out --profile strict, or publish ports with -p",
+            code="usage-sockets",
+        )
 
 
 def _check_guest(manifest: PodManifest) -> None:
@@ -370,6 +382,8 @@ def _relaxations(pod: PodRequest, label: LabelRequest, images: Sequence[StoredIm
     """Name what weakens the pod as a whole."""
     found = {"network:host"} if pod.net.mode is Network.HOST else set[str]()
     found.update(label.relaxations)
+    if any(app.sockets for app in pod.apps):
+        found.add(sockets.RELAXATION)
     if any(image.admission.bypass for image in images):
         found.add("insecure-options:image")
     if any(image.is_appc for image in images):

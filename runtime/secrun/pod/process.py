@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from secrun.errors import InvokeError, UsageError
 from secrun.image.config import ImageConfig
 from secrun.image.rootfs import Group, Passwd, RootfsImage
+from secrun.pod import sockets
 from secrun.pod.request import AppRequest, unicode_text
 from secrun.record import record
 from secrun.stage1.bundle import Process
@@ -116,6 +117,7 @@ def _environment(request: AppRequest, config: ImageConfig, hostname: str, home: 
     for name in request.unset_env:
         env.pop(name, None)
     env.update(request.env)
+    env.update(sockets.variables(request.sockets))
     return env
 
 

@@ -84,6 +84,8 @@ class AppRequest:
     terminal: bool = False
     console_size: tuple[int, int] | None = None
     stdin: bool = False
+    sockets: tuple[str, ...] = ()
+    """A name for each of the caller's sockets that it gets (secrun.pod.sockets)."""
     volumes: tuple[Volume, ...] = ()
     declared: tuple[DeclaredVolume, ...] = ()
     empty_volumes: tuple[EmptyVolume, ...] = ()
@@ -314,4 +316,6 @@ def check_pod(request: PodRequest) -> Sequence[str]:
         raise UsageError(f"two apps are called {twice[0]!r}", hint="tell them apart with --name")
     if len(names) > 1 and any(app.terminal or app.stdin for app in request.apps):
         raise UsageError("-i and -t need a pod of one app", code="usage-interactive")
+    if len(names) > 1 and any(app.sockets for app in request.apps):
+        raise UsageError("sockets of the caller's are for a pod of one app", code="usage-sockets")
     return names

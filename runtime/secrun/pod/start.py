@@ -15,6 +15,7 @@ from secrun.pod import detachkeys, exits, podconfig, policy, readback, timing
 from secrun.pod.account import account
 from secrun.pod.networks import holds_network
 from secrun.pod.removal import delete, unmount_below
+from secrun.pod.sockets import FIRST
 from secrun.pod.states import Folder, LockedPod
 from secrun.record import field, record, replace
 from secrun.stage1 import cgroups, flavours, waiter
@@ -44,6 +45,8 @@ class StartOptions:
     remove: bool = False
     places: Places = field(default_factory=Places)
     """Where configurations and plugins of networks are."""
+    sockets: int = 0
+    """How many sockets of the caller's there are, from descriptor 3 on."""
     launched: Callable[[PodFiles], None] | None = None
     """Called when all is in place and nothing runs yet."""
 
@@ -73,6 +76,18 @@ def _stdio(manifest: PodManifest, options: StartOptions, front_fd: int | None) -
     )
 
 
+def _sockets(manifest: PodManifest, options: StartOptions) -> tuple[int, ...]:
+    """Return the descriptors of the caller's sockets; raises HostError unless they are as prepared."""
+    wanted = manifest.apps[0].sockets
+    if options.sockets != wanted:
+        raise HostError(
+            f"pod {manifest.uuid} was prepared for {wanted} sockets of its caller's, got {options.sockets}",
+            hint=f"--preserve-fds={wanted} where it is prepared and started, or as many in the socket unit",
+            code="host-sockets",
+        )
+    return tuple(range(FIRST, FIRST + wanted))
+
+
 def _supervise(pod: LockedPod, options: StartOptions, caller: _Caller) -> NoReturn:
     """Start stage1 and become its waiter; raises, with everything undone, if that fails."""
     files = PodFiles(pod.path)
@@ -85,6 +100,7 @@ def _supervise(pod: LockedPod, options: StartOptions, caller: _Caller) -> NoRetu
         raise
     stdio = _stdio(manifest, options, caller.front_fd)
     secrets = _secrets(manifest)
+    sockets = _sockets(manifest, options)
     flavour = flavours.load(manifest.flavour)
     agent = agent_path()
     pod.move(Folder.RUN)
@@ -124,6 +140,8 @@ def _supervise(pod: LockedPod, options: StartOptions, caller: _Caller) -> NoRetu
             ready_fd=caller.ready_fd,
             notify_fd=None if manager is None else manager.fileno(),
             read_back_fds=read_back,
+            socket_app=manifest.apps[0].name if sockets else None,
+            socket_fds=sockets,
         )
         # Everything that runs is in place and checked, nothing of it runs yet.
         answered = None if network is None else network.state().digest

@@ -181,6 +181,8 @@ class AppManifest:
     """It is a system of its own: its first process manages services below a control group of its own."""
     restart: Restart = field(default_factory=Restart)
     health: Health | None = None
+    sockets: int = 0
+    """How many sockets of the caller's the app gets, as its descriptors from 3 on."""
 
     def to_json(self) -> JsonObject:
         """Return the JSON form."""
@@ -212,6 +214,7 @@ class AppManifest:
             "systemd": self.systemd,
             "restart": self.restart.to_json(),
             "health": None if self.health is None else self.health.to_json(),
+            "sockets": self.sockets,
         }
 
     @classmethod
@@ -245,6 +248,7 @@ class AppManifest:
             systemd=fields.flag("systemd"),
             restart=Restart.from_fields(fields.object("restart")),
             health=None if (item := fields.optional_object("health")) is None else Health.from_fields(item),
+            sockets=fields.integer("sockets"),
         )
         fields.end()
         return app

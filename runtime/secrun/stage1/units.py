@@ -80,6 +80,8 @@ def _shim(app: AppManifest, etc: Sequence[str], *, guest: bool, held: bool) -> s
         words.append("--terminal")
     if app.stdin:
         words.append("--stdin")
+    if app.sockets:
+        words += ["--sockets", str(app.sockets)]
     if guest:
         # The host writes it from what comes through the relay.
         words.append("--no-log")

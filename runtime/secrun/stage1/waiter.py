@@ -48,6 +48,9 @@ class WaiterPlan:
     """The service manager's socket (sd_notify(3)): every app has started, the pod stops."""
     timing_fd: int | None = None
     """Takes the marks of secrun.pod.timing."""
+    socket_app: str | None = None
+    socket_fds: tuple[int, ...] = ()
+    """Sockets of the caller's, and the app that gets them."""
     read_back_fds: tuple[int, int] | None = None
     """What was compiled, to be read, and where the waiter writes what it found."""
 
@@ -63,6 +66,10 @@ class WaiterPlan:
             words += [option, str(optional)]
         for fd in (self.lock_fd, *launch.held_fds):
             words += ["--keep-fd", str(fd)]
+        for fd in self.socket_fds:
+            words += ["--socket-fd", str(fd)]
+        if self.socket_app is not None:
+            words += ["--socket-app", self.socket_app]
         for app in self.apps:
             words += ["--app", app]
         if self.stdio.foreground:
@@ -81,7 +88,7 @@ class WaiterPlan:
         """Return the descriptors that must survive execve."""
         launch = self.launch
         fds = [launch.attach_fd, launch.cgroup_procs_fd, launch.cgroup_kill_fd, *launch.held_fds]
-        fds += [self.control_fd, self.log_fd, self.lock_fd]
+        fds += [self.control_fd, self.log_fd, self.lock_fd, *self.socket_fds]
         return [*fds, *(fd for _, fd in self._optional())]
 
     def _optional(self) -> list[tuple[str, int]]:

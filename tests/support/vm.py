@@ -19,7 +19,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from support import lab, qmp
+from support import answer, lab, qmp
 from support.images import busybox_image
 from support.swtpm import Swtpm
 
@@ -31,6 +31,8 @@ PACKAGES = (
     *("libtss2-tcti-device0", "libtss2-tcti-swtpm0", "swtpm", "swtpm-tools"),
     # Pods in virtual machines.
     *("qemu-system-x86", "libvirt-daemon-driver-qemu", "python3-libvirt"),
+    # Networks.
+    "containernetworking-plugins",
     # The judge of what is measured.
     "tpm2-tools",
     *("systemd-sysv", "udev", "dbus", "kmod", "linux-image-cloud-amd64"),
@@ -39,8 +41,8 @@ PACKAGES = (
 DISK_BYTES = 3 << 30
 MEMORY_MIB = 2048
 # An emulated machine on two busy cores; a run that takes this long has hung.
-DEADLINE_SECONDS = 1500
-BUILD_SECONDS = 900
+DEADLINE_SECONDS = 3600
+BUILD_SECONDS = 1800
 LEFT_OUT = (
     "var/cache/apt/archives",
     "var/lib/apt/lists",
@@ -50,16 +52,25 @@ LEFT_OUT = (
 )
 
 GUEST_FOLDER = "opt/secrun-test"
+# Where a package of a distribution puts the files for systemd that are in the wheel.
+SHIPPED = {
+    "secrun-audit.service": "usr/lib/systemd/system/secrun-audit.service",
+    "secrun-gc.service": "usr/lib/systemd/system/secrun-gc.service",
+    "secrun-gc.timer": "usr/lib/systemd/system/secrun-gc.timer",
+    "secrun-generator": "usr/lib/systemd/system-generators/secrun-generator",
+    "secrun.sysusers.conf": "usr/lib/sysusers.d/secrun.conf",
+    "secrun.tmpfiles.conf": "usr/lib/tmpfiles.d/secrun.conf",
+}
 SHELL_WORD = "secrun.shell"
-# Ends with the test, however it ends: the machine is switched off by its failure too.
+# The test ends the machine; so does its failure.
 PAYLOAD = """ExecStartPre=/bin/tar -C / -xf /dev/vdb
 ExecStartPre=/sbin/restorecon -R /usr/local/lib/python3.11/dist-packages/secrun
+ExecStartPre=/sbin/restorecon -R /usr/lib/systemd/system-generators
 """
 UNIT = f"""[Unit]
 Description=tests of secrun
 ConditionKernelCommandLine=!{SHELL_WORD}
 After=systemd-user-sessions.service
-SuccessAction=poweroff-force
 FailureAction=poweroff-force
 
 [Service]
@@ -91,7 +102,7 @@ FILES = {
     "etc/systemd/system/secrun-test.service": UNIT,
     "etc/systemd/system/secrun-shell.service": SHELL,
     "etc/selinux/config": "SELINUX=enforcing\nSELINUXTYPE=default\n",
-    "usr/local/bin/secrun": '#!/bin/sh\nexec /usr/bin/python3 -P -m secrun "$@"\n',
+    "usr/bin/secrun": '#!/bin/sh\nexec /usr/bin/python3 -P -m secrun "$@"\n',
 }
 # The host's policy, secrun's module, and what lets a test act as a pod that has got out of all else.
 MODULES = ("policies/selinux/secrun.cil", "tests/vmhost/intruder.cil")
@@ -186,7 +197,7 @@ def _furnish(tree: Path) -> None:
     for name, text in FILES.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text)
-    (tree / "usr/local/bin/secrun").chmod(0o755)
+    (tree / "usr/bin/secrun").chmod(0o755)
     # What libvirt's daemon, which is not there, would bring.
     lab.tool("chroot", tree, "useradd", "--system", "--user-group", "--no-create-home", LIBVIRT_USER)
     units = tree / "etc/systemd/system"
@@ -215,6 +226,9 @@ def payload(checkout: Path, guest: Path, target: Path) -> Path:
         packages = top / "usr/local/lib/python3.11/dist-packages"
         offline = ["--no-index", "--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
         lab.tool(sys.executable, "-m", "pip", "install", "-qq", *offline, "--target", packages, checkout)
+        for name, place in SHIPPED.items():
+            (top / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(packages / "secrun/systemd" / name, top / place)
         for name in set(_needed("secrun", "tpm")):
             for file in importlib.metadata.distribution(name).files or ():
                 source = Path(file.locate())
@@ -224,6 +238,8 @@ def payload(checkout: Path, guest: Path, target: Path) -> Path:
         work = top / GUEST_FOLDER
         shutil.copytree(guest, work / guest.name, ignore=shutil.ignore_patterns("__pycache__"))
         busybox_image(work / "images", "busybox")
+        (work / "programs").mkdir()
+        answer.compiled(work / "programs")
         with tarfile.open(target, "w") as tar:
             tar.add(top, arcname=".", filter=_as_root)
     return target

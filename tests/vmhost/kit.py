@@ -10,11 +10,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-WAIT_SECONDS = 60
+WAIT_SECONDS = 240
 STORE = Path("/var/lib/secrun")
 SCOPES = Path("/sys/fs/cgroup/machine.slice")
 LAYOUT = "oci:/opt/secrun-test/images:busybox"
-RELAXED = ("--insecure-options=image", "--pull=never", "--net=none")
+OPEN = ("--insecure-options=image", "--pull=never")
+RELAXED = (*OPEN, "--net=none")
 # What one boot of the machine tells the next is on its disk.
 NOTES = Path("/var/lib/secrun-test")
 AUDIT = Path("/var/log/audit/audit.log")
@@ -36,7 +37,9 @@ Check = Callable[[], object]
 FIRST: dict[str, Check] = {}
 """The checks of the first boot, which ends by a power cut."""
 SECOND: dict[str, Check] = {}
-"""The checks of the second."""
+"""The checks of the second, which is shut down in order."""
+THIRD: dict[str, Check] = {}
+"""The checks of the third."""
 
 
 def check(function: Check) -> Check:
@@ -46,6 +49,11 @@ def check(function: Check) -> Check:
 
 def after_the_power_cut(function: Check) -> Check:
     SECOND[function.__name__] = function
+    return function
+
+
+def after_the_shutdown(function: Check) -> Check:
+    THIRD[function.__name__] = function
     return function
 
 
@@ -101,7 +109,7 @@ def started_service(name: str, *options: str, root: tuple[str, ...] = ()) -> str
     """Start a pod as a transient service; return its UUID once the app's first line is in the journal."""
     saved = Path(f"/run/{name}-uuid")
     words = (*root, "run", *options, *RELAXED, f"--uuid-file-save={saved}", LAYOUT, "--", *IDLE)
-    tool("systemd-run", f"--unit={name}", "--quiet", "/usr/local/bin/secrun", *words)
+    tool("systemd-run", f"--unit={name}", "--quiet", "/usr/bin/secrun", *words)
     journal = ("journalctl", f"--unit={name}", "--output=cat")
     eventually(lambda: "up" in tool(*journal).splitlines(), "the app's line in the journal")
     return saved.read_text().strip()

@@ -7,9 +7,10 @@ import json
 import os
 from pathlib import Path
 
+from vmhost import netchecks
 from vmhost.kit import (
     LAYOUT,
-    RELAXED,
+    OPEN,
     STORE,
     check,
     eventually,
@@ -21,12 +22,14 @@ from vmhost.kit import (
 )
 
 # A kernel, systemd and crun, emulated.
-BOOT_SECONDS = 300
+BOOT_SECONDS = 900
 VOLUME = Path("/srv/machine")
+PORT = 8081
 SECRET = "of the machine's volume\n"
 TYPES = {
     "secrun-agent": {"secrun_t", "secrun_bridge_t"},
     "qemu-system-x86": {"secrun_vm_t"},
+    "swtpm": {"secrun_vm_t"},
     "virtiofsd": {"secrun_share_t"},
 }
 
@@ -43,10 +46,12 @@ def a_pod_boots_as_a_virtual_machine_by_kvm() -> str:
     VOLUME.mkdir()
     (VOLUME / "secret").write_text(SECRET)
     script = (
-        "trap 'exit 0' TERM; cat /data/secret; echo written >/data/file; echo up; while :; do sleep 1; done"
+        "trap 'exit 0' TERM; cat /data/secret; echo written >/data/file; "
+        "mkdir /tmp/www; echo from the guest >/tmp/www/index.html; httpd -h /tmp/www -p 80; "
+        "echo up; while :; do sleep 1; done"
     )
-    words = ("--stage1=kvm", f"--volume={VOLUME}:/data:Z", LAYOUT, "--", "sh", "-c", script)
-    uuid = secrun("run", "-d", *RELAXED, *words).strip()
+    own = ("--stage1=kvm", "--vtpm", "--storage=64m", f"--publish={PORT}:80", f"--volume={VOLUME}:/data:Z")
+    uuid = secrun("run", "-d", *OPEN, *own, LAYOUT, "--", "sh", "-c", script).strip()
     noted("machine", uuid)
     eventually(lambda: secrun("logs", uuid).endswith("up\n"), "the guest's first lines", BOOT_SECONDS)
     assert secrun("logs", uuid) == f"{SECRET}up\n"
@@ -57,6 +62,25 @@ def a_pod_boots_as_a_virtual_machine_by_kvm() -> str:
 
 
 @check
+def it_reaches_a_pod_on_its_network_and_is_reached_itself() -> None:
+    uuid, server = note("machine"), netchecks.address(note("server"))
+    asked = ("sh", "-c", f"wget -qO- http://{server}/")
+    assert secrun("enter", uuid, "--", *asked) == netchecks.PAGE
+    wanted = "from the guest\n"
+    assert netchecks.page(netchecks.address(uuid)) == netchecks.page("127.0.0.1", PORT) == wanted
+    netchecks.the_server_ends()
+
+
+@check
+def it_has_a_tpm_and_a_disk_of_its_own() -> None:
+    script = "test -c /dev/tpmrm0 && dd if=/dev/zero of=/tmp/file bs=1M count=40 2>/dev/null && sync"
+    secrun("enter", note("machine"), "--", "sh", "-c", script)
+    scratch = STORE / "pods/run" / note("machine") / "scratch.img"
+    assert scratch.stat().st_size == 64 << 20
+    assert scratch.stat().st_blocks * 512 > 40 << 20, "what the app wrote is on the disk"
+
+
+@check
 def its_processes_on_the_host_have_types_of_their_own_and_one_pair() -> str:
     """All of them are in the pod's control group: systemd-machined took none away."""
     uuid = note("machine")
@@ -64,7 +88,7 @@ def its_processes_on_the_host_have_types_of_their_own_and_one_pair() -> str:
     types: dict[str, set[str]] = {}
     for _, name, context in found:
         types.setdefault(name, set()).add(context.split(":")[2])
-    assert types.keys() >= {"qemu-system-x86", "virtiofsd", "secrun-agent"}, found
+    assert types.keys() >= TYPES.keys(), found
     assert {name: types[name] <= TYPES[name] for name in TYPES} == dict.fromkeys(TYPES, True), found
     assert "secrun_bridge_t" in types["secrun-agent"], found
     # KVM has a thread of the kernel's in the group of its machine.

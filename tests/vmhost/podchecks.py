@@ -158,15 +158,21 @@ def too_many_processes_are_refused_and_too_much_time() -> str:
     uuid = secrun("run", "-d", *RELAXED, *options, LAYOUT, "--", "sh", "-c", script).strip()
     # The shell and its shim.
     eventually(lambda: in_unit(uuid, "pids.current") == "2", "the end of what started the app")
-    share = cpu_share(uuid)
-    assert 0.85 * 0.5 <= share <= 1.15 * 0.5, share
+    shares: list[float] = []
+
+    def held() -> bool:
+        shares.append(cpu_share(uuid))
+        return 0.85 * 0.5 <= shares[-1] <= 1.15 * 0.5
+
+    # A busy host takes the processor away from both sides of the measurement.
+    eventually(held, "half a CPU for the app")
     (gate / "open").touch()
     eventually(lambda: status(uuid)["state"] == "exited", "the end of the pod")
     said = secrun("logs", uuid)
     secrun("rm", uuid)
     assert "child 9\n" in said, said
     assert "child 10\n" not in said, said
-    return f"{share:.3f} of a CPU\n{said}"
+    return f"{shares} of a CPU\n{said}"
 
 
 # The next checks share one pod, started as from a login: a scope that ends while the pod goes on.

@@ -7,7 +7,7 @@ however it dies, no mount is left.
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from secrun import checkpoint, selinux
@@ -109,6 +109,13 @@ def bridge_command(
     return (*words, "--", *starter)
 
 
+def load_tun() -> None:
+    """Make the kernel load its module for taps: where SELinux enforces, what opens them later may not."""
+    # What is wrong with it is told by whoever needs it.
+    with suppress(OSError):
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+
+
 class KvmLauncher:
     """Takes the steps of a start in order, each through one door to the kernel."""
 
@@ -118,6 +125,8 @@ class KvmLauncher:
 
     def launch(self, pod: PodOnDisk, undo: ExitStack) -> Launch:
         """Lock a uid range, make the cgroup, bring what QEMU may open together in one folder."""
+        if nics.count(pod.manifest):
+            load_tun()
         files = PodFiles(pod.path)
         manifest = pod.manifest
         machine = machine_of(manifest)

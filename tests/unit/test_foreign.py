@@ -67,7 +67,6 @@ def test_nothing_is_told_twice():
             ["run", "--rootfs", "/x"],
             "there is no --rootfs: what runs is an image that was signed and measured",
         ),
-        (["run", "--preserve-fds=x", "x"], "there is no --preserve-fds: it is not there yet"),
         (["run", "-P", "x"], "there is no -P: each port is published by name"),
         (["run", "--cpu-quota=5", "x"], "there is no --cpu-quota: here it is --cpus"),
         (["run", "--nonsense", "x"], "unrecognized arguments: --nonsense"),

@@ -278,7 +278,6 @@ def _decide(
         connection=None if connection == Connection() else connection,
     )
     _check(flavour, manifest, pod)
-    _check_sockets(manifest)
     etc = _etc_files(hostname, pod.net.mode, connection)
     asks = {name: data for name, (_, data) in checks.items()}
     config = podconfig.contents(manifest, bundles, asks, etc, guest=stage1.kernel is not None)
@@ -376,6 +375,7 @@ def _write(files: PodFiles, plan: Plan) -> None:
 def _check(flavour: Flavour, manifest: PodManifest, pod: PodRequest) -> None:
     for problem in flavour.refuse(manifest, pod.machine):
         raise HostError(f"{problem.subject} {problem.text}", hint=problem.hint, code="host-refused")
+    _check_sockets(manifest)
 
 
 def _relaxations(pod: PodRequest, label: LabelRequest, images: Sequence[StoredImage]) -> tuple[str, ...]:

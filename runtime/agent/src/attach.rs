@@ -48,6 +48,8 @@ impl App {
         let log = Log::open(&inside.join("log"), log_max)?;
         sys::change_owner(&inside.join("log"), owner)?;
         reserve_record(&inside)?;
+        // The bridge writes it when it is root no more.
+        sys::change_owner(&inside.join("exit.new"), owner)?;
         let waiter = Some(Conn::new(connect(attach)?)?);
         Ok(App { name: name.into(), folder, log, state_lost: false, control, waiter })
     }

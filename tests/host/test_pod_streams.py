@@ -19,7 +19,9 @@ def test_a_pod_that_was_given_no_streams_ends(secrun: Secrun):
 
 def test_a_pod_ends_while_its_input_does_not(secrun: Secrun):
     read, write = os.pipe()
-    argv = secrun.argv("run", "--rm", "-i", *secrun.pod_options, secrun.image, "--", "head", "-n", "1")
+    argv = secrun.argv(
+        "run", "--rm", "-i", *secrun.pod_options, secrun.image, "--", "sh", "-c", "read line; echo $line"
+    )
     try:
         with killed_in_the_end(argv, stdin=read, stdout=subprocess.PIPE) as process:
             os.write(write, b"first\nsecond\n")

@@ -9,7 +9,7 @@ _COLLECT_AFTER = 50_000
 
 
 def _open_missing_streams() -> None:
-    """Put /dev/null where the caller closed a standard stream: the next file that is opened would be taken for it."""
+    """Put /dev/null where the caller closed a standard stream: else the next file opened is taken for it."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

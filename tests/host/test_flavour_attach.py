@@ -48,7 +48,7 @@ def test_a_terminal_is_detached_attached_to_and_shared(pods: Secrun):
     with at_a_terminal(argv, size=(20, 70)) as (terminal, process):
         typed(terminal, "stty size", "20 70")
         # Job control is the shell's own, inside: Ctrl-Z is a byte like any other.
-        typed(terminal, "echo be''gin; cat", "begin")
+        typed(terminal, "echo be''gin; cat", "begin\r\n")
         typed(terminal, "once", "once\r\nonce")
         os.write(terminal, b"\x1a")
         expect(terminal, b"Stopped")

@@ -45,9 +45,9 @@ def test_health_is_told_restarts_are_asked_for_and_a_stop_is_the_end(pods: Secru
     options = (
         "--restart=always",
         "--health-cmd=echo looked at $WHO; [ -e /well ]",
-        "--health-interval=200ms",
+        *("--health-interval=200ms", "--health-timeout=30s", "--health-start-period=1ms"),
     )
-    more = ("--health-retries=1", "-e", "WHO=me", "--user=app")
+    more = ("--health-retries=1", "--health-on-failure=none", "-e", "WHO=me", "--user=app")
     script = "sh", "-c", 'trap "exit 3" TERM; echo started; while :; do sleep 0.1; done'
     given = (*pods.pod_options, "--name", "a", *options, *more, "--tmpfs=/tmp", pods.image, "--", *script)
     uuid = pods("prepare", *given).out.strip()

@@ -114,6 +114,7 @@ def test_an_app_is_stopped_by_the_signal_that_was_asked_for(pods: Secrun):
 BEFORE = {
     *("--detach", "--rm", "--timing", "--pod-manifest", "--uuid-file-save", "--pull", "--platform"),
     *("--tls-verify", "--authfile", "--policy", "--insecure-options", "--stage1"),
+    *("--detach-keys", "--no-healthcheck"),
 }
 # Another way to say what is asked for here: no flavour sees the difference.
 SPELLINGS = {
@@ -125,6 +126,10 @@ ELSEWHERE = {
     "tests/host/test_kvm_pods.py": {"--accel", "--storage", "--vtpm"},
     "tests/host/test_flavour_start.py": {"--interactive", "--tty", "--volume"},
     "tests/host/test_flavour_network.py": {"--net", "--publish"},
+    "tests/host/test_flavour_life.py": {
+        *("--restart", "--health-cmd", "--health-interval", "--health-timeout", "--health-retries"),
+        *("--health-start-period", "--health-on-failure"),
+    },
     "tests/host/test_read_back.py": {"--profile"},
     "tests/host/test_secrets.py": {"--secret"},
     "tests/host/test_socket_activation.py": {"--preserve-fds"},

@@ -131,4 +131,9 @@ def install(text: str, places: Iterable[Path]) -> None:
 def remove(places: Iterable[Path]) -> None:
     """Take the module out of the policy; its labels become those of the folders' places."""
     run(["semodule", f"--remove={NAME}"], timeout=_SECONDS)
-    _relabel(places)
+    there = [path for path in places if path.exists()]
+    if selinux.mode() is not Mode.OFF:
+        # A policy may have no label for what is below /run, and nobody writes where one is that is gone.
+        for path in there:
+            run(["chcon", "-R", f"--reference={path.parent}", path], timeout=_SECONDS)
+    _relabel(there)

@@ -145,6 +145,8 @@ def test_the_log_is_bounded(stage: Stage) -> None:
     sizes = {
         entry.name: entry.stat().st_size for entry in stage.kept.iterdir() if entry.name.startswith("log")
     }
+    assert sizes.pop("log.lost") == 21
+    assert int((stage.kept / "log.lost").read_text()) == 0
     assert set(sizes) == {"log", "log.1"}
     assert all(0 < size <= limit for size in sizes.values())
     assert stage.log()[-1] == ("stdout", "F", b"last")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from secrun.syscalls import MNT_DETACH, LinuxSyscalls
-from support import faults
+from support import faults, roots
 from support.images import LayoutWriter, busybox_layer
 from support.secrun import Secrun
 
@@ -19,11 +19,8 @@ ANY = "--insecure-options=image"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Secrun]:
-    """A root of the test's own; what it has mounted goes with it."""
-    made = Secrun(root=tmp_path / "root", run_root=tmp_path / "run", options=("--attest=off",))
-    yield made
-    if made("image", "mount", "--no-legend").out:
-        made("image", "unmount", "--all", "--force")
+    with roots.mounting(tmp_path) as made:
+        yield made
 
 
 def layout_of(folder: Path, mark: str) -> str:

@@ -118,7 +118,6 @@ def test_a_container_has_no_machine_to_speak_of(secrun: Secrun):
         (["--cap-add=CAP_MAGIC", "IMAGE"], "unknown capability"),
         (["-v", "/no/such/dir:/x", "IMAGE"], "does not exist"),
         (["--stage1=moon", "IMAGE"], "unknown stage1 flavour"),
-        (["-d", "-t", "IMAGE"], "foreground"),
         (["IMAGE", "---", "IMAGE"], "two apps are called"),
         (["IMAGE", "stray"], "stray"),
     ],

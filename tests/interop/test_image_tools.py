@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import tempfile
 
@@ -19,15 +18,9 @@ from secrun.trust.ring import KeyRing
 from support import aci, registry
 from support.images import BUSYBOX, Entry, LayoutWriter, busybox_image, symlink, tar_layer
 from support.secrun import Secrun
+from support.tools import tool
 
 ANY = "--insecure-options=image"
-
-
-def tool(*words):
-    """Run another tool; return its output, fail with its words."""
-    done = subprocess.run([os.fspath(word) for word in words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{words}: {done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import os
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -14,15 +13,9 @@ from support import registry
 from support.images import BUSYBOX, Entry, LayoutWriter, busybox_image, busybox_layer, directory, tar_layer
 from support.leaks import footprint, leaks_since
 from support.secrun import Secrun
+from support.tools import tool
 
 ANY = "--insecure-options=image"
-
-
-def tool(*words):
-    """Run another tool; fail with its words."""
-    done = subprocess.run([os.fspath(word) for word in words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{words}: {done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

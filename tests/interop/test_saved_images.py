@@ -1,8 +1,6 @@
 """Archives between secrun, skopeo, podman and umoci; and what signatures mean for an image in one."""
 
 import json
-import os
-import subprocess
 import tempfile
 
 import pytest
@@ -10,15 +8,9 @@ import pytest
 from support import registry
 from support.images import BUSYBOX, busybox_image
 from support.secrun import Secrun
+from support.tools import tool
 
 ANY = "--insecure-options=image"
-
-
-def tool(*words):
-    """Run another tool; return its output, fail with its words."""
-    done = subprocess.run([os.fspath(word) for word in words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{words}: {done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture

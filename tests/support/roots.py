@@ -21,3 +21,12 @@ def made(secrun: Secrun, folder: Path, *options: str) -> Iterator[Secrun]:
             other("stop", "--force", str(pod["uuid"]), code=None)
         other("--attest=off", "gc", "--grace-period=0s", "--expire-prepared=0s")
         other("attest", "stop", "--force")
+
+
+@contextmanager
+def mounting(folder: Path) -> Iterator[Secrun]:
+    """Yield an empty root in `folder` that measures nothing; what it has mounted goes with it."""
+    empty = Secrun(root=folder / "root", run_root=folder / "run", options=("--attest=off",))
+    yield empty
+    if empty("image", "mount", "--no-legend").out:
+        empty("image", "unmount", "--all", "--force")

@@ -38,7 +38,7 @@ from vmhost.kit import (
 ENFORCE = Path("/sys/fs/selinux/enforce")
 POD_TYPE = "system_u:system_r:secrun_pod_t"
 # Debian's own programs, at boot and without any pod: its policy is older than they are.
-DEBIANS_OWN = ("udev_t", "systemd_tmpfiles_t", "getty_t", "local_login_t", "auditd_t")
+DEBIANS_OWN = ("udev_t", "systemd_tmpfiles_t", "getty_t", "local_login_t", "auditd_t", "systemd_logind_t")
 # In libvirt, when `secrun` asks QEMU once per host what it can do: PCRE does without compiling its patterns.
 COMPILER = r"\{ execmem \} for .* comm=\"python3\" scontext=system_u:system_r:initrc_t:"
 SECRET = "this is not yours\n"
@@ -327,6 +327,6 @@ def without_the_module_no_pod_starts() -> str:
         ("secrun", "run", *RELAXED, LAYOUT, "--", "true"), check=False, capture_output=True, text=True
     )
     assert done.returncode == 125
-    assert "has no type for pods [host-selinux]" in done.stderr
+    assert "has no type for pods [host-selinux]" in done.stderr, done.stderr
     assert "hint: secrun policy install selinux" in done.stderr
     return done.stderr

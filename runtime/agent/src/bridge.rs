@@ -117,6 +117,8 @@ pub(crate) struct Bridge {
     /// Nothing more is expected of the guest after this.
     until: Option<Instant>,
     flush_until: Option<Instant>,
+    /// Clients have this long to read how their app ended, before the guest goes.
+    finish_by: Option<Instant>,
     scratch: Box<[u8; CHUNK]>,
 }
 
@@ -157,6 +159,7 @@ impl Bridge {
             ready_by: None,
             until: None,
             flush_until: None,
+            finish_by: None,
             scratch: Box::new([0; CHUNK]),
         }
     }
@@ -191,7 +194,7 @@ impl Bridge {
     fn step(&mut self) -> Result<bool, String> {
         let mut poller = Poller::new();
         self.interests(&mut poller);
-        let times = [self.ready_by, self.until, self.flush_until];
+        let times = [self.ready_by, self.until, self.flush_until, self.finish_by];
         let ready =
             poller.wait(times.into_iter().flatten().min()).map_err(|error| format!("poll: {error}"))?;
         for (token, events) in ready {
@@ -277,8 +280,12 @@ impl Bridge {
                 self.rests.extend(self.attaches.remove(&channel).and_then(Attach::finish));
             }
             if self.ready && !self.finished && self.waiting.is_empty() && self.attaches.is_empty() {
-                self.finished = true;
-                encode(&Item::Finish, link.out.tail());
+                let now = Instant::now();
+                if self.lanes.is_empty() || *self.finish_by.get_or_insert(now + FLUSH_TIME) <= now {
+                    self.finished = true;
+                    self.finish_by = None;
+                    encode(&Item::Finish, link.out.tail());
+                }
             }
             if link.flush().is_err() {
                 // It hears nothing any more; what it has said is still read to its end.

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from support import answer, lab, qmp
 from support.images import busybox_image
 from support.swtpm import Swtpm
+from support.systemimage import system_image
 
 # The cloud kernel is Debian's kernel with fewer drivers. What secrun names as needed comes first.
 PACKAGES = (
@@ -238,6 +239,7 @@ def payload(checkout: Path, guest: Path, target: Path) -> Path:
         work = top / GUEST_FOLDER
         shutil.copytree(guest, work / guest.name, ignore=shutil.ignore_patterns("__pycache__"))
         busybox_image(work / "images", "busybox")
+        system_image(work / "images", "system")
         (work / "programs").mkdir()
         answer.compiled(work / "programs")
         with tarfile.open(target, "w") as tar:

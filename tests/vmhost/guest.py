@@ -22,6 +22,7 @@ from vmhost import (
     rebootchecks,
     selinuxchecks,
     shutdownchecks,
+    systemchecks,
     tpmchecks,
     unitchecks,
 )
@@ -36,7 +37,8 @@ def in_order(checks: dict[str, kit.Check], modules: Iterable[ModuleType]) -> lis
 
 
 FIRST = in_order(
-    kit.FIRST, (podchecks, tpmchecks, unitchecks, netchecks, kvmchecks, selinuxchecks, rebootchecks)
+    kit.FIRST,
+    (podchecks, systemchecks, tpmchecks, unitchecks, netchecks, kvmchecks, selinuxchecks, rebootchecks),
 )
 # What the power cut left comes first.
 SECOND = in_order(kit.SECOND, (rebootchecks, selinuxchecks, shutdownchecks))

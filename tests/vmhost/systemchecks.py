@@ -1,7 +1,4 @@
-"""Secrets and system containers under enforcing SELinux, with the service manager's own credentials.
-
-Put it into `vmhost.guest.FIRST` after podchecks; the image `system` lies beside busybox.
-"""
+"""Secrets and system containers under enforcing SELinux, with the service manager's own credentials."""
 
 import json
 from pathlib import Path
@@ -27,7 +24,7 @@ def a_units_encrypted_credential_is_a_file_of_the_app_and_nowhere_else() -> None
     words = ("run", *RELAXED, "--secret=db,uid=5,mode=400", f"--uuid-file-save={saved}", LAYOUT, "--")
     show = f"stat -c %u:%a /run/secrets/db; wc -c </run/secrets/db; {IDLE[2]}"
     unit = ("systemd-run", "--unit=secret", "--quiet", f"--property=LoadCredentialEncrypted=db:{sealed}")
-    tool(*unit, "/usr/local/bin/secrun", *words, "sh", "-c", show)
+    tool(*unit, "secrun", *words, "sh", "-c", show)
     journal = ("journalctl", "--unit=secret", "--output=cat")
     eventually(lambda: "up" in tool(*journal).splitlines(), "the app's line in the journal")
     assert tool(*journal).splitlines()[-3:] == ["5:400", str(len(PASSWORD)), "up"]
@@ -52,7 +49,7 @@ def a_credential_of_the_hosts_store_is_found_by_its_name() -> None:
 def a_guest_gets_its_secret_over_its_line() -> None:
     source = Path("/run/guest-secret")
     source.write_text(PASSWORD)
-    machine = ("--stage1=kvm", "--accel=tcg", f"--secret={source}")
+    machine = ("--stage1=kvm", f"--secret={source}")
     assert run("cat", "/run/secrets/guest-secret", options=machine) == PASSWORD
 
 

@@ -344,6 +344,14 @@ def front(host: Host, script: str) -> Running:
     return process
 
 
+def takes(pid: int, number: int) -> bool:
+    """Whether a process has blocked a signal, so as to read it."""
+    (line,) = (
+        line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk:")
+    )
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
@@ -363,7 +371,7 @@ def test_a_front_ends_before_a_waiter_that_has_let_go(host: Host) -> None:
 def test_a_front_passes_signals_on_and_stops_with_its_waiter(host: Host) -> None:
     script = "head -c 1 <&9 | od -An -tu1; while [ ! -e $0 ]; do sleep 0.05; done; exit 4"
     process = front(host, script.replace("$0", str(host.top / "go")))
-    eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "secrun-agent\n")
+    eventually(lambda: takes(process.pid, signal.SIGTERM))
     process.signal(signal.SIGTERM)
     eventually(lambda: (host.top / "out").read_text().split() == [str(int(signal.SIGTERM))])
     child = int((host.top / "child").read_text())

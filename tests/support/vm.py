@@ -239,7 +239,7 @@ def payload(checkout: Path, guest: Path, target: Path) -> Path:
         work = top / GUEST_FOLDER
         shutil.copytree(guest, work / guest.name, ignore=shutil.ignore_patterns("__pycache__"))
         busybox_image(work / "images", "busybox")
-        system_image(work / "images", "system")
+        system_image(work / "system", "system")
         (work / "programs").mkdir()
         answer.compiled(work / "programs")
         with tarfile.open(target, "w") as tar:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vmhost.kit import IDLE, LAYOUT, RELAXED, check, eventually, run, secrun, tool
 
-SYSTEM = LAYOUT.replace(":busybox", ":system")
+SYSTEM = LAYOUT.replace("/images:busybox", "/system:system")
 PASSWORD = "correct horse battery staple"
 
 

@@ -220,6 +220,8 @@ def test_a_store_elsewhere_is_labelled_once_and_its_pods_are_left_alone(
     layout: Layout, labelled: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(selinux, "label_of", lambda path: labelled.get(str(path), "other"))
+    # Wherever temporary files are.
+    monkeypatch.setattr(labels, "_NEVER_BELOW", ())
     for folder in (layout.rootfs, layout.pods / "run/uuid/rw", layout.run_root):
         folder.mkdir(parents=True)
     (layout.rootfs / "image").touch()

@@ -87,8 +87,11 @@ def test_killed_at_any_instant_gc_leaves_a_clean_host(secrun: Secrun, tmp_path, 
     clean_up(secrun)
     before = footprint(str(secrun.root))
     code, passed = run_with_fault(secrun, tmp_path, point, *OPTIONS[flavour])
-    # Whoever kills the finishing program after one of its writes finds that the waiter ran another.
-    assert code == (0 if point in ("exit-written", "measured-PodExit") else -signal.SIGKILL)
+    # Whoever kills the finishing program after one of its writes finds that the waiter ran another. A guest
+    # may be gone before its waiter has started one ahead: then the waiter is it, and is killed.
+    ahead = flavour == "nspawn" or passed.count("cleaned-up") == 2
+    again = ahead and point in ("exit-written", "measured-PodExit")
+    assert code == (0 if again else -signal.SIGKILL)
     assert point in passed
     uuids = [pod["uuid"] for pod in secrun.pods()]
     clean_up(secrun)

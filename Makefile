@@ -23,7 +23,7 @@ test: ## check, then the tiers that need root: host, interop, short fuzz (root)
 check: setup ## format, lint, types, import arrows, code rules and the unit tests
 	@ci/check
 
-# Its tests are `ci/tiers -n0 tests/vmhost`: two boots of an emulated machine, and more to make it the first time.
+# Its tests are `ci/tiers -n0 tests/vmhost`: three boots of an emulated machine, and more to make it the first time.
 vmhost: ## a shell in the test machine: Debian 12 under QEMU that enforces SELinux, with secrun in it (root)
 	@ci/setup --test
 	@.venv/bin/python ci/vmhost.py

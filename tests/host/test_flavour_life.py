@@ -2,7 +2,7 @@
 
 import json
 
-from support.secrun import Secrun, eventually
+from support.secrun import Secrun, eventually, open_door, wait_for_door
 
 # Counts its runs in its root, which it keeps.
 COUNT = "echo x >> /runs; echo run $(wc -l < /runs); "
@@ -17,10 +17,10 @@ def test_an_app_that_will_begin_again_has_not_ended(pods: Secrun):
     """`a` fails twice, `b` ends well, `c` fails for good: the pod ends with `c`."""
     words = (
         *("--name", "a", "--restart=on-failure:5", pods.image, "--", "sh", "-c"),
-        COUNT + "[ $(wc -l < /runs) -ge 3 ] && exec sleep 100000; exit 4",
+        COUNT + f"[ $(wc -l < /runs) -ge 3 ] && {open_door(9997)} && exec sleep 100000; exit 4",
         *("---", "--name", "b", pods.image, "--", "true"),
         *("---", "--name", "c", "--restart=on-failure:2", pods.image, "--", "sh", "-c"),
-        COUNT + "[ $(wc -l < /runs) -ge 3 ] && sleep 2; exit 9",
+        COUNT + f"[ $(wc -l < /runs) -ge 3 ] && {wait_for_door(9997)}; exit 9",
     )
     uuid = pods("run", "-d", *pods.pod_options, *words).out.strip()
     try:

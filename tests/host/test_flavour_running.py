@@ -188,7 +188,8 @@ def test_stopping_a_pod_lets_its_app_end_in_order(pods: Secrun):
 
 @pytest.mark.parametrize(("words", "options"), [(("--force",), ()), ((), ("--stop-timeout=1",))])
 def test_an_app_that_will_not_end_is_killed_by_force_or_after_its_timeout(pods: Secrun, words, options):
-    uuid = pods.detach("sh", "-c", "trap '' TERM; while :; do sleep 1; done", options=options)
+    uuid = pods.detach("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", options=options)
+    eventually(lambda: "up" in pods("logs", uuid).out, "the app's beginning")
     pods("stop", *words, uuid)
     assert pods.status(uuid)["exit_code"] == 137
     pods("rm", uuid)

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from support.confined import CAPABILITIES, PODMAN, status_of
-from support.secrun import Secrun
+from support.secrun import Secrun, open_door, wait_for_door
 from support.terminals import at_a_terminal, expect, killed_in_the_end
 
 FORBIDDEN = """
@@ -67,11 +67,14 @@ def test_the_apps_exit_code_is_ours_and_what_cannot_run_is_named(pods: Secrun, c
 
 def test_the_first_failure_ends_the_pod_whose_apps_share_all_but_files(pods: Secrun):
     show = "for kind in net ipc uts mnt pid; do readlink /proc/self/ns/$kind; done"
+    # Each lets the other know over the loopback that they share.
+    fails = f"touch /mine; {show}; {open_door(9998)}; {wait_for_door(9999)}; exit 5"
     waits = (
-        f"trap 'exit 0' TERM; {show}; sleep 0.5; ls /mine 2>&1; echo waiting; while :; do sleep 0.1; done"
+        f"trap 'exit 0' TERM; {show}; {wait_for_door(9998)}; ls /mine 2>&1; echo waiting; {open_door(9999)};"
+        " while :; do sleep 0.1; done"
     )
     uuid, _ = pods.kept(
-        *("--name", "fails", pods.image, "--", "sh", "-c", f"touch /mine; {show}; sleep 2; exit 5"),
+        *("--name", "fails", pods.image, "--", "sh", "-c", fails),
         *("---", "--name", "waits", pods.image, "--", "sh", "-c", waits),
         code=5,
     )

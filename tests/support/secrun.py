@@ -146,3 +146,13 @@ def eventually(condition: Callable[[], object], what: str) -> object:
             return value
         assert time.monotonic() < deadline, f"{what} did not happen within {DEADLINE_SECONDS} s"
         time.sleep(0.02)
+
+
+def open_door(port: int) -> str:
+    """Return shell words by which an app tells the others over their loopback how far it is."""
+    return f"httpd -p {port} -h /etc"
+
+
+def wait_for_door(port: int) -> str:
+    """Return shell words by which an app waits for another one."""
+    return f"until wget -qO /dev/null http://127.0.0.1:{port}/passwd 2>/dev/null; do sleep 0.1; done"
